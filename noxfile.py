@@ -1,0 +1,112 @@
+"""What is run on this project, and how: `nox -l` lists it.
+
+Everything that a session needs comes from ``requirements.lock``, with hashes; the package is tested as the built wheel.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+LOCK = "requirements.lock"
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+STRICT = {"PYTHONDEVMODE": "1"}
+
+nox.options.sessions = ["tests", "typing", "lint"]
+nox.options.default_venv_backend = "virtualenv"
+
+
+def _runs(version: str) -> bool:
+    """Say whether this Python is really here: a shim in the path may only say that it is not."""
+    if version == HERE:
+        return True
+    try:
+        found = subprocess.run([f"python{version}", "-c", ""], capture_output=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return found.returncode == 0
+
+
+PYTHONS = [version for version in ("3.11", "3.12", "3.13", "3.14", "3.15") if _runs(version)]
+
+
+def _locked(session: nox.Session) -> None:
+    session.install("--require-hashes", "-r", LOCK)
+
+
+def _wheel(session: nox.Session) -> Path:
+    folder = Path(session.create_tmp()).resolve()
+    for old in folder.glob("*.whl"):
+        old.unlink()
+    session.run("python", "-m", "build", "--no-isolation", "--wheel", "--outdir", str(folder), silent=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _install(session: nox.Session) -> None:
+    _locked(session)
+    session.install("--no-deps", "--force-reinstall", str(_wheel(session)))
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests against the built wheel, with warnings as errors, and bound the coverage of branches."""
+    _install(session)
+    report = "--cov-report=term"
+    session.run("python", "-m", "pytest", "--cov", report, "--cov-fail-under=95", *session.posargs, env=STRICT)
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types twice, and that the public face is typed whole."""
+    _install(session)
+    session.run("mypy")
+    session.run("pyright")
+    session.run("pyright", "--verifytypes", "flora_async", "--ignoreexternal")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    _locked(session)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def proof(session: nox.Session) -> None:
+    """Run what takes long, or needs more than Python (node and npm, for FLORA's official client)."""
+    _install(session)
+    session.run("python", "-m", "pytest", "-m", "proof", *session.posargs, env=STRICT)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure, side by side; prints ratios within one run."""
+    _install(session)
+    for script in sorted(Path("benchmarks").glob("*.py")):
+        session.run("python", str(script), *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run the demonstration, in a temporary folder."""
+    _install(session)
+    session.chdir(session.create_tmp())
+    session.run("flora-async", "demo", *session.posargs)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Resolve the development set again, and write the lock: hashes, but no addresses."""
+    session.install("uv")
+    session.run(
+        *("uv", "pip", "compile", "pyproject.toml", "--group", "dev", "--all-extras", "--universal"),
+        *("--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links"),
+        *("--custom-compile-command", "nox -s lock", "--quiet", "--upgrade", "--output-file", LOCK),
+        env=dict(os.environ),
+    )

@@ -1,0 +1,125 @@
+"""Pure: where a request may go, and so who may see the key.
+
+URLs are matched whole against narrow patterns, never taken apart by one parser and sent by another.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from msgspec import Struct
+
+from flora_async import errors
+
+_HOST = r"(?P<scheme>https?)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+_BASE_URL = re.compile(_HOST + r"(?P<path>(?:/[A-Za-z0-9._~-]+)*)/*", re.IGNORECASE)
+_ABSOLUTE = re.compile(_HOST + r"(?P<rest>[/?#][^\s\\\x00-\x1f\x7f]*)?", re.IGNORECASE)
+_DEFAULT_PORT = {"http": 80, "https": 443}
+_ENCODED_QUERY = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
+
+ENCODED_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)+")
+"""A path as it may stand on the wire."""
+
+
+class Origin(Struct, frozen=True, gc=False):
+    """A base URL taken apart: the one origin that sees the key."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+    url: str
+    """The base URL, without a slash at its end."""
+
+    @property
+    def loopback(self) -> bool:
+        """Whether it is on this machine."""
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether *host*, as it stands in a URL, can only be this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def parse_base_url(text: str) -> Origin:
+    """Take a base URL apart; https only, or http on this machine."""
+    match = _BASE_URL.fullmatch(text)
+    if match is None:
+        raise errors.ConfigurationError(
+            "base_url (or FLORA_BASE_URL) must be like https://app.flora.ai/api/v1, "
+            "without user name, query, fragment or dot segments"
+        )
+    scheme, host = match["scheme"].lower(), match["host"].lower()
+    if scheme == "http" and not is_loopback(host):
+        raise errors.ConfigurationError(
+            f"base_url (or FLORA_BASE_URL) must be https: over http everybody on the way to {host} could read the key"
+        )
+    port = int(match["port"] or _DEFAULT_PORT[scheme])
+    if not 0 < port < 65536 or dotted(match["path"]):
+        raise errors.ConfigurationError("base_url (or FLORA_BASE_URL) must have a port below 65536 and no dot segments")
+    shown_port = f":{port}" if match["port"] and port != _DEFAULT_PORT[scheme] else ""
+    return Origin(scheme, host, port, match["path"], f"{scheme}://{host}{shown_port}{match['path']}")
+
+
+def dotted(path: str) -> bool:
+    """Say whether *path* has segments that lead elsewhere."""
+    return any(segment in (".", "..") for segment in path.lower().replace("%2e", ".").split("/"))
+
+
+def poll_target(origin: Origin, poll_url: str) -> str | None:
+    """Say where a ``poll_url`` may be asked: below our own base URL, or nowhere (``None``).
+
+    Only its path and query are ever used, behind the base URL that the caller configured, so that whatever a parser
+    makes of the rest the key stays at home.
+    """
+    match = _ABSOLUTE.fullmatch(poll_url)
+    if match is None:
+        return None
+    scheme = match["scheme"].lower()
+    port = int(match["port"] or _DEFAULT_PORT[scheme])
+    if (scheme, match["host"].lower(), port) != (origin.scheme, origin.host, origin.port):
+        return None
+    path, _, query = (match["rest"] or "").partition("?")
+    below = path.startswith(origin.path + "/") and ENCODED_PATH.fullmatch(path) and not dotted(path)
+    if not below or "%2f" in path.lower() or not _ENCODED_QUERY.fullmatch(query):
+        return None
+    return origin.url + path[len(origin.path) :] + (f"?{query}" if query else "")
+
+
+def media_url(origin: Origin, url: str) -> str:
+    """Check that an output may be fetched from *url*: https, and on this machine only if the API is there too."""
+    match = _ABSOLUTE.fullmatch(url)
+    if match is None:
+        raise errors.DownloadError(f"the output's url is no plain https URL: {_shown(url)}")
+    local = is_loopback(match["host"])
+    if local and not origin.loopback:
+        raise errors.DownloadError(f"the output's url leads to this machine, but the API does not: {_shown(url)}")
+    if match["scheme"].lower() != "https" and not local:
+        raise errors.DownloadError(f"the output's url is not https: {_shown(url)}")
+    return url
+
+
+def _shown(url: str) -> str:
+    # Queries of signed URLs are credentials.
+    return repr(re.split(r"[?#]", url)[0][:200])
+
+
+def secure(origin: Origin, url: str) -> bool:
+    """Say whether *url* is https, or http on this machine while the API is there too."""
+    match = _ABSOLUTE.fullmatch(url)
+    if match is None:
+        return False
+    return match["scheme"].lower() == "https" or (origin.loopback and is_loopback(match["host"]))
+
+
+def named_origin(url: str) -> str | None:
+    """Say where an absolute *url* leads, without the rest of it."""
+    match = _ABSOLUTE.fullmatch(url)
+    return f"{match['scheme']}://{match['host']}" if match else None

@@ -1,0 +1,462 @@
+"""The client: settings checked once, and the rooms bound together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, overload
+
+from msgspec import Struct
+
+from flora_async import _addresses, _pacing, _wire, errors
+from flora_async._downloads import download
+from flora_async._history import GenerationList
+from flora_async._pacing import PollFactory
+from flora_async._polling import Look, OnUpdate, RunWatch, Subject
+from flora_async._transport import Transport
+from flora_async._version import __version__
+from flora_async.models import GenerationPage, GenerationType, Order, Output, Response, Run, RunStatus, StartedRun
+
+if TYPE_CHECKING:
+    import aiohttp
+
+T = TypeVar("T")
+
+RunLike: TypeAlias = StartedRun | Run | str
+"""A run, by any of its records (a :class:`Generation` is a :class:`Run`) or by its bare id."""
+
+DEFAULT_BASE_URL = "https://app.flora.ai/api/v1"
+
+log = logging.getLogger("flora_async")
+REMEMBERED_SECONDS = 3600.0
+"""How long a client remembers when it started a run, and so when to look at it first."""
+PLAUSIBLE_AGE = 86400.0
+"""Seconds; an unfinished run that seems older, or not yet born, has a time stamp that says nothing."""
+
+
+class Generations:
+    """``flora.generations``: the three operations of FLORA's reference, by its own names."""
+
+    def __init__(self, origin: _addresses.Origin, transport: Transport, births: dict[str, _Birth]) -> None:
+        self._origin = origin
+        self._transport = transport
+        self._births = births
+
+    async def create(
+        self,
+        *,
+        type: GenerationType,
+        prompt: str,
+        workspace_id: str,
+        project_id: str,
+        model: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        callback_url: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> StartedRun:
+        """Start a generation, once. FLORA bills it when it accepts it; a run that fails later is not charged.
+
+        The order goes out under one idempotency key, made before the first attempt (or the caller's own) and kept for
+        all of them. Reference: "Start a generation".
+
+        Raises:
+            ConfigurationError: an argument cannot be right; nothing was sent.
+            CreateOutcomeUnknownError: FLORA may have accepted it, but no proper answer came.
+            IdempotencyConflictError: *idempotency_key* was used before.
+            APIError: FLORA refused; nothing was started.
+            APIConnectionError: FLORA was not reached; nothing was started.
+        """
+        order = Order(
+            type=type,
+            prompt=prompt,
+            workspace_id=workspace_id,
+            project_id=project_id,
+            model=model,
+            params=params,
+            callback_url=callback_url,
+        )
+        key = str(uuid.uuid4()) if idempotency_key is None else _wire.check_idempotency_key(idempotency_key)
+        request = _wire.create_request(self._origin, order, key)
+        log.info("create of an %s under idempotency key %s", type, key)
+        started = await self._transport.call(request, _wire.read_started_run)
+        log.info("started %s for %g USD", started.run_id, started.charged_cost)
+        now = asyncio.get_running_loop().time()
+        births = self._births
+        while births and (oldest := next(iter(births.items())))[1].at < now - REMEMBERED_SECONDS:
+            del births[oldest[0]]
+        births[started.run_id] = _Birth(now, type)
+        return started
+
+    async def retrieve(self, run_id: str) -> Run:
+        """Get a run as it stands, with its outputs if it has completed. Reference: "Get a run".
+
+        Raises:
+            NotFoundError: there is no such run; for a moment that can be said of one just started.
+            ResponseDecodeError: the answer is not what the reference promises.
+            APIError, APIConnectionError: as for every request, after ``max_retries`` more attempts.
+        """
+        return await self._transport.call(_wire.retrieve_request(self._origin, run_id), partial(_wire.read_run, run_id))
+
+    def list(
+        self,
+        *,
+        cursor: str | None = None,
+        limit: int | None = None,
+        project_id: str | None = None,
+        status: RunStatus | None = None,
+        workspace_id: str | None = None,
+    ) -> GenerationList:
+        """Walk the history, newest first, all of it: ``async for generation in flora.generations.list()``.
+
+        *limit* is the size of a page, 1 to 100, not a total. *cursor* goes on from a saved ``page.next_cursor``.
+        Reference: "List generation history".
+        """
+        origin, transport = self._origin, self._transport
+
+        def request_at(cursor: str | None) -> _wire.Request:
+            return _wire.list_request(
+                origin, cursor=cursor, limit=limit, project_id=project_id, status=status, workspace_id=workspace_id
+            )
+
+        async def fetch(cursor: str | None) -> GenerationPage:
+            return await transport.call(request_at(cursor), _wire.read_page)
+
+        request_at(cursor)  # refuses bad arguments here and now
+        return GenerationList(fetch, cursor)
+
+
+class _Birth(Struct, frozen=True, gc=False):
+    """When a run was started here, by the event loop's clock, and what for."""
+
+    at: float
+    type: GenerationType
+
+
+class Flora:
+    """A client of FLORA, for one event loop. Use it as ``async with Flora() as flora:``, or ``close()`` it.
+
+    Args:
+        api_key: the key; else ``FLORA_API_KEY``. It is sent to *base_url* and nowhere else.
+        base_url: where FLORA is; else ``FLORA_BASE_URL``, else FLORA itself. https, or http on this machine.
+        timeout: seconds for one HTTP exchange; a call may take ``max_retries + 1`` of them, and the pauses between.
+        max_retries: how often a request is sent again; 0: one try, one POST.
+        poll: gives a wait generator for each run, like ``lambda: backoff.constant(interval=2)``; the default looks when
+            the run should be done, never more often than every 2 seconds (see ``wait_for_run``).
+        session: an aiohttp session to carry the reads. It is not closed here; creates and downloads use sessions of
+            their own.
+        proxy: URL of an HTTP proxy for everything; the environment's is not used.
+        max_download_bytes: the largest output that is saved.
+
+    Raises:
+        ConfigurationError: a setting is missing or cannot be used.
+    """
+
+    generations: Generations
+    """Create, retrieve and list, as in FLORA's reference."""
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str | None = None,
+        timeout: float = 60.0,
+        max_retries: int = 2,
+        poll: PollFactory | None = None,
+        session: aiohttp.ClientSession | None = None,
+        proxy: str | None = None,
+        max_download_bytes: int = 2**30,
+    ) -> None:
+        key = _checked_key(api_key)
+        self._origin = _addresses.parse_base_url(_setting("base_url", base_url, "FLORA_BASE_URL") or DEFAULT_BASE_URL)
+        self._poll = _checked_poll(poll)
+        self._max_download_bytes = _checked_count("max_download_bytes", max_download_bytes, least=1)
+        if proxy is not None and not _wire.check_text("proxy", proxy).startswith(("http://", "https://")):
+            raise errors.ConfigurationError("proxy must be an http:// or https:// URL")
+        self._transport = Transport(
+            api_key=key,
+            version=__version__,
+            timeout=_checked_seconds("timeout", timeout),
+            max_retries=_checked_count("max_retries", max_retries, least=0),
+            proxy=proxy,
+            session=session,
+        )
+        self._births: dict[str, _Birth] = {}
+        self._told_foreign = False
+        self.generations = Generations(self._origin, self._transport, self._births)
+
+    def __repr__(self) -> str:
+        return f"Flora(base_url={self._origin.url!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the client's connections; again is fine. Waits and requests under way end in `ClientClosedError`.
+
+        Runs that were started go on at FLORA.
+        """
+        await self._transport.close()
+
+    async def wait_for_run(
+        self,
+        run: RunLike,
+        *,
+        timeout: float | None = 600.0,
+        on_update: OnUpdate | None = None,
+        poll: PollFactory | None = None,
+    ) -> Run:
+        """Wait until *run* has completed and return it with its outputs.
+
+        Looks when the run is expected to be done, then more and more rarely: never more often than every 2 seconds, as
+        FLORA advises, and at most 13 seconds late. A run that this client did not just start is looked at at once; a
+        finished one is returned without a request. Cancelling stops the looking, not the run: FLORA has no way to call
+        a run off.
+
+        Args:
+            run: what ``create`` returned, any record of the run, or its id.
+            timeout: seconds for all of it, a hanging request included; ``None``: no limit.
+            on_update: called with each change of the run, the last one included; what it raises ends the wait.
+            poll: a schedule for this wait, in place of the client's.
+
+        Raises:
+            RunFailedError: FLORA gave the run up; ``error.run`` says why. Failed runs are not charged.
+            RunTimeoutError: *timeout* seconds have passed; await the same run again to go on.
+            NotFoundError: there is no such run, 10 seconds after its creation (bare id: after the first look).
+            BadRequestError, AuthenticationError, PermissionDeniedError: it may not be looked at. Nothing else that goes
+                wrong between here and FLORA ends the wait.
+        """
+        if on_update is not None and not callable(on_update):
+            raise errors.ConfigurationError("on_update must be a function that takes a Run")
+        async for seen in self._watch(run, timeout=timeout, poll=poll):
+            if on_update is not None:
+                on_update(seen)
+            if seen.finished:
+                return _succeeded(seen)
+        raise AssertionError("a watch ends with the finished run or an error")
+
+    def watch_run(self, run: RunLike, *, timeout: float | None = None) -> RunWatch:
+        """Watch *run* change: ``async for seen in flora.watch_run(run)``, ending with the finished run, failed or not.
+
+        Looks as often as ``wait_for_run``, and ends on the same errors, but for a failed run, which is the last item.
+        *timeout* counts from the first item that is asked for.
+        """
+        return self._watch(run, timeout=timeout, poll=None)
+
+    async def generate(
+        self,
+        *,
+        type: GenerationType,
+        prompt: str,
+        workspace_id: str,
+        project_id: str,
+        model: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        callback_url: str | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = 600.0,
+        on_update: OnUpdate | None = None,
+        poll: PollFactory | None = None,
+    ) -> Run:
+        """Start a generation and wait for it: ``generations.create`` and ``wait_for_run`` in one, with their errors.
+
+        Every error after the start has the ``run_id``: the run is paid for, and can be awaited again.
+        """
+        _checked_wait(timeout)
+        _checked_poll(poll)
+        started = await self.generations.create(
+            type=type,
+            prompt=prompt,
+            workspace_id=workspace_id,
+            project_id=project_id,
+            model=model,
+            params=params,
+            callback_url=callback_url,
+            idempotency_key=idempotency_key,
+        )
+        try:
+            return await self.wait_for_run(started, timeout=timeout, on_update=on_update, poll=poll)
+        except errors.FloraError as error:
+            error.run_id = started.run_id
+            raise
+
+    async def download(self, source: Run | Output, folder: str | os.PathLike[str]) -> list[Path]:
+        """Save the outputs of a run, or one output, in *folder*, which is made if need be; return the paths.
+
+        Files are named ``{run_id}_{output_id}.{ext}``, a lone output's ``{output_id}.{ext}``, by the content type that
+        their host gives; text outputs become ``.txt``. Nothing is overwritten, a file has its name only when it is
+        whole, and the API key is not sent. Output URLs do not live forever: save what you keep.
+
+        Raises:
+            DownloadError: an output was not saved; those before it are.
+            ConfigurationError: *source* has not finished, or is no run or output.
+        """
+        if not isinstance(source, Run | Output):
+            raise errors.ConfigurationError(
+                f"download takes a Run, a Generation or an Output, not {type(source).__name__}"
+            )
+        if isinstance(source, Run) and not source.finished:
+            raise errors.ConfigurationError(f"{source.run_id} is {source.status}: wait_for_run it before the download")
+        return await download(
+            source,
+            Path(folder),
+            open_media=self._transport.media,
+            check_url=partial(_addresses.media_url, self._origin),
+            max_bytes=self._max_download_bytes,
+        )
+
+    @overload
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | int | float | bool] | None = None,
+        json: object = None,
+        idempotency_key: str | None = None,
+    ) -> Response[dict[str, object]]: ...
+
+    @overload
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | int | float | bool] | None = None,
+        json: object = None,
+        decode_as: type[T],
+        idempotency_key: str | None = None,
+    ) -> Response[T]: ...
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | int | float | bool] | None = None,
+        json: object = None,
+        decode_as: type[object] = dict,
+        idempotency_key: str | None = None,
+    ) -> Response[Any]:
+        """Send any request of FLORA's API that this package has no method for, like ``request("GET", "/models")``.
+
+        *path* lies below the base URL; *params* become its query, *json* its body; the answer is decoded as
+        *decode_as*, any type that msgspec knows. GETs are tried again like all reads. Anything else is sent once,
+        unless it has an *idempotency_key*.
+        """
+        request = _wire.plain_request(
+            self._origin, method, path, params=params, json=json, idempotency_key=idempotency_key
+        )
+        return await self._transport.call(request, partial(_wire.read_response, decode_as))
+
+    def _watch(self, run: RunLike, *, timeout: float | None, poll: PollFactory | None) -> RunWatch:
+        subject = self._subject(run)
+        return RunWatch(
+            subject,
+            look=self._look,
+            target=partial(self._poll_target, subject.run_id),
+            pause=self._transport.pause,
+            poll=_checked_poll(poll) or self._poll,
+            timeout=_checked_wait(timeout),
+        )
+
+    def _subject(self, run: RunLike) -> Subject:
+        if isinstance(run, str):
+            return Subject(_wire.check_id("run_id", run, "run_"))
+        if isinstance(run, StartedRun):
+            birth = self._births.get(run.run_id)
+            usual = _pacing.USUAL_SECONDS[birth.type] if birth else None
+            return Subject(
+                _wire.check_id("run_id", run.run_id, "run_"),
+                poll_url=run.poll_url,
+                born=birth.at if birth else None,
+                estimate=run.estimated_seconds or usual,
+            )
+        if isinstance(run, Run):
+            age = _age(run, time.time())
+            return Subject(_wire.check_id("run_id", run.run_id, "run_"), poll_url=run.poll_url, age=age, run=run)
+        raise errors.ConfigurationError(f"a run is a StartedRun, Run, Generation or run id, not {type(run).__name__}")
+
+    def _poll_target(self, run_id: str, poll_url: str) -> str | None:
+        """Say where *poll_url* may be asked; ``None`` if that is nowhere, or the run's own address anyway."""
+        target = _addresses.poll_target(self._origin, poll_url)
+        if target is None and not self._told_foreign:
+            self._told_foreign = True
+            log.warning("a poll_url leads away from %s and is not used; said once", self._origin.url)
+        return None if target == _wire.retrieve_request(self._origin, run_id).url else target
+
+    async def _look(self, run_id: str, target: str | None) -> Look:
+        own = _wire.retrieve_request(self._origin, run_id)
+        request = own if target is None else _wire.Request(method="GET", url=target)
+        return await self._transport.call(request, partial(_read_look, run_id), retries=0)
+
+
+def _read_look(run_id: str, answer: _wire.Answer) -> Look:
+    run = _wire.read_run(run_id, answer)
+    return Look(run, _age(run, _wire.http_date(answer.headers.get("date", "")) or time.time()))
+
+
+def _age(run: Run, now: float) -> float:
+    age = now - run.created.timestamp()
+    return age if 0 <= age <= PLAUSIBLE_AGE else 0.0
+
+
+def _succeeded(run: Run) -> Run:
+    if not run.succeeded:
+        raise errors.RunFailedError(run)
+    return run
+
+
+def _setting(name: str, given: str | None, variable: str) -> str:
+    """Take an argument, or the environment's word for it; nothing but space counts as unset."""
+    if given is not None and not isinstance(given, str):
+        raise errors.ConfigurationError(f"{name} must be a str, not {type(given).__name__}")
+    return (given or "").strip() or os.environ.get(variable, "").strip()
+
+
+def _checked_key(given: str | None) -> str:
+    key = _setting("api_key", given, "FLORA_API_KEY")
+    if not key:
+        raise errors.ConfigurationError("no API key: pass api_key=..., or set FLORA_API_KEY")
+    if not (key.isascii() and key.isprintable()):
+        raise errors.ConfigurationError(
+            "the API key (api_key or FLORA_API_KEY) has characters that no key has: copy it again, plain ASCII only"
+        )
+    return key
+
+
+def _checked_seconds(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise errors.ConfigurationError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not (value > 0 and math.isfinite(value)):
+        raise errors.ConfigurationError(f"{name} must be a finite number of seconds above 0, not {value}")
+    return float(value)
+
+
+def _checked_wait(timeout: float | None) -> float | None:
+    return None if timeout is None else _checked_seconds("timeout", timeout)
+
+
+def _checked_count(name: str, value: int, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise errors.ConfigurationError(f"{name} must be an int, not {type(value).__name__}")
+    if value < least:
+        raise errors.ConfigurationError(f"{name} must be at least {least}, not {value}")
+    return value
+
+
+def _checked_poll(poll: PollFactory | None) -> PollFactory | None:
+    if poll is not None and not callable(poll):
+        raise errors.ConfigurationError(
+            "poll must be a function that gives a fresh wait generator, like lambda: backoff.constant(interval=2)"
+        )
+    return poll

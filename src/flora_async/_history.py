@@ -1,0 +1,161 @@
+"""The history: a walk along ``next_cursor``, one page ahead of its reader.
+
+No iterator here yields inside a task group or a cancel scope, and the look-ahead never refers to its iterator, so that
+``break``, ``aclose()`` or the garbage collector each end it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, Self, TypeAlias
+from weakref import WeakSet
+
+from flora_async import errors
+from flora_async.models import Generation, GenerationPage
+
+FetchPage: TypeAlias = Callable[[str | None], Coroutine[Any, Any, GenerationPage]]
+
+REMEMBERED = 20_000
+"""How many items back a walk knows that it has handed one out: FLORA's pages shift by what is new, not by more."""
+
+
+class PageIterator:
+    """The pages of the history as FLORA cuts them, newest first; an item that shifts between two pages is on both.
+
+    The next page is on its way while the caller reads this one. That ends with the walk, with ``aclose()``, at the end
+    of ``async with`` and when the iterator is dropped. After an error the same page can be asked for again.
+    """
+
+    def __init__(self, fetch: FetchPage, cursor: str | None) -> None:
+        self._fetch = fetch
+        self._cursor = cursor
+        self._been = {cursor}
+        self._ahead: asyncio.Task[GenerationPage] | None = None
+        self._over = self._circle = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> GenerationPage:
+        if self._over:
+            raise StopAsyncIteration
+        if self._circle:
+            self._over = True
+            raise errors.PaginationError(self._cursor or "")
+        ahead, self._ahead = self._ahead, None
+        page = await (self._fetch(self._cursor) if ahead is None else ahead)
+        self._cursor = page.next_cursor or None
+        if self._cursor is None or self._over:  # the last page, or closed meanwhile
+            self._over = True
+        elif self._cursor in self._been:
+            self._circle = True
+        else:
+            self._been.add(self._cursor)
+            self._ahead = asyncio.create_task(self._fetch(self._cursor))
+            self._ahead.add_done_callback(_noticed)
+        return page
+
+    async def aclose(self) -> None:
+        """End the walk, and the look-ahead with it."""
+        self._over = True
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
+            await asyncio.wait([ahead])
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        ahead = self._ahead
+        if ahead is not None and not ahead.done() and not ahead.get_loop().is_closed():
+            # The garbage collector may come by on any thread.
+            ahead.get_loop().call_soon_threadsafe(ahead.cancel)
+
+
+def _noticed(ahead: asyncio.Task[GenerationPage]) -> None:
+    # The error of a page that nobody came for is nobody's concern.
+    if not ahead.cancelled():
+        ahead.exception()
+
+
+class GenerationIterator:
+    """The items of the history, newest first, each once: an item that pages shift to is not handed out again."""
+
+    def __init__(self, pages: PageIterator) -> None:
+        self._pages = pages
+        self._items: Iterator[Generation] = iter(())
+        self._seen: set[str] = set()
+        self._seen_by_page: deque[set[str]] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Generation:
+        while (generation := next(self._items, None)) is None:
+            self._items = iter(self._fresh((await self._pages.__anext__()).generations))
+        return generation
+
+    def _fresh(self, generations: Sequence[Generation]) -> Sequence[Generation]:
+        ids = {generation.run_id for generation in generations}
+        if len(ids) < len(generations) or not ids.isdisjoint(self._seen):
+            unseen: dict[str, Generation] = {}
+            for generation in generations:
+                if generation.run_id not in self._seen:
+                    unseen.setdefault(generation.run_id, generation)
+            generations, ids = list(unseen.values()), set(unseen)
+        self._seen |= ids
+        self._seen_by_page.append(ids)
+        if len(self._seen) > REMEMBERED:
+            self._seen -= self._seen_by_page.popleft()
+        return generations
+
+    async def aclose(self) -> None:
+        """End the walk, and the look-ahead with it."""
+        await self._pages.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+
+class GenerationList:
+    """The history, to be read as often as wanted: each ``async for`` over it begins a walk of its own.
+
+    ``async with`` ends the look-aheads of all its walks.
+
+    Raises:
+        PaginationError: FLORA leads the walk in a circle; the items until there were handed out.
+    """
+
+    def __init__(self, fetch: FetchPage, cursor: str | None) -> None:
+        self._fetch = fetch
+        self._cursor = cursor
+        self._walks: WeakSet[PageIterator] = WeakSet()
+
+    def __aiter__(self) -> GenerationIterator:
+        return GenerationIterator(self.pages())
+
+    def pages(self) -> PageIterator:
+        """Walk page by page; ``page.next_cursor`` is where ``list(cursor=...)`` can go on another day."""
+        pages = PageIterator(self._fetch, self._cursor)
+        self._walks.add(pages)
+        return pages
+
+    async def aclose(self) -> None:
+        """End all walks over this list."""
+        for pages in list(self._walks):
+            await pages.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()

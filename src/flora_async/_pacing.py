@@ -1,0 +1,181 @@
+"""Pure: when to try again and when to look again. Numbers and decisions; no clock, no sleep.
+
+The numbers are module globals, read at each use.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeAlias
+
+import backoff
+from msgspec import Struct
+
+from flora_async import errors
+from flora_async.models import GenerationType, Run
+
+PollSchedule: TypeAlias = Generator[float, Any, None]
+"""A wait generator in backoff's protocol: the first ``next()`` primes it, each further one gives seconds to wait."""
+
+PollFactory: TypeAlias = Callable[[], PollSchedule]
+"""Gives a fresh schedule for each run, like ``lambda: backoff.constant(interval=2)``."""
+
+# Trying again. FLORA's advice: exponential, capped at 30 s. With jitter, so that many callers do not return in step.
+RETRY_FIRST = 0.5
+RETRY_CAP = 30.0
+RATE_LIMIT_PAUSE = 1.0
+"""The least pause after a 429 that does not say for how long."""
+RETRY_AFTER_CAP = 60.0
+"""The longest ``Retry-After`` that a call sits out."""
+RESEND_PAUSE = 1.0
+RESEND_PAUSE_AFTER_TIMEOUT = 5.0
+"""Two requests under one idempotency key at once may both execute, so the first gets time to end."""
+RESEND_WINDOW = 1800.0
+"""FLORA forgets keys, after 2 hours by its reference; a create is never sent again later than this."""
+
+# Looking again. One request is worth a quarter of a second of waiting; from there the square root (see run_schedule).
+POLL_STEP = 0.5
+POLL_AIM = 0.65
+POLL_FLOOR = 2.0
+POLL_CAP = 12.0
+POLL_JITTER = 0.1
+POLL_LEAST = 0.01
+"""The least pause that a caller's own schedule can ask for."""
+NOT_FOUND_GRACE = 10.0
+"""A fresh run may not yet be known to the replica that is asked."""
+USUAL_SECONDS: dict[GenerationType, float] = {"text": 3.0, "audio": 6.0, "image": 8.0, "video": 60.0}
+"""What is assumed of a run for which FLORA gives no estimate."""
+
+
+def retry_delay(failures: int) -> float:
+    """Say how long to pause after so many failures in a row."""
+    delays = backoff.expo(base=2, factor=RETRY_FIRST, max_value=RETRY_CAP)
+    next(delays)
+    for _ in range(failures - 1):
+        next(delays)
+    return next(delays) * random.uniform(0.5, 1.0)
+
+
+def pause_before_retry(
+    failures: Sequence[errors.FloraError], *, retries: int, repeatable: bool, create: bool, elapsed: float
+) -> float | None:
+    """Say how long to pause before the same request is sent again; ``None``: not at all.
+
+    *failures* are those of this call, oldest first; *elapsed* the seconds since its first byte.
+    """
+    failure = failures[-1]
+    if not repeatable or len(failures) > retries:
+        return None
+    delay = retry_delay(len(failures))
+    if isinstance(failure, errors.APIError) and failure.status in (429, 503):
+        asked = failure.retry_after
+        if asked is not None and asked > RETRY_AFTER_CAP:
+            return None
+        if asked is not None:
+            delay = max(asked, delay)
+        elif failure.status == 429:
+            delay = max(RATE_LIMIT_PAUSE, delay)
+    elif create and may_have_arrived(failure):
+        late = isinstance(failure, errors.APITimeoutError)
+        delay = max(RESEND_PAUSE_AFTER_TIMEOUT if late else RESEND_PAUSE, delay)
+    elif not _passing(failure):
+        return None
+    return None if create and elapsed + delay > RESEND_WINDOW else delay
+
+
+def _passing(failure: errors.FloraError) -> bool:
+    if isinstance(failure, errors.APIConnectionError):
+        return failure.retryable
+    return isinstance(failure, errors.APIError) and failure.status >= 500
+
+
+def may_have_arrived(failure: errors.FloraError) -> bool:
+    """Say whether a create that ended so may have been accepted all the same."""
+    if isinstance(failure, errors.ProtocolError):
+        return failure.status is None or not 300 <= failure.status < 400
+    if isinstance(failure, errors.APIConnectionError):
+        return failure.sent != "not_sent"
+    if isinstance(failure, errors.APIError):
+        return failure.status >= 500 and failure.status != 503
+    return isinstance(failure, errors.ResponseDecodeError)
+
+
+def ends_wait(failure: errors.FloraError, *, age: float) -> bool:
+    """Say whether a failed look ends a wait; *age* is the seconds since the run was created, or first asked for."""
+    if isinstance(failure, errors.NotFoundError):
+        return age > NOT_FOUND_GRACE
+    if isinstance(failure, errors.APIError):
+        return failure.status < 500 and failure.status not in (408, 429)
+    return not isinstance(failure, errors.APIConnectionError | errors.ResponseDecodeError)
+
+
+def blames_address(failure: errors.FloraError) -> bool:
+    """Say whether a failed look at a ``poll_url`` may fare better at the run's own address."""
+    if isinstance(failure, errors.APIError):
+        return failure.status < 500 and failure.status not in (401, 408, 429)
+    return isinstance(failure, errors.ProtocolError | errors.ResponseDecodeError)
+
+
+def pause_after_failed_look(failure: errors.FloraError, failures: int) -> float:
+    """Say how long to wait after so many looks in a row that told nothing."""
+    asked = failure.retry_after if isinstance(failure, errors.APIError) else None
+    floor = RATE_LIMIT_PAUSE if isinstance(failure, errors.RateLimitError) else 0.0
+    return max(floor, asked or 0.0, min(retry_delay(failures), POLL_CAP))
+
+
+class Sighting(Struct, frozen=True, gc=False):
+    """What is known when the next look is planned."""
+
+    age: float
+    """Seconds since the run was created."""
+    run: Run | None
+    """The run as it was just seen; ``None`` before the first look."""
+
+
+def run_schedule(estimate: float | None) -> Generator[float, Sighting, None]:
+    """Plan the looks at one run that should take *estimate* seconds, where somebody knows.
+
+    A wait generator in backoff's protocol; unlike others it is sent a :class:`Sighting` each time. While the run should
+    need R more seconds it waits 65 % of R, so a few steps close in on the finish. Around and after it the gap is half
+    the square root of the age, the growth that is best when the true scale is unknown. Progress counts only when it
+    moves. No gap is under 2 s, FLORA's advice, or over 12 s, give or take a tenth.
+    """
+    estimate = estimate if estimate and math.isfinite(estimate) and estimate > 0 else None
+    progress, moved = 0.0, 0.0
+    sighting = yield 0.0
+    while True:
+        age, run = max(0.0, sighting.age), sighting.run
+        began = _began(run) if run else None
+        if run and run.progress != progress:
+            progress, moved = run.progress, age
+        finish = None
+        if estimate is not None:
+            # A run that still queues takes its time from now on, at least half of it.
+            finish = began + estimate if began is not None else max(estimate, age + 0.5 * estimate)
+        confirmed = began is not None and 5 <= progress < 100 and moved > began
+        if began is not None and confirmed:
+            implied = began + (moved - began) * 100 / progress
+            weight = min(1.0, progress / 50)
+            finish = implied if finish is None else max(finish, 0.1) ** (1 - weight) * max(implied, 0.1) ** weight
+        gap = POLL_STEP * math.sqrt(age)
+        if finish is not None and confirmed and age < 1.2 * finish:
+            gap /= 2
+        gap = max(POLL_FLOOR, gap, POLL_AIM * (finish - age) if finish is not None else 0.0)
+        gap = min(gap, max(POLL_CAP, POLL_FLOOR))
+        sighting = yield max(POLL_FLOOR, gap * random.uniform(1 - POLL_JITTER, 1 + POLL_JITTER))
+
+
+def _began(run: Run) -> float | None:
+    """Say how many seconds after its creation work on a run began: both times are FLORA's own."""
+    started = run.started
+    return max(0.0, (started - run.created).total_seconds()) if started is not None else None
+
+
+def next_delay(schedule: PollSchedule, last: float) -> float:
+    """Ask a caller's own schedule for its next delay; one that has ended keeps to its last."""
+    delay: object = next(schedule, last)
+    if isinstance(delay, bool) or not isinstance(delay, int | float) or not delay >= 0 or math.isinf(delay):
+        raise errors.ConfigurationError(f"the poll schedule must yield finite seconds from 0 on, not {delay!r}")
+    return max(POLL_LEAST, float(delay))

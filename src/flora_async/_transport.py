@@ -1,0 +1,320 @@
+"""The only room with a socket: aiohttp sessions, the deadline of an exchange, and the one retry loop.
+
+aiohttp is most of the time that importing this package would take, so it is imported when the first request goes out.
+No exception of its own leaves this room: their reprs can hold the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import platform
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+from msgspec import Struct
+
+from flora_async import _pacing, errors
+from flora_async._wire import Answer, Request
+
+if TYPE_CHECKING:
+    from types import SimpleNamespace
+
+    import aiohttp
+
+T = TypeVar("T")
+
+log = logging.getLogger("flora_async")
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for one attempt at a connection, or nine tenths of the exchange's own, whichever is less."""
+CREATE_KEEPALIVE = 2.0
+"""Seconds that a connection for creates may idle: less than any server allows, so that none closes under a POST."""
+MEDIA_CHUNK = 2**18
+"""Bytes of an output that are read at once."""
+IN_FLIGHT = 100
+"""Requests of one client that are under way at once."""
+
+
+class Media(Struct, frozen=True, gc=False):
+    """An output on its way: what its host calls it, and its bytes."""
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: AsyncIterator[bytes]
+
+
+class Transport:
+    """Send requests and read answers, on one event loop, from the first request until closed."""
+
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        version: str,
+        timeout: float,
+        max_retries: int,
+        proxy: str | None,
+        session: aiohttp.ClientSession | None,
+    ) -> None:
+        if session is not None:
+            import aiohttp
+
+            if not isinstance(session, aiohttp.ClientSession):
+                raise errors.ConfigurationError(
+                    f"session must be an aiohttp.ClientSession, not {type(session).__name__}"
+                )
+        agent = f"flora-async/{version} python/{platform.python_version()}"
+        self._headers = {"Authorization": f"Bearer {api_key}", "Accept": "application/json", "User-Agent": agent}
+        self._media_headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": agent}
+        self._timeout = timeout
+        self._max_retries = max_retries
+        self._proxy = proxy
+        self._borrowed = session
+        self._sessions: _Sessions | None = None
+        self._closing = asyncio.Event()
+        self._in_flight = asyncio.Semaphore(IN_FLIGHT)
+
+    async def call(self, request: Request, read: Callable[[Answer], T], *, retries: int | None = None) -> T:
+        """Send *request* and read its answer, again if the answer allows and the policy (:mod:`_pacing`) does.
+
+        A create of which nobody can say whether it was accepted ends in :class:`CreateOutcomeUnknownError`.
+        """
+        failures: list[errors.FloraError] = []
+        began, opened = time.monotonic(), time.time()
+        while True:
+            try:
+                return read(await self._exchange(request))
+            except errors.FloraError as error:
+                failures.append(error)
+            pause = _pacing.pause_before_retry(
+                failures,
+                retries=self._max_retries if retries is None else retries,
+                repeatable=request.repeatable,
+                create=request.order is not None,
+                elapsed=time.monotonic() - began,
+            )
+            if pause is None or self._closing.is_set():
+                raise _conclusion(request, failures, window=(opened, time.time()))
+            log.info("%s %s: again in %.1f s after %s", request.method, request.path, pause, _named(failures[-1]))
+            await self.pause(pause)
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, or until the client is closed."""
+        with anyio.move_on_after(seconds):
+            await self._closing.wait()
+
+    async def _exchange(self, request: Request) -> Answer:
+        import aiohttp
+        from yarl import URL
+
+        sessions = self._open()
+        create = request.order is not None
+        headers = self._headers
+        if request.body is not None or request.idempotency_key is not None:
+            headers = dict(headers)
+            if request.body is not None:
+                headers["Content-Type"] = "application/json"
+            if request.idempotency_key is not None:
+                headers["Idempotency-Key"] = request.idempotency_key
+        progress = _Progress() if create else None
+        began = time.monotonic()
+        failure: errors.FloraError
+        try:
+            async with (
+                self._in_flight,
+                (sessions.creates if create else sessions.reads).request(
+                    request.method,
+                    URL(request.url, encoded=True),
+                    data=request.body,
+                    headers=headers,
+                    timeout=sessions.timeout,
+                    allow_redirects=False,
+                    proxy=self._proxy,
+                    trace_request_ctx=progress,
+                ) as response,
+            ):
+                answer = Answer(
+                    request=request, status=response.status, headers=response.headers, body=await response.read()
+                )
+            log.debug(
+                "%s %s: %d in %.0f ms (%s)",
+                request.method,
+                request.path,
+                answer.status,
+                1000 * (time.monotonic() - began),
+                answer.request_id,
+            )
+            return answer
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            failure = _translated(error, sent=progress.sent if progress else None, where=request.path)
+        except RuntimeError as error:
+            if not sessions.closed:
+                raise
+            failure = errors.ClientClosedError(f"the session was closed under {request.path}: {error}")
+        if self._closing.is_set() and not (progress and progress.sent):
+            failure = errors.ClientClosedError("the client was closed while a request was under way")
+        raise failure
+
+    def _open(self) -> _Sessions:
+        if self._closing.is_set():
+            raise errors.ClientClosedError("this client is closed: open a new one with Flora(...)")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise errors.ConfigurationError("flora-async runs on asyncio: call it inside asyncio.run(...)") from None
+        if self._sessions is None:
+            self._sessions = _Sessions(loop, self._timeout, self._borrowed)
+        elif self._sessions.loop is not loop:
+            raise errors.ConfigurationError(
+                "this client belongs to another event loop: open one Flora(...) in each asyncio.run(...)"
+            )
+        if self._sessions.reads.closed:
+            raise errors.ClientClosedError("the session that this client was given is closed")
+        return self._sessions
+
+    @asynccontextmanager
+    async def media(self, url: str) -> AsyncIterator[Media]:
+        """Open an output's *url*, without our key, cookies or redirects; the deadline is for each read."""
+        response = await self._open_media(url)
+        async with response:
+            yield Media(response.status, response.headers, _chunks(response))
+
+    async def _open_media(self, url: str) -> aiohttp.ClientResponse:
+        import aiohttp
+        from yarl import URL
+
+        sessions = self._open()
+        try:
+            return await sessions.media.get(
+                URL(url, encoded=url.isascii()),
+                headers=self._media_headers,
+                timeout=sessions.media_timeout,
+                allow_redirects=False,
+                proxy=self._proxy,
+            )
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            failure = _translated(error, sent=None, where=url.partition("?")[0])
+        raise failure
+
+    async def close(self) -> None:
+        """Close what was opened here. Requests under way end in an error at once."""
+        self._closing.set()
+        if self._sessions is not None and self._sessions.loop is asyncio.get_running_loop():
+            with anyio.move_on_after(5, shield=True):
+                await self._sessions.close()
+
+
+async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    import aiohttp
+
+    try:
+        async for chunk in response.content.iter_chunked(MEDIA_CHUNK):
+            yield chunk
+        return
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        failure = _translated(error, sent=None, where=str(response.url.with_query(None)))
+    raise failure
+
+
+class _Progress:
+    """How far a create has come."""
+
+    sent = False
+
+
+class _Sessions:
+    """The three sessions of a client: reads, creates and media never share a connection."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float, borrowed: aiohttp.ClientSession | None) -> None:
+        import aiohttp
+
+        async def note_sent(
+            _session: aiohttp.ClientSession,
+            context: SimpleNamespace,
+            _params: aiohttp.TraceRequestHeadersSentParams,
+        ) -> None:
+            context.trace_request_ctx.sent = True
+
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(note_sent)
+
+        def session(connector: aiohttp.TCPConnector, *traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
+            return aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trace_configs=list(traces)
+            )
+
+        connect = min(CONNECT_TIMEOUT, 0.9 * timeout)
+        self.loop = loop
+        self.timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=connect, ceil_threshold=math.inf)
+        self.media_timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=connect, sock_read=timeout, ceil_threshold=math.inf
+        )
+        self._borrowed = borrowed
+        # What is in flight is capped by the transport, so that waiting for a turn costs nobody's deadline.
+        self.reads = borrowed or session(aiohttp.TCPConnector(limit=0))
+        self.creates = session(aiohttp.TCPConnector(limit=0, keepalive_timeout=CREATE_KEEPALIVE), trace)
+        self.media = session(aiohttp.TCPConnector())
+
+    @property
+    def closed(self) -> bool:
+        return self.reads.closed or self.creates.closed
+
+    async def close(self) -> None:
+        for session in (self.creates, self.media) if self._borrowed else (self.creates, self.media, self.reads):
+            await session.close()
+
+
+def _translated(error: Exception, *, sent: bool | None, where: str) -> errors.APIConnectionError:
+    """Say in our words what aiohttp ran into; its own exceptions may hold the key, so only names and numbers pass."""
+    import aiohttp
+
+    name = type(error).__name__
+    connecting = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+    state: errors.SendState = "not_sent" if connecting or sent is False else "maybe_sent"
+    if isinstance(error, TimeoutError):
+        what = "no connection" if state == "not_sent" else "no complete answer"
+        return errors.APITimeoutError(f"{where}: {what} in time ({name})", sent=state)
+    if isinstance(error, aiohttp.ClientSSLError):
+        return errors.APIConnectionError(
+            f"{where}: the server cannot prove who it is ({name})", sent="not_sent", retryable=False
+        )
+    if isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL | ValueError):
+        return errors.ProtocolError(f"{where}: the answer is not proper HTTP ({name})")
+    number = f" {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+    if connecting:
+        return errors.APIConnectionError(f"{where}: cannot connect ({name}{number})", sent=state)
+    return errors.APIConnectionError(f"{where}: the connection broke ({name}{number})", sent=state)
+
+
+def _named(failure: errors.FloraError) -> str:
+    # Not its text, which may hold what FLORA quotes: prompts, signed URLs.
+    status = f" {failure.status}" if isinstance(failure, errors.APIError) else ""
+    return f"{type(failure).__name__}{status}"
+
+
+def _conclusion(
+    request: Request, failures: list[errors.FloraError], *, window: tuple[float, float]
+) -> errors.FloraError:
+    """Say what became of a request that will not be sent again."""
+    last = failures[-1]
+    attempts = len(failures)
+    doubtful = any(_pacing.may_have_arrived(failure) for failure in failures)
+    if isinstance(last, errors.IdempotencyConflictError):
+        # Ours, if an earlier attempt can have been let in: a 503 comes from FLORA's front as well as from behind it.
+        doubtful = doubtful or any(isinstance(failure, errors.InternalServerError) for failure in failures)
+    if request.order is not None and request.idempotency_key is not None and doubtful:
+        return errors.CreateOutcomeUnknownError(
+            order=request.order,
+            idempotency_key=request.idempotency_key,
+            window=window,
+            attempts=attempts,
+            reason=str(last),
+        )
+    if isinstance(last, errors.APIError | errors.APIConnectionError | errors.ResponseDecodeError):
+        last.attempts = attempts
+    return last

@@ -1,0 +1,390 @@
+"""Pure: requests out, answers in. What may be asked for and how, and what an answer means.
+
+Nothing here touches a socket, a clock or aiohttp.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import TypeAlias, TypeVar, get_args
+from urllib.parse import quote, urlencode
+
+import msgspec
+from msgspec import Struct
+
+from flora_async import errors
+from flora_async._addresses import ENCODED_PATH, Origin, dotted, named_origin, secure
+from flora_async.models import FieldError, GenerationPage, GenerationType, Order, Response, Run, StartedRun
+
+T = TypeVar("T")
+_Json: TypeAlias = "bool | int | float | str | list[_Json] | tuple[_Json, ...] | dict[str, _Json] | None"
+
+_EXCERPT = 200
+_MAX_ID = 512
+_MAX_CURSOR = 4096
+_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
+_FIELD = re.compile(r"`(\$[^`]*)`$")
+_MISSING = re.compile(r"missing required field `([^`]+)`")
+
+
+# -- what goes out -----------------------------------------------------------------------------------------------------
+
+
+class Request(Struct, frozen=True, gc=False, kw_only=True):
+    """One request, ready for the wire. With an *order* it is a create, which has rules of its own."""
+
+    method: str
+    url: str
+    body: bytes | None = None
+    idempotency_key: str | None = None
+    order: Order | None = None
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether sending it twice does no more than sending it once."""
+        return self.method in ("GET", "HEAD", "OPTIONS") or self.idempotency_key is not None
+
+    @property
+    def path(self) -> str:
+        """What it asks for, without its query: fit for a log."""
+        return self.url.partition("?")[0]
+
+
+def check_text(name: str, value: object, *, longest: int | None = None) -> str:
+    """Check that *value* is text that can be sent."""
+    if not isinstance(value, str):
+        raise errors.ConfigurationError(f"{name} must be a str, not {type(value).__name__}")
+    if not value:
+        raise errors.ConfigurationError(f"{name} must not be empty")
+    if longest is not None and len(value) > longest:
+        raise errors.ConfigurationError(f"{name} must have at most {longest} characters, not {len(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise errors.ConfigurationError(
+            f"{name} has half a surrogate pair at position {error.start}, which cannot be sent"
+        ) from None
+    return value
+
+
+def check_id(name: str, value: object, prefix: str) -> str:
+    """Check a public id: its prefix, and that it cannot leave its place in a path. Otherwise ids are opaque."""
+    text = check_text(name, value, longest=_MAX_ID)
+    if not text.startswith(prefix) or len(text) == len(prefix):
+        raise errors.ConfigurationError(f"{name} must start with {prefix!r} and go on: {text[:80]!r}")
+    if not _opaque(text):
+        raise errors.ConfigurationError(
+            f"{name} must not contain white space, control characters or any of / \\ ? # %: {text[:80]!r}"
+        )
+    return text
+
+
+def _opaque(text: str) -> bool:
+    return not any(char in "/\\?#%" or char.isspace() or char < " " or "\x7f" <= char <= "\x9f" for char in text)
+
+
+def check_idempotency_key(value: object) -> str:
+    """Check a caller's own idempotency key."""
+    text = check_text("idempotency_key", value)
+    if not _IDEMPOTENCY_KEY.fullmatch(text):
+        raise errors.ConfigurationError("idempotency_key must be 1 to 255 of A-Z a-z 0-9 _ . : -")
+    return text
+
+
+def encode(name: str, value: object) -> bytes:
+    """Encode *value* as JSON, refusing what JSON cannot say; a NaN would silently become ``null``."""
+    try:
+        plain: _Json = msgspec.to_builtins(value, str_keys=True)
+        _check_finite(name, plain)
+        return msgspec.json.encode(plain)
+    except errors.ConfigurationError:
+        raise
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise errors.ConfigurationError(f"{name} cannot be sent as JSON: {error}") from None
+
+
+def _check_finite(where: str, value: _Json) -> None:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise errors.ConfigurationError(f"{where} is {value}, which JSON cannot say: send a finite number")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_finite(f"{where}[{key!r}]", item)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _check_finite(f"{where}[{index}]", item)
+
+
+def check_order(origin: Origin, order: Order) -> bytes:
+    """Check an order before it is paid, and encode it. Reference: "Start a generation", Parameters."""
+    if order.type not in get_args(GenerationType):
+        kinds = ", ".join(repr(kind) for kind in get_args(GenerationType))
+        raise errors.ConfigurationError(f"type must be one of {kinds}, not {order.type!r}")
+    check_text("prompt", order.prompt)
+    check_id("workspace_id", order.workspace_id, "ws_")
+    check_id("project_id", order.project_id, "prj_")
+    if order.model is not None:
+        check_text("model", order.model)
+    if order.params is not None:
+        if not isinstance(order.params, Mapping):
+            raise errors.ConfigurationError(f"params must be a mapping, not {type(order.params).__name__}")
+        encode("params", order.params)
+    if order.callback_url is not None and not secure(origin, check_text("callback_url", order.callback_url)):
+        raise errors.ConfigurationError("callback_url must be an https URL")
+    return encode("the order", order)
+
+
+def create_request(origin: Origin, order: Order, idempotency_key: str) -> Request:
+    """``POST /generate``, under one key for all its attempts."""
+    body = check_order(origin, order)
+    return Request(method="POST", url=f"{origin.url}/generate", body=body, idempotency_key=idempotency_key, order=order)
+
+
+def retrieve_request(origin: Origin, run_id: str) -> Request:
+    """``GET /runs/{runId}``."""
+    return Request(method="GET", url=f"{origin.url}/runs/{quote(check_id('run_id', run_id, 'run_'), safe='')}")
+
+
+def list_request(
+    origin: Origin,
+    *,
+    cursor: str | None,
+    limit: int | None,
+    project_id: str | None,
+    status: str | None,
+    workspace_id: str | None,
+) -> Request:
+    """``GET /generations``, one page of it."""
+    query: dict[str, str] = {}
+    if cursor is not None:
+        query["cursor"] = check_text("cursor", cursor, longest=_MAX_CURSOR)
+    if limit is not None:
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 100:
+            raise errors.ConfigurationError(f"limit is the size of a page, a whole number from 1 to 100, not {limit!r}")
+        query["limit"] = str(limit)
+    if project_id is not None:
+        query["project_id"] = check_id("project_id", project_id, "prj_")
+    if status is not None:
+        query["status"] = check_text("status", status)
+    if workspace_id is not None:
+        query["workspace_id"] = check_id("workspace_id", workspace_id, "ws_")
+    return Request(method="GET", url=_with_query(f"{origin.url}/generations", query))
+
+
+def plain_request(
+    origin: Origin,
+    method: str,
+    path: str,
+    *,
+    params: Mapping[str, str | int | float | bool] | None,
+    json: object,
+    idempotency_key: str | None,
+) -> Request:
+    """Anything else below the base URL."""
+    verb = check_text("method", method)
+    if not (verb.isascii() and verb.isalpha()):
+        raise errors.ConfigurationError(f"method must be a word like GET, not {verb!r}")
+    encoded = "/" + check_text("path", path).removeprefix("/")
+    if not ENCODED_PATH.fullmatch(encoded) or "//" in encoded or dotted(encoded):
+        raise errors.ConfigurationError(
+            f"path must lie below the base URL, percent-encoded and without a query, not {path[:80]!r}"
+        )
+    query = {check_text("a name in params", name): _query_value(name, value) for name, value in (params or {}).items()}
+    return Request(
+        method=verb.upper(),
+        url=_with_query(origin.url + encoded, query),
+        body=None if json is None else encode("json", json),
+        idempotency_key=None if idempotency_key is None else check_idempotency_key(idempotency_key),
+    )
+
+
+def _query_value(name: str, value: str | float) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    return check_text(f"params[{name!r}]", value)
+
+
+def _with_query(url: str, query: Mapping[str, str]) -> str:
+    return f"{url}?{urlencode(query, quote_via=quote)}" if query else url
+
+
+# -- what comes back ---------------------------------------------------------------------------------------------------
+
+
+class Answer(Struct, frozen=True, gc=False, kw_only=True):
+    """One answer, as it came."""
+
+    request: Request
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def request_id(self) -> str | None:
+        """What FLORA's support asks for."""
+        return self.headers.get("request-id")
+
+
+class _ErrorBody(Struct, frozen=True):
+    code: str | None = None
+    message: str | None = None
+    fields: tuple[FieldError, ...] | None = None
+
+
+class _Envelope(Struct, frozen=True):
+    error: _ErrorBody
+
+
+_envelope = msgspec.json.Decoder(_Envelope)
+_started_run = msgspec.json.Decoder(StartedRun)
+_run = msgspec.json.Decoder(Run)
+_page = msgspec.json.Decoder(GenerationPage)
+
+_BY_STATUS: dict[int, type[errors.APIError]] = {
+    400: errors.BadRequestError,
+    401: errors.AuthenticationError,
+    402: errors.InsufficientCreditsError,
+    403: errors.PermissionDeniedError,
+    404: errors.NotFoundError,
+    409: errors.ConflictError,
+    422: errors.UnprocessableEntityError,
+    429: errors.RateLimitError,
+}
+
+
+def read_started_run(answer: Answer) -> StartedRun:
+    """Read the answer to a create: exactly 201, and a run with a proper id; anything else is no receipt."""
+    _refuse_errors(answer)
+    if answer.status != 201:
+        raise _protocol_error(answer, f"answered {answer.status}, where an accepted create is a 201")
+    started = _decoded(answer, _started_run)
+    _check_given_id(answer, started.run_id)
+    return started
+
+
+def read_run(run_id: str, answer: Answer) -> Run:
+    """Read a run, and make sure that it is the one that was asked for: a connection can deliver a stray answer."""
+    _refuse_errors(answer)
+    run = _decoded(answer, _run)
+    if run.run_id != run_id:
+        raise _protocol_error(answer, f"asked for {run_id}, answered about {run.run_id[:80]!r}")
+    return run
+
+
+def read_page(answer: Answer) -> GenerationPage:
+    """Read one page of the history."""
+    _refuse_errors(answer)
+    return _decoded(answer, _page)
+
+
+def read_response(kind: type[T], answer: Answer) -> Response[T]:
+    """Read any answer as a *kind* of value; an empty one (204) as an empty object."""
+    _refuse_errors(answer)
+    return Response(
+        data=_decoded(answer, msgspec.json.Decoder(kind), answer.body or b"{}"),
+        status=answer.status,
+        headers=_lowered(answer.headers),
+        request_id=answer.request_id,
+    )
+
+
+def _refuse_errors(answer: Answer) -> None:
+    status = answer.status
+    if 200 <= status < 300:
+        return
+    if 400 <= status < 600:
+        raise _api_error(answer)
+    if 300 <= status < 400:
+        where = named_origin(answer.headers.get("location", "")) or "another path of its own"
+        raise _protocol_error(answer, f"redirects ({status}) to {where}, which is not followed: check base_url")
+    raise _protocol_error(answer, f"answered with status {status}, which HTTP does not know")
+
+
+def _protocol_error(answer: Answer, message: str) -> errors.ProtocolError:
+    return errors.ProtocolError(f"{answer.request.path} {message}", status=answer.status, request_id=answer.request_id)
+
+
+def _decoded(answer: Answer, decoder: msgspec.json.Decoder[T], body: bytes | None = None) -> T:
+    try:
+        return decoder.decode(answer.body if body is None else body)
+    except _UNDECODABLE as error:
+        reason = str(error) or type(error).__name__
+    missing, at = _MISSING.search(reason), _FIELD.search(reason)
+    path = at[1] if at else "$" if missing else None
+    raise errors.ResponseDecodeError(
+        reason.partition(" - at `")[0],
+        field=f"{path}.{missing[1]}" if missing else path,
+        url=answer.request.path,
+        status=answer.status,
+        request_id=answer.request_id,
+        excerpt=_excerpt(answer.body),
+    )
+
+
+def _check_given_id(answer: Answer, run_id: str) -> None:
+    try:
+        check_id("run_id", run_id, "run_")
+    except errors.ConfigurationError as error:
+        reason = str(error)
+    else:
+        return
+    raise errors.ResponseDecodeError(
+        reason,
+        field="$.run_id",
+        url=answer.request.path,
+        status=answer.status,
+        request_id=answer.request_id,
+        excerpt=_excerpt(answer.body),
+    )
+
+
+def _excerpt(body: bytes) -> str:
+    return body[:_EXCERPT].decode(errors="replace")
+
+
+def _api_error(answer: Answer) -> errors.APIError:
+    try:
+        said = _envelope.decode(answer.body).error
+    except _UNDECODABLE:
+        # Proxies in front of FLORA answer HTML, or nothing.
+        said = _ErrorBody()
+    status = answer.status
+    kind = _BY_STATUS.get(status, errors.InternalServerError if status >= 500 else errors.APIError)
+    if said.code == "idempotency_duplicate" and status == 409:
+        kind = errors.IdempotencyConflictError
+    return kind(
+        said.message or _excerpt(answer.body) or "an empty answer",
+        status=status,
+        code=said.code,
+        fields=said.fields or (),
+        request_id=answer.request_id,
+        retry_after=retry_after(answer.headers),
+        headers=_lowered(answer.headers),
+    )
+
+
+def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Read ``Retry-After``, in seconds: digits, or a date measured against the answer's own ``Date``."""
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit() and len(value) < 12:
+        return float(value)
+    until, now = http_date(value), http_date(headers.get("date", ""))
+    return max(0.0, until - now) if until is not None and now is not None else None
+
+
+def http_date(value: str) -> float | None:
+    """Read a date header as Unix seconds."""
+    try:
+        return parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,277 @@
+"""What can go wrong: one tree, and nothing but this tree (or cancellation) leaves the package.
+
+    FloraError
+    ├─ ConfigurationError (ValueError)   a bad argument, key, base_url or id; nothing was sent
+    ├─ ClientClosedError                 used after close
+    ├─ APIError                          FLORA answered with an error
+    │   ├─ BadRequestError 400           ├─ AuthenticationError 401   ├─ InsufficientCreditsError 402
+    │   ├─ PermissionDeniedError 403     ├─ NotFoundError 404         ├─ ConflictError 409
+    │   │                                                             │   └─ IdempotencyConflictError
+    │   ├─ UnprocessableEntityError 422  ├─ RateLimitError 429        └─ InternalServerError 5xx
+    ├─ APIConnectionError                no usable answer came
+    │   ├─ APITimeoutError (TimeoutError)
+    │   └─ ProtocolError                 garbage, a redirect, an answer about another run
+    ├─ ResponseDecodeError               an answer that is not what the API promises
+    ├─ CreateOutcomeUnknownError         a create that may have been accepted, and billed
+    ├─ RunFailedError                    FLORA gave the run up
+    ├─ RunTimeoutError (TimeoutError)    our patience has ended, the run goes on
+    ├─ PaginationError                   the history leads in a circle
+    └─ DownloadError                     an output that was not saved
+
+Each pickles, and its text is one line that holds what a log reader or FLORA's support needs. None holds the API key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+from flora_async.models import FieldError, Order, Run
+
+SendState: TypeAlias = Literal["not_sent", "maybe_sent"]
+"""Whether a request that got no usable answer can have reached FLORA."""
+
+
+class FloraError(Exception):
+    """The root of everything that this package raises."""
+
+    run_id: str | None = None
+    """The run that the error is about, where there is one."""
+
+    def _named(self) -> str:
+        """Say it on one line; subclasses add what they know."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        text = self._named()
+        about = f" ({self.run_id})" if self.run_id and self.run_id not in text else ""
+        return " ".join(f"{text}{about}".split())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception's own way calls the class with args alone, which keyword-only constructors refuse.
+        return _revive, (type(self), self.args, self.__dict__)
+
+
+def _revive(kind: type[FloraError], args: tuple[object, ...], state: dict[str, object]) -> FloraError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigurationError(FloraError, ValueError):
+    """A setting or an argument cannot be used. Nothing was sent; the text names it and the mend."""
+
+
+class ClientClosedError(FloraError):
+    """The client was closed, before the call or under it. Runs that were started go on at FLORA."""
+
+
+class APIError(FloraError):
+    """FLORA answered with an error. Reference of the codes: "Errors" in FLORA's public documentation."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        code: str | None = None,
+        fields: tuple[FieldError, ...] = (),
+        request_id: str | None = None,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.code = code
+        """FLORA's machine-readable word for it; ``None`` when something in between has answered."""
+        self.fields = fields
+        """What is wrong with which field of the request (validation errors only)."""
+        self.request_id = request_id
+        """What FLORA's support asks for."""
+        self.retry_after = retry_after
+        """Seconds that FLORA asks to wait, where it says so."""
+        self.headers: Mapping[str, str] = headers or {}
+        """The headers of the answer, their names in lower case."""
+        self.attempts = 1
+        """How often the request was tried."""
+
+    def _named(self) -> str:
+        fields = "; ".join(f"{error.field}: {error.message}" for error in self.fields)
+        notes = (
+            f"fields {fields}" if fields else "",
+            f"retry after {self.retry_after:g} s" if self.retry_after is not None else "",
+            f"{self.attempts} attempts" if self.attempts > 1 else "",
+            f"request id {self.request_id}" if self.request_id else "",
+        )
+        text = f"{self.status} {self.code or 'without a code'}: {self.message}"
+        return f"{text} [{', '.join(note for note in notes if note)}]" if any(notes) else text
+
+
+class BadRequestError(APIError):
+    """400: the request is malformed; :attr:`fields` says where. Not worth repeating."""
+
+
+class AuthenticationError(APIError):
+    """401: the API key is missing, wrong or rotated."""
+
+
+class InsufficientCreditsError(APIError):
+    """402: the workspace cannot pay for the generation. Nothing was started."""
+
+
+class PermissionDeniedError(APIError):
+    """403: the key may not do this."""
+
+
+class NotFoundError(APIError):
+    """404: there is no such run or path, or none that the key may see."""
+
+
+class ConflictError(APIError):
+    """409: the request conflicts with the state of things."""
+
+
+class IdempotencyConflictError(ConflictError):
+    """409 ``idempotency_duplicate`` on a first try: the caller's own idempotency key was used before.
+
+    The run of that earlier use exists, and is not billed again.
+    """
+
+
+class UnprocessableEntityError(APIError):
+    """422: among others ``idempotency_conflict``, the same key with another body."""
+
+
+class RateLimitError(APIError):
+    """429: too many requests for the workspace; :attr:`retry_after` says for how long, where FLORA does."""
+
+
+class InternalServerError(APIError):
+    """5xx: FLORA, or something in front of it, has failed."""
+
+
+class APIConnectionError(FloraError):
+    """No usable answer came."""
+
+    def __init__(self, message: str, *, sent: SendState, retryable: bool = True, request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.sent: SendState = sent
+        """``"not_sent"``: FLORA cannot have seen the request. ``"maybe_sent"``: it can have."""
+        self.retryable = retryable
+        """Whether the same request may fare better in a moment."""
+        self.request_id = request_id
+        self.attempts = 1
+        """How often the request was tried."""
+
+    def _named(self) -> str:
+        attempts = f", {self.attempts} attempts" if self.attempts > 1 else ""
+        request_id = f", request id {self.request_id}" if self.request_id else ""
+        return f"{self.message} [{self.sent}{attempts}{request_id}]"
+
+
+class APITimeoutError(APIConnectionError, TimeoutError):
+    """One exchange took longer than the client's ``timeout``."""
+
+
+class ProtocolError(APIConnectionError):
+    """What came back is no answer of this API: not HTTP, a redirect (never followed), or about another run."""
+
+    def __init__(self, message: str, *, status: int | None = None, request_id: str | None = None) -> None:
+        super().__init__(message, sent="maybe_sent", retryable=False, request_id=request_id)
+        self.status = status
+        """The HTTP status of the answer, if it had one."""
+
+
+class ResponseDecodeError(FloraError):
+    """An answer came that is not what the API promises."""
+
+    def __init__(
+        self, reason: str, *, field: str | None, url: str, status: int, request_id: str | None, excerpt: str
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.field = field
+        """Where in the answer, like ``$.generations[0].status``; ``None`` if it is no JSON object at all."""
+        self.url = url
+        """What was asked for, without its query."""
+        self.status = status
+        self.request_id = request_id
+        self.excerpt = excerpt
+        """The beginning of the answer."""
+        self.attempts = 1
+        """How often the request was tried."""
+
+    def _named(self) -> str:
+        where = f" at {self.field}" if self.field else ""
+        return (
+            f"{self.url} answered {self.status} with something else than promised: {self.reason}{where} "
+            f"[request id {self.request_id}]: {self.excerpt}"
+        )
+
+
+class CreateOutcomeUnknownError(FloraError):
+    """A create may have been accepted, and billed, but its answer was lost.
+
+    Look for the run in the history between the two times of :attr:`window` before ordering again: a second create
+    under another key may be billed a second time.
+    """
+
+    def __init__(
+        self, *, order: Order, idempotency_key: str, window: tuple[float, float], attempts: int, reason: str
+    ) -> None:
+        super().__init__(reason)
+        self.order = order
+        self.idempotency_key = idempotency_key
+        """The one key under which every attempt was sent."""
+        self.window = window
+        """Unix seconds of this machine's clock: when the first attempt began and when the last one ended."""
+        self.attempts = attempts
+        self.reason = reason
+        """What became of the last attempt."""
+
+    def _named(self) -> str:
+        return (
+            f"nobody knows whether the {self.order.type} was ordered: {self.reason} "
+            f"[idempotency key {self.idempotency_key}, {self.attempts} attempts]"
+        )
+
+
+class RunFailedError(FloraError):
+    """FLORA gave the run up; :attr:`run` is its last word. A failed run is not charged."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.run_id = run.run_id
+        self.code = run.error_code
+        self.message = run.error_message
+        super().__init__(f"{run.run_id} failed: {self.code or 'no code'}: {self.message or 'no message'}")
+
+
+class RunTimeoutError(FloraError, TimeoutError):
+    """The wait is over, the run is not: it goes on at FLORA, is still billed, and can be awaited again by its id."""
+
+    def __init__(self, run_id: str, *, timeout: float, run: Run | None, trouble: str | None) -> None:
+        self.run_id = run_id
+        self.timeout = timeout
+        """How many seconds were waited."""
+        self.run = run
+        """The run as it was last seen; ``None`` if no look succeeded."""
+        seen = f"last seen {run.status} at {run.progress:g} %" if run else "never seen"
+        last = f"; the last look failed: {trouble}" if trouble else ""
+        super().__init__(f"{run_id} has not finished in {timeout:g} s ({seen}{last}); it goes on, await it again")
+
+
+class PaginationError(FloraError):
+    """The history sent the walk back to a page that it had been at. The items until there were handed out."""
+
+    def __init__(self, cursor: str) -> None:
+        super().__init__(f"the history leads back to the page at cursor {cursor!r}, where this walk has been before")
+        self.cursor = cursor
+        """The cursor that came twice."""
+
+
+class DownloadError(FloraError):
+    """An output was not saved. No part of it stays behind, and FLORA still has it."""

@@ -1,0 +1,253 @@
+"""What FLORA says, as frozen msgspec Structs: the runs, outputs and pages of the public API.
+
+Fields carry FLORA's own names and raw values. Money is USD, ``progress`` a percentage (0-100). Unknown fields are
+ignored and open values stay ``str``, so a growing API never breaks a running service; a promised field that is missing
+or of another type is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
+
+T = TypeVar("T")
+
+GenerationType: TypeAlias = Literal["image", "video", "audio", "text"]
+"""What a generation makes. Closed: FLORA refuses anything else."""
+
+RunStatus: TypeAlias = Literal["pending", "running", "completed", "failed"] | str
+"""Where a run stands. Open: an unknown status means "not finished yet"."""
+
+RunType: TypeAlias = Literal["generation", "technique", "action"] | str
+"""What kind of run was started. Open."""
+
+OutputType: TypeAlias = Literal["imageUrl", "videoUrl", "audioUrl", "text", "documentUrl"] | str
+"""What an output holds. Open. For ``"text"`` the output's ``url`` is the text itself."""
+
+ActionId: TypeAlias = (
+    Literal[
+        "split-text",
+        "find-and-replace-text",
+        "concat-text",
+        "ken-burns-video",
+        "color-grade-image",
+        "change-image-ar",
+        "rotate-image",
+        "flip-image",
+        "color-filter-image",
+        "color-tint-image",
+        "filter-color-image",
+        "blur-image",
+        "duplicate-image",
+        "side-by-side-composite",
+        "add-shape-to-image",
+        "generate-shape-image",
+        "add-text-to-image",
+        "generate-text-image",
+        "qr-code-generator",
+        "stitch-videos",
+        "split-video",
+        "extract-video-frames",
+        "color-grade-video",
+        "video-to-frame-grid",
+        "boomerang-video",
+        "reverse-video",
+        "video-to-long-exposure",
+        "video-effect",
+        "color-filter-video",
+        "speed-up-video",
+        "slow-down-video",
+        "duplicate-video",
+        "greenscreen-video",
+        "resize-video",
+        "change-video-ar",
+        "split-audio-from-video",
+        "merge-audio-into-video",
+    ]
+    | str
+)
+"""The 37 actions that the reference lists. Open: FLORA exchanges them between releases."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+
+
+def _moment(raw: float) -> datetime:
+    # No source states the unit; FLORA's webhooks use milliseconds, and 1e11 seconds would be the year 5138.
+    seconds = raw / 1000 if raw > 1e11 else raw
+    try:
+        return _EPOCH + timedelta(seconds=seconds)
+    except OverflowError:
+        return _LAST if raw > 0 else _FIRST
+
+
+class Output(Struct, frozen=True, gc=False, kw_only=True):
+    """One thing that a run has made."""
+
+    output_id: str
+    type: OutputType
+    url: str
+    """Where it can be fetched, without a key, for a long but limited time; for ``"text"`` outputs the text itself."""
+
+
+if TYPE_CHECKING:
+    Outputs: TypeAlias = tuple[Output, ...]
+else:  # FLORA may send a null; readers always find a tuple (Run.__post_init__).
+    Outputs = tuple[Output, ...] | None
+
+
+class ModelRef(Struct, frozen=True, gc=False, kw_only=True):
+    """The model endpoint behind a run."""
+
+    model_id: str | None = None
+
+
+class ActionRef(Struct, frozen=True, gc=False, kw_only=True):
+    """The action behind a run."""
+
+    action_id: ActionId
+
+
+class TechniqueRef(Struct, frozen=True, gc=False, kw_only=True):
+    """The technique behind a run."""
+
+    technique_id: str
+    name: str
+
+
+class Order(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A generation as it is ordered: the body of ``POST /generate``."""
+
+    type: GenerationType
+    prompt: str
+    workspace_id: str
+    project_id: str
+    model: str | None = None
+    params: Mapping[str, Any] | None = None
+    callback_url: str | None = None
+
+
+class StartedRun(Struct, frozen=True, gc=False, kw_only=True):
+    """A run that FLORA has accepted, and billed; a run that fails later is not charged.
+
+    Reference: "Start a generation", Returns.
+    """
+
+    run_id: str
+    type: RunType
+    charged_cost: float
+    """USD."""
+    estimated_seconds: float | None = None
+    """How long FLORA expects the run to take, in seconds, where it says so."""
+    poll_url: str | None = None
+    project_id: str | None = None
+    model: ModelRef | None = None
+    action: ActionRef | None = None
+    technique: TechniqueRef | None = None
+
+
+class Run(Struct, frozen=True, gc=False, kw_only=True):
+    """A run as it stands. Reference: "Get a run", Returns."""
+
+    run_id: str
+    status: RunStatus
+    progress: float
+    """0 to 100."""
+    created_at: float
+    """FLORA's own number, whose unit it does not state; :attr:`created` is the time it means."""
+    started_at: float | None = None
+    completed_at: float | None = None
+    charged_cost: float | None = None
+    """USD."""
+    outputs: Outputs = ()
+    error_code: str | None = None
+    error_message: str | None = None
+    poll_url: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.outputs:
+            force_setattr(self, "outputs", ())
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end, good or bad."""
+        return self.status in ("completed", "failed")
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the run has completed."""
+        return self.status == "completed"
+
+    @property
+    def created(self) -> datetime:
+        """When the run was ordered, in UTC. Times outside what a datetime can hold become its nearest end."""
+        return _moment(self.created_at)
+
+    @property
+    def started(self) -> datetime | None:
+        """When work on the run began, in UTC."""
+        return None if self.started_at is None else _moment(self.started_at)
+
+    @property
+    def completed(self) -> datetime | None:
+        """When the run came to its end, in UTC."""
+        return None if self.completed_at is None else _moment(self.completed_at)
+
+
+class Generation(Run, frozen=True, gc=False, kw_only=True):
+    """A run as the history tells it: all that a :class:`Run` says, and where it belongs.
+
+    Reference: "List generation history", Returns.
+    """
+
+    generation_id: str
+    """The same value as ``run_id``."""
+    project_id: str
+    workspace_id: str
+    model: ModelRef | None = None
+
+
+class PageMeta(Struct, frozen=True, gc=False, kw_only=True):
+    """What stands beside the items of a page."""
+
+    next_cursor: str | None = None
+    total_estimate: float | None = None
+
+
+class GenerationPage(Struct, frozen=True, gc=False, kw_only=True):
+    """One page of the history, newest generations first."""
+
+    generations: tuple[Generation, ...]
+    meta: PageMeta
+
+    @property
+    def next_cursor(self) -> str | None:
+        """Where the next page begins; ``None`` on the last. Save it, and ``list(cursor=...)`` goes on from there."""
+        return self.meta.next_cursor
+
+    @property
+    def total_estimate(self) -> float | None:
+        """About how many generations match, where FLORA says so."""
+        return self.meta.total_estimate
+
+
+class Response(Struct, Generic[T], frozen=True, kw_only=True):
+    """An answer to ``Flora.request``, decoded."""
+
+    data: T
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    request_id: str | None
+    """What FLORA's support asks for."""
+
+
+class FieldError(Struct, frozen=True, gc=False, kw_only=True):
+    """What FLORA has against one field of a request."""
+
+    field: str
+    message: str = ""

@@ -1,0 +1,183 @@
+"""Where a request may go, and so who may see the key."""
+
+import pytest
+
+from flora_async import ConfigurationError, DownloadError
+from flora_async._addresses import media_url, named_origin, parse_base_url, poll_target, secure
+
+FLORA = parse_base_url("https://app.flora.ai/api/v1")
+LOCAL = parse_base_url("http://127.0.0.1:8080/api/v1")
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("https://app.flora.ai/api/v1", "https://app.flora.ai/api/v1"),
+        ("https://app.flora.ai/api/v1/", "https://app.flora.ai/api/v1"),
+        ("https://app.flora.ai/api/v1//", "https://app.flora.ai/api/v1"),
+        ("HTTPS://App.Flora.AI:443/api/v1", "https://app.flora.ai/api/v1"),
+        ("https://app.flora.ai:8443", "https://app.flora.ai:8443"),
+        ("http://localhost:8080/api/v1", "http://localhost:8080/api/v1"),
+        ("http://127.0.0.1/api/v1", "http://127.0.0.1/api/v1"),
+        ("http://127.9.9.9:81", "http://127.9.9.9:81"),
+        ("http://[::1]:8080/api/v1", "http://[::1]:8080/api/v1"),
+    ],
+)
+def test_base_urls(text: str, url: str) -> None:
+    """Https anywhere, http on this machine; slashes at the end do not matter."""
+    assert parse_base_url(text).url == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "app.flora.ai/api/v1",
+        "http://app.flora.ai/api/v1",
+        "http://127.0.0.1.evil.example/",
+        "http://localhost.evil.example/",
+        "http://10.0.0.1/",
+        "ftp://app.flora.ai",
+        "https://user:pw@app.flora.ai/api/v1",
+        "https://app.flora.ai@evil.example/api/v1",
+        "https://app.flora.ai/api/v1?x=1",
+        "https://app.flora.ai/api/v1?",
+        "https://app.flora.ai/api/v1#x",
+        "https://app.flora.ai/api/../v1",
+        "https://app.flora.ai/api/./v1",
+        "https://app.flora.ai/api//v1",
+        "https://app.flora.ai/%61pi",
+        "https://app.flora.ai:0/",
+        "https://app.flora.ai:99999/",
+        "https://app.flora.ai:x/",
+        "https://app.flora.ai\\@evil.example/",
+        "https://app.flora.ai/api v1",
+        "https://app.flora.ai/api\n",
+        "https://",
+        "https:///api",
+    ],
+)
+def test_refused_base_urls(text: str) -> None:
+    """The error names the setting."""
+    with pytest.raises(ConfigurationError, match="base_url"):
+        parse_base_url(text)
+
+
+@pytest.mark.parametrize(
+    ("poll_url", "target"),
+    [
+        ("https://app.flora.ai/api/v1/runs/run_1", "https://app.flora.ai/api/v1/runs/run_1"),
+        ("https://APP.flora.ai:443/api/v1/runs/run_1", "https://app.flora.ai/api/v1/runs/run_1"),
+        ("https://app.flora.ai/api/v1/poll/7?token=a%2Fb", "https://app.flora.ai/api/v1/poll/7?token=a%2Fb"),
+    ],
+)
+def test_poll_urls_at_home(poll_url: str, target: str) -> None:
+    """On our own origin and below its base path a poll_url is asked as it stands."""
+    assert poll_target(FLORA, poll_url) == target
+
+
+@pytest.mark.parametrize(
+    "poll_url",
+    [
+        "",
+        "https://example.com",
+        "https://example.com/api/v1/runs/run_1",
+        "http://app.flora.ai/api/v1/runs/run_1",
+        "http://app.flora.ai:443/api/v1/runs/run_1",
+        "https://app.flora.ai:8443/api/v1/runs/run_1",
+        "https://app.flora.ai",
+        "https://app.flora.ai/",
+        "https://app.flora.ai/api/v1",
+        "https://app.flora.ai/api/v10/runs/run_1",
+        "https://app.flora.ai/api/v1evil/runs",
+        "https://app.flora.ai/api/v1/../../admin",
+        "https://app.flora.ai/api/v1/%2e%2e/admin",
+        "https://app.flora.ai/api/v1/.%2E/admin",
+        "https://app.flora.ai/api/v1/runs%2f..%2fadmin",
+        "https://app.flora.ai/api/v1/runs/run_1#frag",
+        "https://app.flora.ai/api/v1/runs/run 1",
+        "https://app.flora.ai/api/v1/runs\\..\\admin",
+        "https://app.flora.ai/api/v1/runs/%zz",
+        "https://app.flora.ai/api/v1/runs/run_1?a=\u00e4",
+        "https://app.flora.ai.evil.example/api/v1/runs/run_1",
+        "https://evil.example/https://app.flora.ai/api/v1/runs/run_1",
+        "https://app.flora.ai@evil.example/api/v1/runs/run_1",
+        "https://evil.example@app.flora.ai/api/v1/runs/run_1",
+        "https://app.flora.ai:443@evil.example/api/v1/runs/run_1",
+        "https://app.flora.ai\\@evil.example/api/v1/runs/run_1",
+        "https://evil.example\\.app.flora.ai/api/v1/runs/run_1",
+        "https://app.flora.ai\u3002evil.example/api/v1/runs/run_1",
+        "https:/app.flora.ai/api/v1/runs/run_1",
+        "https:app.flora.ai/api/v1/runs/run_1",
+        "//app.flora.ai/api/v1/runs/run_1",
+        "/api/v1/runs/run_1",
+        " https://app.flora.ai/api/v1/runs/run_1",
+        "https://app.flora.ai/api/v1/runs/run_1\r\nX: y",
+        "https://app.flora.ai/api/v1/runs/run_1\n",
+        "https://[::1]/api/v1/runs/run_1",
+        "javascript:alert(1)",
+        "file:///etc/passwd",
+    ],
+)
+def test_poll_urls_that_lead_away(poll_url: str) -> None:
+    """Anything else is not asked at all."""
+    assert poll_target(FLORA, poll_url) is None
+
+
+@pytest.mark.parametrize(
+    "url", ["https://media.flora.ai/a.png?sig=1", "HTTPS://cdn.example:8443/a", "https://[2001:db8::1]/a"]
+)
+def test_outputs_come_over_https(url: str) -> None:
+    """From any host."""
+    assert media_url(FLORA, url) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://media.flora.ai/a.png",
+        "https://127.0.0.1/a.png",
+        "https://localhost/a.png",
+        "http://[::1]/a.png",
+        "file:///etc/passwd",
+        "ftp://media.flora.ai/a",
+        "https://user:pw@media.flora.ai/a.png",
+        "https://media.flora.ai/a b.png",
+        "https://media.flora.ai/a\n.png",
+        "",
+    ],
+)
+def test_outputs_that_are_not_fetched(url: str) -> None:
+    """Plain http, and this machine while the API is elsewhere; the error shows no query."""
+    with pytest.raises(DownloadError, match="url"):
+        media_url(FLORA, url)
+
+
+def test_signed_urls_are_not_shown() -> None:
+    """The query of a signed URL is a credential."""
+    with pytest.raises(DownloadError) as caught:
+        media_url(FLORA, "http://media.flora.ai/a.png?signature=secret")
+    assert "secret" not in str(caught.value)
+    assert "media.flora.ai/a.png" in str(caught.value)
+
+
+def test_outputs_on_this_machine_if_the_api_is() -> None:
+    """A sandbox's media are fetched over http."""
+    assert media_url(LOCAL, "http://localhost:9/a.png") == "http://localhost:9/a.png"
+    with pytest.raises(DownloadError, match="not https"):
+        media_url(LOCAL, "http://media.flora.ai/a.png")
+
+
+def test_call_backs() -> None:
+    """https, or http on this machine if the API is there too."""
+    assert secure(FLORA, "https://me.example/hook")
+    assert not secure(FLORA, "http://me.example/hook")
+    assert not secure(FLORA, "http://localhost/hook")
+    assert secure(LOCAL, "http://localhost/hook")
+    assert not secure(LOCAL, "http://me.example/hook")
+    assert not secure(LOCAL, "me.example")
+
+
+def test_naming_an_origin() -> None:
+    """Of a foreign URL only its origin is told."""
+    assert named_origin("https://evil.example/path?secret=1") == "https://evil.example"
+    assert named_origin("/just/a/path") is None

@@ -1,0 +1,555 @@
+"""The client against a FLORA that is not the sandbox: settings, requests, retries, errors."""
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import anyio
+import msgspec
+import pytest
+from scripted import RUN_ID, Scripted, answer, error, hang_up, run, silence, started
+
+from flora_async import (
+    APIConnectionError,
+    APIError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    ClientClosedError,
+    ConfigurationError,
+    CreateOutcomeUnknownError,
+    Flora,
+    FloraError,
+    IdempotencyConflictError,
+    InsufficientCreditsError,
+    InternalServerError,
+    NotFoundError,
+    ProtocolError,
+    RateLimitError,
+    ResponseDecodeError,
+    StartedRun,
+    _pacing,
+)
+
+pytestmark = pytest.mark.anyio
+
+ORDER: dict[str, Any] = {"type": "image", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1"}
+KEY = "sk_test_not-for-your-eyes"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make pauses short and settings explicit."""
+    for name in ("RETRY_FIRST", "RATE_LIMIT_PAUSE", "RESEND_PAUSE", "RESEND_PAUSE_AFTER_TIMEOUT"):
+        monkeypatch.setattr(_pacing, name, 0.001)
+    for variable in ("FLORA_API_KEY", "FLORA_BASE_URL"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Scripted]:
+    """Give a FLORA to be scripted."""
+    async with Scripted() as scripted:
+        yield scripted
+
+
+@pytest.fixture
+async def flora(server: Scripted) -> AsyncIterator[Flora]:
+    """Give a client of it."""
+    async with Flora(KEY, base_url=server.base_url) as client:
+        yield client
+
+
+# -- settings
+
+
+def test_the_key_comes_from_the_argument_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty string counts as unset; without a key nothing begins."""
+    with pytest.raises(ConfigurationError, match=r"api_key=.*FLORA_API_KEY"):
+        Flora()
+    monkeypatch.setenv("FLORA_API_KEY", "")
+    with pytest.raises(ConfigurationError, match="FLORA_API_KEY"):
+        Flora("")
+    monkeypatch.setenv("FLORA_API_KEY", " sk_env \n")
+    Flora("")
+    Flora()
+
+
+async def test_settings_from_the_environment(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both variables are read, the key stripped; an explicit argument goes first."""
+    server.on("GET", "/models", answer({}))
+    monkeypatch.setenv("FLORA_API_KEY", " My API Key\n")
+    monkeypatch.setenv("FLORA_BASE_URL", server.base_url)
+    async with Flora() as flora:
+        await flora.request("GET", "/models")
+    monkeypatch.setenv("FLORA_BASE_URL", "http://127.0.0.1:1/")
+    async with Flora("sk_other", base_url=server.base_url + "/") as flora:
+        await flora.request("GET", "/models")
+    assert [asked.headers["Authorization"] for asked in server.asked] == ["Bearer My API Key", "Bearer sk_other"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        *(({"api_key": key}, "key") for key in ("sk_ä", "sk_\n1", "sk_\x00", 5, b"sk_1")),
+        *(
+            ({"base_url": url}, "base_url")
+            for url in ("http://app.flora.ai/api/v1", "https://a:b@c/", "https://a/?b", 5)
+        ),
+        *(({"timeout": timeout}, "timeout") for timeout in (0, -1, float("nan"), float("inf"), "5", None, True)),
+        *(({"max_retries": retries}, "max_retries") for retries in (-1, 1.5, "2", None, True)),
+        *(({"poll": poll}, "poll") for poll in (2, "fast")),
+        *(({"session": session}, "session") for session in (5, "x")),
+        *(({"proxy": proxy}, "proxy") for proxy in (5, "", "socks5://localhost")),
+        *(({"max_download_bytes": size}, "max_download_bytes") for size in (0, 1.5, None)),
+    ],
+)
+def test_settings_that_cannot_be_used(settings: dict[str, Any], word: str) -> None:
+    """One clear error at construction, without the key in it."""
+    with pytest.raises(ConfigurationError, match=word) as caught:
+        Flora(**{"api_key": KEY, **settings})
+    assert KEY not in str(caught.value)
+
+
+def test_the_key_is_not_in_the_repr() -> None:
+    """Clients end up in logs."""
+    assert repr(Flora(KEY)) == "Flora(base_url='https://app.flora.ai/api/v1')"
+
+
+# -- requests
+
+
+async def test_a_create_on_the_wire(flora: Flora, server: Scripted) -> None:
+    """One POST with the key, an idempotency key and exactly what was ordered."""
+    server.on("POST", "/generate", answer(started(poll_url=None, model={"model_id": "m"}, new_field=1), 201))
+    run_started = await flora.generations.create(**ORDER, params={"seed": 7})
+    assert isinstance(run_started, StartedRun)
+    assert (run_started.run_id, run_started.charged_cost) == (RUN_ID, 0.04)
+    (asked,) = server.asked
+    assert json.loads(asked.body) == {**ORDER, "params": {"seed": 7}}
+    assert asked.headers["Authorization"] == f"Bearer {KEY}"
+    assert asked.headers["Content-Type"] == "application/json"
+    assert asked.headers["User-Agent"].startswith("flora-async/")
+    assert len(asked.headers["Idempotency-Key"]) == 36
+    assert "Cookie" not in asked.headers
+
+
+async def test_two_creates_have_two_keys(flora: Flora, server: Scripted) -> None:
+    """Each order is billed once, and two orders twice."""
+    server.on("POST", "/generate", answer(started(), 201))
+    await flora.generations.create(**ORDER)
+    await flora.generations.create(**ORDER)
+    assert len({asked.headers["Idempotency-Key"] for asked in server.asked}) == 2
+
+
+async def test_a_callers_own_idempotency_key(flora: Flora, server: Scripted) -> None:
+    """It is sent as it is; a replayed answer is a success."""
+    server.on("POST", "/generate", answer(started(), 201, {"idempotent-replayed": "true"}))
+    assert (await flora.generations.create(**ORDER, idempotency_key="batch-7:1")).run_id == RUN_ID
+    assert server.asked[0].headers["Idempotency-Key"] == "batch-7:1"
+
+
+async def test_a_retrieve(flora: Flora, server: Scripted) -> None:
+    """Runs of all kinds, with unknown values."""
+    server.on("GET", f"/runs/{RUN_ID}", answer(run("paused", progress=12.5, new_field=[])))
+    seen = await flora.generations.retrieve(RUN_ID)
+    assert (seen.status, seen.progress, seen.finished) == ("paused", 12.5, False)
+
+
+async def test_bad_arguments_send_nothing(flora: Flora, server: Scripted) -> None:
+    """Wrong prefix, empty prompt, NaN, limit=0, an id that climbs: one error each, before anything is sent."""
+    generations = flora.generations
+    not_a_schedule: Any = 2
+    for bad in (
+        generations.create(**{**ORDER, "workspace_id": "prj_1"}),
+        generations.create(**{**ORDER, "prompt": ""}),
+        generations.create(**ORDER, params={"x": float("nan")}),
+        generations.create(**ORDER, idempotency_key="a b"),
+        generations.retrieve("run_../../admin"),
+        flora.wait_for_run("job_1"),
+        flora.wait_for_run(RUN_ID, timeout=0),
+        flora.wait_for_run(RUN_ID, timeout=float("nan")),
+        flora.wait_for_run(RUN_ID, poll=not_a_schedule),
+        flora.wait_for_run(RUN_ID, on_update=not_a_schedule),
+        flora.wait_for_run(not_a_schedule),
+        flora.generate(**ORDER, timeout=-1),
+        flora.request("GET", "https://evil.example/"),
+    ):
+        with pytest.raises(ConfigurationError):
+            await bad
+    with pytest.raises(ConfigurationError, match="limit"):
+        generations.list(limit=0)
+    assert not server.asked
+
+
+async def test_any_request(flora: Flora, server: Scripted) -> None:
+    """Undocumented paths, with query, body and a type of one's own."""
+
+    class Model(msgspec.Struct):
+        model_id: str
+
+    server.on("GET", "/models/flux", answer({"model_id": "m", "x": 1}, headers={"X-Word": "y"}))
+    server.on("POST", "/things", answer({"n": 1}, 202))
+    server.on("DELETE", "/things/7", answer(b"", 204))
+    response = await flora.request("GET", "/models/flux", params={"type": "image"}, decode_as=Model)
+    assert (response.data.model_id, response.status, response.request_id) == ("m", 200, "req_1")
+    assert response.headers["x-word"] == "y"
+    posted = await flora.request("POST", "things", json={"a": [1]}, idempotency_key="k-1")
+    assert posted.data == {"n": 1}
+    assert (await flora.request("DELETE", "/things/7")).data == {}
+    assert server.asked[0].query == {"type": "image"}
+    assert (server.asked[1].body, server.asked[1].headers["Idempotency-Key"]) == (b'{"a":[1]}', "k-1")
+
+
+async def test_a_plain_post_is_sent_once(flora: Flora, server: Scripted) -> None:
+    """Without an idempotency key nobody can say what a second one would do."""
+    server.on("POST", "/things", error(503))
+    with pytest.raises(InternalServerError):
+        await flora.request("POST", "/things", json={})
+    with pytest.raises(InternalServerError):
+        await flora.request("POST", "/things", json={}, idempotency_key="k")
+    assert server.count("POST", "/things") == 1 + 3
+
+
+# -- errors and retries
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (400, "input_validation_error", BadRequestError),
+        (401, "invalid_api_key", AuthenticationError),
+        (402, "insufficient_credits", InsufficientCreditsError),
+        (404, "not_found", NotFoundError),
+        (409, "idempotency_duplicate", IdempotencyConflictError),
+    ],
+)
+async def test_refusals_are_told_and_not_repeated(
+    flora: Flora, server: Scripted, status: int, code: str, kind: type[APIError]
+) -> None:
+    """With all that FLORA says."""
+    server.on("POST", "/generate", error(status, code, fields=[{"field": "prompt", "message": "Required"}]))
+    with pytest.raises(kind) as caught:
+        await flora.generations.create(**ORDER)
+    assert (caught.value.status, caught.value.code, caught.value.request_id) == (status, code, "req_1")
+    assert (caught.value.fields[0].field, caught.value.attempts) == ("prompt", 1)
+    assert server.count("POST", "/generate") == 1
+
+
+@pytest.mark.parametrize("fault", [hang_up, error(500), error(503), error(429), error(502)])
+async def test_reads_are_tried_again(flora: Flora, server: Scripted, fault: Any) -> None:
+    """Twice, as the client is set."""
+    server.on("GET", f"/runs/{RUN_ID}", fault, fault, fault, fault, answer(run()))
+    # aiohttp itself repeats a GET whose pooled connection was cut, so cuts are not counted here.
+    for _ in range(2):
+        try:
+            assert (await flora.generations.retrieve(RUN_ID)).succeeded
+        except (APIConnectionError, APIError) as caught:
+            assert caught.attempts == 3
+        else:
+            break
+    else:
+        pytest.fail("five answers were not enough")
+
+
+async def test_without_retries_a_request_is_sent_once(server: Scripted) -> None:
+    """max_retries=0: one try, one POST."""
+    server.on("POST", "/generate", error(500)).on("GET", f"/runs/{RUN_ID}", error(500))
+    async with Flora(KEY, base_url=server.base_url, max_retries=0) as flora:
+        with pytest.raises(CreateOutcomeUnknownError):
+            await flora.generations.create(**ORDER)
+        with pytest.raises(InternalServerError):
+            await flora.generations.retrieve(RUN_ID)
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        hang_up,
+        error(500),
+        error(502),
+        answer(b"<html>", 201),
+        answer({}, 201),
+        answer(started(), 200),
+        answer(b"", 204),
+    ],
+)
+async def test_a_create_whose_answer_was_lost_is_sent_again_under_its_key(
+    flora: Flora, server: Scripted, fault: Any
+) -> None:
+    """A 201 in the end, replayed or not, is a success."""
+    server.on("POST", "/generate", fault, answer(started(), 201, {"idempotent-replayed": "true"}))
+    assert (await flora.generations.create(**ORDER)).run_id == RUN_ID
+    keys = [asked.headers["Idempotency-Key"] for asked in server.asked]
+    assert len(keys) == 2
+    assert len(set(keys)) == 1
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        (hang_up,),
+        (error(500),),
+        (answer(started(), 200),),
+        (answer({**started(), "run_id": "job_1"}, 201),),
+        (hang_up, error(409, "idempotency_duplicate")),
+        (error(503), error(409, "idempotency_duplicate")),
+        (error(500), error(401)),
+        (hang_up, error(429)),
+        (hang_up, error(302)),
+    ],
+)
+async def test_a_create_that_stays_unknown(flora: Flora, server: Scripted, answers: tuple[Any, ...]) -> None:
+    """It ends in the error that holds its one key, its order and its window."""
+    server.on("POST", "/generate", *answers)
+    with pytest.raises(CreateOutcomeUnknownError) as caught:
+        await flora.generations.create(**ORDER)
+    unknown = caught.value
+    assert {asked.headers["Idempotency-Key"] for asked in server.asked} == {unknown.idempotency_key}
+    assert unknown.idempotency_key in str(unknown)
+    assert unknown.order.prompt == "a mug"
+    assert unknown.attempts == len(server.asked)
+    assert unknown.window[0] <= unknown.window[1]
+
+
+@pytest.mark.parametrize("fault", [error(503), error(429)])
+async def test_a_create_that_was_put_off_is_not_unknown(flora: Flora, server: Scripted, fault: Any) -> None:
+    """429 and 503 mean that nothing was started."""
+    server.on("POST", "/generate", fault)
+    with pytest.raises((InternalServerError, RateLimitError)) as caught:
+        await flora.generations.create(**ORDER)
+    assert caught.value.attempts == 3
+    assert len({asked.headers["Idempotency-Key"] for asked in server.asked}) == 1
+
+
+async def test_a_server_that_is_not_there() -> None:
+    """A refused connection is not_sent, for creates too."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        async with Flora(KEY, base_url=f"http://127.0.0.1:{taken.getsockname()[1]}") as flora:
+            for call in (flora.generations.create(**ORDER), flora.generations.retrieve(RUN_ID)):
+                with pytest.raises(APIConnectionError) as caught:
+                    await call
+                assert (caught.value.sent, caught.value.attempts) == ("not_sent", 3)
+                assert caught.value.__cause__ is None
+                assert caught.value.__context__ is None
+
+
+async def test_a_server_that_does_not_answer(server: Scripted) -> None:
+    """The exchange ends at the timeout; a create may have arrived."""
+    server.on("GET", f"/runs/{RUN_ID}", silence).on("POST", "/generate", silence)
+    async with Flora(KEY, base_url=server.base_url, timeout=0.1, max_retries=1) as flora:
+        with pytest.raises(APITimeoutError) as caught:
+            await flora.generations.retrieve(RUN_ID)
+        assert (caught.value.sent, caught.value.attempts) == ("maybe_sent", 2)
+        with pytest.raises(CreateOutcomeUnknownError):
+            await flora.generations.create(**ORDER)
+
+
+async def test_retry_after_is_sat_out(flora: Flora, server: Scripted) -> None:
+    """And one above a minute is an error at once."""
+    server.on("GET", f"/runs/{RUN_ID}", error(429, headers={"Retry-After": "1"}), answer(run()))
+    began = asyncio.get_running_loop().time()
+    await flora.generations.retrieve(RUN_ID)
+    assert asyncio.get_running_loop().time() - began >= 1
+    server.on("GET", f"/runs/{RUN_ID}", error(429, headers={"Retry-After": "61"}))
+    with pytest.raises(RateLimitError) as caught:
+        await flora.generations.retrieve(RUN_ID)
+    assert (caught.value.retry_after, caught.value.attempts) == (61.0, 1)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_redirects_are_not_followed(flora: Flora, server: Scripted, status: int) -> None:
+    """Neither the key nor the prompt goes elsewhere."""
+    async with Scripted() as elsewhere:
+        away = answer(b"", status, {"Location": elsewhere.base_url + "/generate"})
+        server.on("POST", "/generate", away).on("GET", f"/runs/{RUN_ID}", away)
+        for call in (flora.generations.create(**ORDER), flora.generations.retrieve(RUN_ID)):
+            with pytest.raises(ProtocolError, match="redirect"):
+                await call
+        assert not elsewhere.asked
+    assert len(server.asked) == 2
+
+
+async def test_an_answer_about_another_run(flora: Flora, server: Scripted) -> None:
+    """It is no answer."""
+    server.on("GET", f"/runs/{RUN_ID}", answer(run(run_id="run_other")))
+    with pytest.raises(ProtocolError, match="run_other"):
+        await flora.generations.retrieve(RUN_ID)
+
+
+async def test_an_answer_that_is_not_what_was_promised(flora: Flora, server: Scripted) -> None:
+    """The error names field, URL and request id."""
+    server.on("GET", f"/runs/{RUN_ID}", answer({"run_id": RUN_ID}))
+    with pytest.raises(ResponseDecodeError) as caught:
+        await flora.generations.retrieve(RUN_ID)
+    assert (caught.value.field, caught.value.request_id) == ("$.status", "req_1")
+    assert caught.value.url.endswith(f"/runs/{RUN_ID}")
+
+
+async def test_garbage_instead_of_http() -> None:
+    """It is no BadRequestError, whatever the parser calls it."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server, Flora(KEY, base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as flora:
+        with pytest.raises(ProtocolError):
+            await flora.generations.retrieve(RUN_ID)
+        with pytest.raises(CreateOutcomeUnknownError):
+            await flora.generations.create(**ORDER)
+
+
+async def test_the_key_and_the_prompt_stay_out_of_the_log(
+    flora: Flora, server: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ids, statuses and times only, at every level."""
+    caplog.set_level(logging.DEBUG)
+    server.on("POST", "/generate", error(500), answer(started(), 201))
+    server.on("GET", f"/runs/{RUN_ID}", error(500, prompt="a mug"), answer({"prompt": "a mug"}), answer(run()))
+    started_run = await flora.generations.create(**ORDER)
+    await flora.wait_for_run(started_run)
+    ours = [record.getMessage() for record in caplog.records if record.name == "flora_async"]
+    assert any(RUN_ID in line for line in ours)
+    assert any(server.asked[0].headers["Idempotency-Key"] in line for line in ours)
+    assert not any(KEY in line or "a mug" in line for line in ours)
+
+
+# -- life
+
+
+async def test_without_async_with(server: Scripted) -> None:
+    """A client may be opened by its first request and closed by hand, twice."""
+    server.on("GET", f"/runs/{RUN_ID}", answer(run()))
+    flora = Flora(KEY, base_url=server.base_url)
+    assert (await flora.generations.retrieve(RUN_ID)).succeeded
+    await flora.close()
+    await flora.close()
+    for call in (flora.generations.retrieve(RUN_ID), flora.generations.create(**ORDER), flora.wait_for_run(RUN_ID)):
+        with pytest.raises(ClientClosedError):
+            await call
+
+
+async def test_closing_a_client_that_was_never_used() -> None:
+    """There is nothing to close."""
+    await Flora(KEY).close()
+
+
+async def test_close_ends_what_is_under_way(server: Scripted) -> None:
+    """Reads and waits end in ClientClosedError; a create that was sent is unknown."""
+    server.on("GET", f"/runs/{RUN_ID}", silence).on("POST", "/generate", silence)
+    server.on("GET", "/runs/run_2", answer(run("running", "run_2")))
+    flora = Flora(KEY, base_url=server.base_url)
+    caught: list[str] = []
+
+    async def watch(call: Any) -> None:
+        try:
+            await call
+        except FloraError as error:
+            caught.append(type(error).__name__)
+
+    async with anyio.create_task_group() as group:
+        for call in (
+            flora.generations.retrieve(RUN_ID),
+            flora.generations.create(**ORDER),
+            flora.wait_for_run("run_2"),
+        ):
+            group.start_soon(watch, call)
+        while len(server.asked) < 3:
+            await anyio.sleep(0.001)
+        await flora.close()
+    assert sorted(caught) == ["ClientClosedError", "ClientClosedError", "CreateOutcomeUnknownError"]
+
+
+def test_each_client_belongs_to_one_loop() -> None:
+    """Used on another, or on none, it says so."""
+    flora = Flora(KEY, base_url="http://127.0.0.1:1", max_retries=0)
+
+    async def use() -> None:
+        with pytest.raises(APIConnectionError):
+            await flora.generations.retrieve(RUN_ID)
+
+    async def misuse() -> None:
+        with pytest.raises(ConfigurationError, match="event loop"):
+            await flora.generations.retrieve(RUN_ID)
+
+    async def close() -> None:
+        await flora.close()
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(use())
+        second.run(misuse())
+        first.run(close())
+
+
+def test_without_asyncio() -> None:
+    """A loop of another kind is not taken."""
+    call = Flora(KEY).generations.retrieve(RUN_ID)
+    with pytest.raises(ConfigurationError, match="asyncio"):
+        call.send(None)
+
+
+async def test_many_clients_in_one_process(server: Scripted) -> None:
+    """Each with its own key."""
+    server.on("GET", f"/runs/{RUN_ID}", answer(run()))
+    async with Flora("sk_1", base_url=server.base_url) as one, Flora("sk_2", base_url=server.base_url) as two:
+        await asyncio.gather(one.generations.retrieve(RUN_ID), two.generations.retrieve(RUN_ID))
+    assert {asked.headers["Authorization"] for asked in server.asked} == {"Bearer sk_1", "Bearer sk_2"}
+
+
+async def test_a_borrowed_session_carries_the_reads_and_stays_open(server: Scripted) -> None:
+    """Creates use connections of their own."""
+    server.on("GET", f"/runs/{RUN_ID}", answer(run())).on("POST", "/generate", answer(started(), 201))
+    seen: list[str] = []
+
+    async def note(session: object, context: object, params: aiohttp.TraceRequestStartParams) -> None:
+        seen.append(params.method)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_start.append(note)
+    async with aiohttp.ClientSession(trace_configs=[trace]) as session:
+        async with Flora(KEY, base_url=server.base_url, session=session) as flora:
+            await flora.generations.retrieve(RUN_ID)
+            await flora.generations.create(**ORDER)
+        assert seen == ["GET"]
+        assert not session.closed
+        flora = Flora(KEY, base_url=server.base_url, session=session)
+    with pytest.raises(ClientClosedError, match="session"):
+        await flora.generations.retrieve(RUN_ID)
+    await flora.close()
+
+
+async def test_a_proxy_carries_everything(server: Scripted) -> None:
+    """Requests go to it, with the whole URL."""
+    server.on("GET", "http://flora.localhost/x", answer({}))
+    proxy = server.base_url.removesuffix("/api/v1")
+    async with Flora(KEY, base_url="http://127.0.0.1:1/api/v1", proxy=proxy, max_retries=0) as flora:
+        with pytest.raises(NotFoundError):
+            await flora.request("GET", "/models")
+    assert server.asked[0].headers["Host"] == "127.0.0.1:1"
+
+
+async def test_a_cancelled_request_is_cancelled(flora: Flora, server: Scripted) -> None:
+    """Cancellation passes through as itself."""
+    server.on("GET", f"/runs/{RUN_ID}", silence)
+    task = asyncio.create_task(flora.generations.retrieve(RUN_ID))
+    while not server.asked:
+        await anyio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_more_requests_than_may_be_under_way(flora: Flora, server: Scripted) -> None:
+    """They take turns."""
+    server.on("GET", f"/runs/{RUN_ID}", answer(run()))
+    runs = await asyncio.gather(*(flora.generations.retrieve(RUN_ID) for _ in range(300)))
+    assert len(runs) == 300

@@ -1,0 +1,114 @@
+"""What can go wrong, and what each error says."""
+
+import pickle
+
+import pytest
+
+import flora_async
+from flora_async import (
+    APIConnectionError,
+    APIError,
+    APITimeoutError,
+    ConfigurationError,
+    CreateOutcomeUnknownError,
+    DownloadError,
+    FieldError,
+    FloraError,
+    Order,
+    PaginationError,
+    ProtocolError,
+    RateLimitError,
+    ResponseDecodeError,
+    Run,
+    RunFailedError,
+    RunTimeoutError,
+)
+
+ORDER = Order(type="image", prompt="a mug", workspace_id="ws_1", project_id="prj_1")
+FAILED = Run(
+    run_id="run_1", status="failed", progress=40, created_at=1, error_code="safety_blocked", error_message="Not this."
+)
+EXAMPLES: list[tuple[FloraError, list[str]]] = [
+    (ConfigurationError("limit must be a number"), ["limit must be a number"]),
+    (
+        APIError(
+            "Invalid",
+            status=400,
+            code="input_validation_error",
+            fields=(FieldError(field="prompt", message="Required"),),
+            request_id="req_7",
+        ),
+        ["400", "input_validation_error", "Invalid", "prompt: Required", "req_7"],
+    ),
+    (RateLimitError("Slow down", status=429, retry_after=90.0), ["429", "90 s", "Slow down"]),
+    (APIConnectionError("cannot connect", sent="not_sent"), ["cannot connect", "not_sent"]),
+    (APITimeoutError("no answer", sent="maybe_sent"), ["no answer", "maybe_sent"]),
+    (ProtocolError("not\r\n HTTP", status=200, request_id="req_8"), ["not HTTP", "req_8"]),
+    (
+        ResponseDecodeError(
+            "Expected str",
+            field="$.status",
+            url="https://app.flora.ai/api/v1/runs/run_1",
+            status=200,
+            request_id="req_9",
+            excerpt="{}",
+        ),
+        ["$.status", "https://app.flora.ai/api/v1/runs/run_1", "req_9", "Expected str", "{}"],
+    ),
+    (
+        CreateOutcomeUnknownError(order=ORDER, idempotency_key="key-1", window=(1.0, 2.0), attempts=3, reason="cut"),
+        ["key-1", "3 attempts", "cut", "image"],
+    ),
+    (RunFailedError(FAILED), ["run_1", "safety_blocked", "Not this."]),
+    (
+        RunTimeoutError("run_1", timeout=5, run=FAILED, trouble="503"),
+        ["run_1", "5 s", "failed at 40 %", "503", "goes on"],
+    ),
+    (RunTimeoutError("run_1", timeout=5, run=None, trouble=None), ["run_1", "never seen"]),
+    (PaginationError("c1"), ["'c1'"]),
+    (DownloadError("disk full"), ["disk full"]),
+]
+
+
+@pytest.mark.parametrize(("error", "words"), EXAMPLES)
+def test_the_text_is_one_line_that_holds_what_is_needed(error: FloraError, words: list[str]) -> None:
+    """Code, message, request id; run id and cause; URL and field; the key of an unknown create."""
+    assert "\n" not in str(error)
+    for word in words:
+        assert word in str(error)
+
+
+@pytest.mark.parametrize(("error", "words"), EXAMPLES)
+def test_errors_pickle(error: FloraError, words: list[str]) -> None:
+    """They cross processes with everything they know."""
+    error.run_id = "run_7"
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert copy.__dict__ == error.__dict__
+    assert str(copy) == str(error)
+
+
+def test_an_error_says_which_run_it_is_about() -> None:
+    """The run id that a wait adds is in the text, once."""
+    error = APIError("No", status=401)
+    error.run_id = "run_9"
+    assert str(error).endswith("(run_9)")
+
+
+def test_attempts_are_told() -> None:
+    """More than one attempt is worth a word."""
+    error = APIConnectionError("cut", sent="maybe_sent")
+    error.attempts = 3
+    assert "3 attempts" in str(error)
+
+
+def test_every_error_is_in_the_one_tree_and_at_the_front_door() -> None:
+    """Catching FloraError catches everything; time-outs are TimeoutErrors, bad settings ValueErrors."""
+    found = {name for name in flora_async.__all__ if name.endswith("Error")} - {"FieldError"}
+    tree: set[type[FloraError]] = {FloraError}
+    while grown := {child for parent in tree for child in parent.__subclasses__()} - tree:
+        tree |= grown
+    assert found == {error.__name__ for error in tree}
+    assert issubclass(APITimeoutError, TimeoutError)
+    assert issubclass(RunTimeoutError, TimeoutError)
+    assert issubclass(ConfigurationError, ValueError)

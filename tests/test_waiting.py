@@ -1,0 +1,420 @@
+"""Waiting for runs and watching them change."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Generator
+from typing import Any
+
+import anyio
+import backoff
+import msgspec
+import pytest
+from scripted import RUN_ID, Scripted, answer, error, generation, hang_up, run, silence, started, tasks_of_ours
+
+from flora_async import (
+    APIError,
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    Flora,
+    Generation,
+    NotFoundError,
+    PermissionDeniedError,
+    Run,
+    RunFailedError,
+    RunTimeoutError,
+    StartedRun,
+    _pacing,
+)
+
+pytestmark = pytest.mark.anyio
+
+OWN = f"/runs/{RUN_ID}"
+ORDER: dict[str, Any] = {"type": "image", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1"}
+
+
+def often() -> Generator[float, Any, None]:
+    """Give a schedule that looks all the time."""
+    return backoff.expo(base=1, factor=0.01)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make pauses short."""
+    for name in ("RETRY_FIRST", "RATE_LIMIT_PAUSE", "RESEND_PAUSE"):
+        monkeypatch.setattr(_pacing, name, 0.001)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Scripted]:
+    """Give a FLORA to be scripted."""
+    async with Scripted() as scripted:
+        yield scripted
+
+
+@pytest.fixture
+async def flora(server: Scripted) -> AsyncIterator[Flora]:
+    """Give a client of it that looks all the time."""
+    async with Flora("sk_1", base_url=server.base_url, poll=often) as client:
+        yield client
+
+
+def record(**changes: Any) -> Run:
+    """Give a run as a caller may hold it."""
+    return msgspec.convert({**run("running"), **changes}, Run)
+
+
+# -- what a wait returns
+
+
+async def test_a_run_by_each_of_its_records(flora: Flora, server: Scripted) -> None:
+    """A StartedRun, a Run, a Generation and a bare id lead to the same."""
+    server.on("GET", OWN, answer(run("pending")), answer(run("running", progress=40)), answer(run()))
+    unfinished = msgspec.convert({**generation(RUN_ID), "status": "running", "progress": 3}, Generation)
+    for subject in (msgspec.convert(started(), StartedRun), record(), unfinished, RUN_ID):
+        finished = await flora.wait_for_run(subject)
+        assert (finished.run_id, finished.succeeded, finished.outputs[0].url) == (RUN_ID, True, "hello")
+
+
+async def test_a_finished_run_is_returned_without_a_request(flora: Flora, server: Scripted) -> None:
+    """Or raised, if it has failed."""
+    done = record(**run())
+    assert await flora.wait_for_run(done) is done
+    with pytest.raises(RunFailedError) as caught:
+        await flora.wait_for_run(record(status="failed", error_code="safety_blocked"))
+    assert (caught.value.code, caught.value.run_id) == ("safety_blocked", RUN_ID)
+    assert [seen async for seen in flora.watch_run(done)] == [done]
+    assert not server.asked
+
+
+async def test_a_run_that_fails(flora: Flora, server: Scripted) -> None:
+    """The error has FLORA's last word."""
+    server.on("GET", OWN, answer(run("failed", error_code="provider_error", error_message="Sorry.")))
+    with pytest.raises(RunFailedError, match="provider_error: Sorry") as caught:
+        await flora.wait_for_run(RUN_ID)
+    assert caught.value.run.status == "failed"
+
+
+async def test_a_completed_run_without_outputs_is_complete(flora: Flora, server: Scripted) -> None:
+    """And a failed one needs no code."""
+    server.on("GET", OWN, answer(run(outputs=None)), answer(run("failed")))
+    assert (await flora.wait_for_run(RUN_ID)).outputs == ()
+    with pytest.raises(RunFailedError, match="no code"):
+        await flora.wait_for_run(RUN_ID)
+
+
+async def test_generate_creates_and_waits(flora: Flora, server: Scripted) -> None:
+    """One POST, then looks."""
+    server.on("POST", "/generate", answer(started(), 201)).on("GET", OWN, answer(run("running")), answer(run()))
+    seen: list[str] = []
+    finished = await flora.generate(**ORDER, on_update=lambda run: seen.append(run.status))
+    assert finished.succeeded
+    assert seen == ["running", "completed"]
+
+
+async def test_errors_after_the_start_know_the_run(flora: Flora, server: Scripted) -> None:
+    """It is paid for."""
+    server.on("POST", "/generate", answer(started(), 201)).on("GET", OWN, answer(run("running")), error(401))
+    with pytest.raises(AuthenticationError) as caught:
+        await flora.generate(**ORDER)
+    assert caught.value.run_id == RUN_ID
+    assert RUN_ID in str(caught.value)
+
+
+# -- when it looks
+
+
+async def test_a_run_just_started_is_first_looked_at_when_it_may_be_done(server: Scripted) -> None:
+    """Any other is looked at at once."""
+    server.on("POST", "/generate", answer(started(estimated_seconds=30), 201)).on("GET", OWN, answer(run()))
+    async with Flora("sk_1", base_url=server.base_url) as flora, Flora("sk_1", base_url=server.base_url) as other:
+        started_run = await flora.generations.create(**ORDER)
+        with pytest.raises(RunTimeoutError, match="never seen"):
+            await flora.wait_for_run(started_run, timeout=0.2)
+        assert server.count("GET", OWN) == 0
+        assert (await other.wait_for_run(started_run, timeout=5)).succeeded
+        assert (await flora.wait_for_run(RUN_ID, timeout=5)).succeeded
+
+
+@pytest.mark.parametrize(("estimate", "first"), [(10.0, 6.5), (None, 5.2), (0, 5.2)])
+async def test_the_default_schedule_goes_by_the_estimate(
+    server: Scripted, monkeypatch: pytest.MonkeyPatch, estimate: float | None, first: float
+) -> None:
+    """Where FLORA gives none, by what is usual for the type."""
+    monkeypatch.setattr(_pacing, "POLL_JITTER", 0.0)
+    server.on("POST", "/generate", answer(started(estimated_seconds=estimate), 201)).on("GET", OWN, answer(run()))
+    async with Flora("sk_1", base_url=server.base_url) as flora:
+        watch = flora.watch_run(await flora.generations.create(**ORDER))
+        pauses: list[float] = []
+
+        async def pause(seconds: float) -> None:
+            pauses.append(seconds)
+
+        monkeypatch.setattr(watch, "_pause", pause)
+        assert (await anext(watch)).succeeded
+    assert pauses == [pytest.approx(first, abs=0.1)]
+
+
+async def test_a_schedule_for_one_wait(server: Scripted) -> None:
+    """It goes before the client's, and is fresh for each run."""
+    server.on("GET", OWN, answer(run("running")), answer(run("running")), answer(run()))
+    made: list[object] = []
+
+    def mine() -> Generator[float, Any, None]:
+        made.append(1)
+        return often()
+
+    async with Flora("sk_1", base_url=server.base_url) as flora:
+        for _ in range(2):
+            assert (await flora.wait_for_run(RUN_ID, poll=mine, timeout=5)).succeeded
+    assert len(made) == 2
+
+
+async def test_a_schedule_that_makes_no_sense(flora: Flora, server: Scripted) -> None:
+    """The error says so."""
+    server.on("GET", OWN, answer(run("running")))
+    with pytest.raises(ConfigurationError, match="schedule"):
+        await flora.wait_for_run(RUN_ID, poll=lambda: backoff.expo(base=1, factor=-1))
+
+
+async def test_old_runs_of_strange_age_are_looked_at_like_new_ones(server: Scripted) -> None:
+    """A time stamp that says nothing does not make the looks rare."""
+    server.on("GET", OWN, answer(run("running", created_at=0)), answer(run()))
+    async with Flora("sk_1", base_url=server.base_url) as flora:
+        assert (await flora.wait_for_run(RUN_ID, timeout=4)).succeeded
+
+
+# -- where it looks
+
+
+async def test_the_poll_url_is_asked_when_it_is_at_home(flora: Flora, server: Scripted) -> None:
+    """On the client's own origin, below its base path."""
+    server.on("POST", "/generate", answer(started(poll_url=f"{server.base_url}/poll/7?token=x"), 201))
+    server.on("GET", "/poll/7", answer(run("running")), answer(run()))
+    await flora.generate(**ORDER)
+    assert server.count("GET", "/poll/7") == 2
+    assert server.asked[-1].query == {"token": "x"}
+    assert server.count("GET", OWN) == 0
+
+
+async def test_a_foreign_poll_url_is_ignored_and_said_once(
+    flora: Flora, server: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The key never goes to another host; the run is asked at its own address."""
+    caplog.set_level(logging.WARNING)
+    async with Scripted() as elsewhere:
+        away = elsewhere.base_url + OWN
+        server.on("POST", "/generate", answer(started(poll_url=away), 201))
+        server.on("GET", OWN, answer(run("running", poll_url=away)), answer(run(poll_url=away)))
+        assert (await flora.generate(**ORDER)).succeeded
+        assert (await flora.wait_for_run(RUN_ID)).succeeded
+        assert not elsewhere.asked
+    assert len([record for record in caplog.records if "poll_url" in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [error(404), error(403), error(400), answer({}), answer(run(run_id="run_x")), error(302)]
+)
+async def test_a_poll_url_that_does_not_work_is_left_for_the_runs_own_address(
+    flora: Flora, server: Scripted, fault: Any
+) -> None:
+    """What FLORA says at the run's own address counts."""
+    server.on("POST", "/generate", answer(started(poll_url=f"{server.base_url}/poll/7"), 201))
+    server.on("GET", "/poll/7", fault).on(
+        "GET", OWN, answer(run("running", poll_url=f"{server.base_url}/poll/7")), answer(run())
+    )
+    assert (await flora.generate(**ORDER)).succeeded
+    assert server.count("GET", "/poll/7") == 1
+
+
+# -- what ends a wait
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(error(status) for status in (408, 429, 500, 502, 503, 504)),
+        *(hang_up, answer(b"<html>"), answer(b""), answer(run(run_id="run_other")), error(302), answer(run("paused"))),
+    ],
+)
+async def test_passing_faults_do_not_end_a_wait(
+    flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch, fault: Any
+) -> None:
+    """However many, of whatever kind; an unknown status likewise."""
+    monkeypatch.setattr(_pacing, "POLL_CAP", 0.01)
+    server.on("GET", OWN, *[fault] * 8, answer(run()))
+    assert (await flora.wait_for_run(RUN_ID)).succeeded
+
+
+async def test_a_look_that_hangs_is_given_up(server: Scripted) -> None:
+    """After the client's timeout; the wait goes on."""
+    server.on("GET", OWN, silence, answer(run()))
+    async with Flora("sk_1", base_url=server.base_url, timeout=0.1, poll=often) as flora:
+        assert (await flora.wait_for_run(RUN_ID)).succeeded
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, BadRequestError), (401, AuthenticationError), (403, PermissionDeniedError), (410, APIError)],
+)
+async def test_definite_answers_end_a_wait(flora: Flora, server: Scripted, status: int, kind: type[APIError]) -> None:
+    """At once, with the run's id."""
+    server.on("GET", OWN, answer(run("running")), error(status))
+    with pytest.raises(kind) as caught:
+        await flora.wait_for_run(RUN_ID)
+    assert (caught.value.run_id, caught.value.status) == (RUN_ID, status)
+    assert server.count("GET", OWN) == 2
+
+
+async def test_a_fresh_run_may_not_be_found_yet(
+    flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 404 is final 10 seconds after the creation; for a bare id, after the first look."""
+    missing = [error(404)] * 3
+    server.on("POST", "/generate", answer(started(), 201)).on("GET", OWN, *missing, answer(run()))
+    assert (await flora.generate(**ORDER)).succeeded
+    server.on("GET", OWN, *missing, answer(run()))
+    assert (await flora.wait_for_run(RUN_ID)).succeeded
+    monkeypatch.setattr(_pacing, "NOT_FOUND_GRACE", 0.05)
+    server.on("GET", OWN, error(404))
+    began = time.monotonic()
+    with pytest.raises(NotFoundError) as caught:
+        await flora.wait_for_run(RUN_ID)
+    assert time.monotonic() - began >= 0.05
+    assert caught.value.run_id == RUN_ID
+
+
+async def test_an_old_run_that_is_not_found(flora: Flora, server: Scripted) -> None:
+    """A record tells how old its run is."""
+    with pytest.raises(NotFoundError):
+        await flora.wait_for_run(record(created_at=time.time() - 60))
+    assert server.count("GET", OWN) == 1
+
+
+@pytest.mark.parametrize(
+    "say", [answer(run("running", progress=7)), silence, error(500), error(429, headers={"Retry-After": "9999"})]
+)
+async def test_the_timeout_bounds_everything(flora: Flora, server: Scripted, say: Any) -> None:
+    """A hanging request and a long Retry-After included; the error says what was last seen."""
+    server.on("GET", OWN, answer(run("running", progress=7)), say)
+    began = time.monotonic()
+    with pytest.raises(RunTimeoutError, match="goes on") as caught:
+        await flora.wait_for_run(RUN_ID, timeout=0.3)
+    assert time.monotonic() - began == pytest.approx(0.3, abs=0.2)
+    assert isinstance(caught.value, TimeoutError)
+    assert (caught.value.run_id, caught.value.run and caught.value.run.progress) == (RUN_ID, 7.0)
+
+
+async def test_a_run_whose_wait_timed_out_can_be_awaited_again(flora: Flora, server: Scripted) -> None:
+    """It goes on at FLORA."""
+    server.on("GET", OWN, answer(run("running")))
+    with pytest.raises(RunTimeoutError) as caught:
+        await flora.wait_for_run(RUN_ID, timeout=0.05)
+    server.on("GET", OWN, answer(run()))
+    assert (await flora.wait_for_run(caught.value.run_id)).succeeded
+
+
+async def test_cancelling_a_wait_stops_the_looks(flora: Flora, server: Scripted) -> None:
+    """And nothing else."""
+    server.on("GET", OWN, answer(run("running")))
+    with anyio.move_on_after(0.05) as scope:
+        await flora.wait_for_run(RUN_ID)
+    assert scope.cancelled_caught
+    looks = server.count("GET", OWN)
+    await anyio.wait_all_tasks_blocked()
+    assert server.count("GET", OWN) == looks
+
+
+async def test_what_on_update_raises_ends_the_wait(flora: Flora, server: Scripted) -> None:
+    """As itself."""
+    server.on("GET", OWN, answer(run("running")))
+
+    def stop(run: Run) -> None:
+        raise KeyError(run.run_id)
+
+    with pytest.raises(KeyError, match=RUN_ID):
+        await flora.wait_for_run(RUN_ID, on_update=stop)
+
+
+# -- watching
+
+
+async def test_a_watch_yields_each_change_once(flora: Flora, server: Scripted) -> None:
+    """Not what is unchanged, nor less progress at the same status; it ends with the finished run."""
+    told = [
+        ("pending", 0),
+        ("pending", 0),
+        ("running", 10),
+        ("running", 30),
+        ("running", 20),
+        ("running", 30),
+        ("odd", 1),
+    ]
+    server.on("GET", OWN, *(answer(run(status, progress=progress)) for status, progress in told), answer(run()))
+    seen = [(run.status, run.progress) async for run in flora.watch_run(RUN_ID)]
+    assert seen == [("pending", 0), ("running", 10), ("running", 30), ("odd", 1), ("completed", 100)]
+
+
+async def test_outputs_that_come_early_are_a_change(flora: Flora, server: Scripted) -> None:
+    """Some runs show theirs one by one."""
+    early = [{"output_id": "1", "type": "text", "url": "first"}]
+    server.on("GET", OWN, answer(run("running")), answer(run("running", outputs=early)), answer(run()))
+    assert [len(run.outputs) async for run in flora.watch_run(RUN_ID)] == [0, 1, 1]
+
+
+async def test_a_watch_ends_with_the_failed_run(flora: Flora, server: Scripted) -> None:
+    """As its last item; then it is over."""
+    server.on("GET", OWN, answer(run("failed", error_code="provider_error")))
+    watch = flora.watch_run(RUN_ID)
+    assert (await anext(watch)).error_code == "provider_error"
+    with pytest.raises(StopAsyncIteration):
+        await anext(watch)
+
+
+async def test_a_watch_has_a_timeout_of_its_own(flora: Flora, server: Scripted) -> None:
+    """Which does not cancel what its reader does between two items."""
+    server.on("GET", OWN, answer(run("running")))
+    undisturbed = False
+    with pytest.raises(RunTimeoutError):
+        async for _ in flora.watch_run(RUN_ID, timeout=0.05):
+            await anyio.sleep(0.1)
+            undisturbed = True
+    assert undisturbed
+
+
+async def test_an_unknown_status_is_said_once(flora: Flora, server: Scripted, caplog: pytest.LogCaptureFixture) -> None:
+    """For each run."""
+    caplog.set_level(logging.WARNING)
+    server.on("GET", OWN, answer(run("paused")), answer(run("paused")), answer(run("paused")), answer(run()))
+    await flora.wait_for_run(RUN_ID)
+    assert len([record for record in caplog.records if "paused" in record.getMessage()]) == 1
+
+
+async def test_nothing_is_left_after_a_break(flora: Flora, server: Scripted) -> None:
+    """A watch works only while it is asked."""
+    server.on("GET", OWN, answer(run("running")))
+    before = tasks_of_ours()
+    async for _ in flora.watch_run(RUN_ID):
+        break
+    assert tasks_of_ours() == before
+
+
+async def test_waits_side_by_side(flora: Flora, server: Scripted) -> None:
+    """Each gets its own run."""
+    ids = [f"run_{number}" for number in range(50)]
+    for run_id in ids:
+        server.on("GET", f"/runs/{run_id}", answer(run("running", run_id)), answer(run(run_id=run_id)))
+    finished = await asyncio.gather(*(flora.wait_for_run(run_id) for run_id in ids))
+    assert [run.run_id for run in finished] == ids
+
+
+async def test_what_a_client_remembers_of_its_runs_is_bounded(
+    flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a run was started is forgotten after an hour."""
+    monkeypatch.setattr("flora_async._client.REMEMBERED_SECONDS", 0.0)
+    for number in range(5):
+        server.on("POST", "/generate", answer(started(f"run_{number}"), 201))
+        await flora.generations.create(**ORDER)
+    assert len(flora._births) == 1

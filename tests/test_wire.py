@@ -1,0 +1,424 @@
+"""Requests out, answers in: what may be asked, and what an answer means."""
+
+import json
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+from scripted import generation, run, started
+
+from flora_async import (
+    APIError,
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    ConflictError,
+    FieldError,
+    FloraError,
+    GenerationPage,
+    IdempotencyConflictError,
+    InsufficientCreditsError,
+    InternalServerError,
+    NotFoundError,
+    Order,
+    PermissionDeniedError,
+    ProtocolError,
+    RateLimitError,
+    ResponseDecodeError,
+    Run,
+    UnprocessableEntityError,
+    _wire,
+)
+from flora_async._addresses import parse_base_url
+
+FLORA = parse_base_url("https://app.flora.ai/api/v1")
+LOCAL = parse_base_url("http://127.0.0.1:8080/api/v1")
+ASKED = _wire.Request(method="GET", url="https://app.flora.ai/api/v1/runs/run_abc123?x=1")
+
+
+def told(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> _wire.Answer:
+    """Give an answer of FLORA's."""
+    raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    all_headers = CIMultiDict({"request-id": "req_1", **(headers or {})})
+    return _wire.Answer(request=ASKED, status=status, headers=all_headers, body=raw)
+
+
+def order(**changes: Any) -> Order:
+    """Give a good order, changed."""
+    return Order(**{"type": "image", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1", **changes})
+
+
+# -- what goes out
+
+
+@pytest.mark.parametrize("run_id", ["run_1", "run_a.b:c~d", "run_ä", "run_..", "run_a&b=c", "run_" + "x" * 508])
+def test_ids_are_opaque_behind_their_prefix(run_id: str) -> None:
+    """An id's alphabet is FLORA's business; it is encoded into one segment of the path."""
+    url = _wire.retrieve_request(FLORA, run_id).url
+    assert url.startswith("https://app.flora.ai/api/v1/runs/run_")
+    assert url.isascii()
+    assert url.count("/") == 6
+
+
+@pytest.mark.parametrize(
+    "run_id",
+    [
+        *("", "run_", "RUN_1", "prj_1", "run", " run_1", "run_1 ", "run_1\n", "run_ 1", "run_\u00a01", "run_\u20281"),
+        *(
+            "run_/../x",
+            "run_../x",
+            "../run_1",
+            "run_a/b",
+            "run_a\\b",
+            "run_?x",
+            "run_#x",
+            "run_%2e",
+            "run_\x00",
+            "run_\x85",
+        ),
+        *("run_\udcff", "run_" + "x" * 509, None, 7, b"run_1"),
+    ],
+)
+def test_ids_that_cannot_be(run_id: Any) -> None:
+    """Nothing that could leave its place in the path is sent; the error names the argument."""
+    with pytest.raises(ConfigurationError, match="run_id"):
+        _wire.retrieve_request(FLORA, run_id)
+
+
+def test_a_create_request() -> None:
+    """The order is the body, the key a header's value, and the request may be repeated."""
+    request = _wire.create_request(FLORA, order(params={"seed": 7, "sizes": [1, 2.5]}), "key-1")
+    assert (request.method, request.url) == ("POST", "https://app.flora.ai/api/v1/generate")
+    assert json.loads(request.body or b"")["params"] == {"seed": 7, "sizes": [1, 2.5]}
+    assert request.idempotency_key == "key-1"
+    assert request.repeatable
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"type": "t2i"}, "type"),
+        ({"type": ["image"]}, "type"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": "half \ud83d"}, "prompt"),
+        ({"workspace_id": "prj_1"}, "workspace_id"),
+        ({"workspace_id": "ws_"}, "workspace_id"),
+        ({"project_id": "ws_1"}, "project_id"),
+        ({"project_id": "prj_a/b"}, "project_id"),
+        ({"model": ""}, "model"),
+        ({"model": 3}, "model"),
+        ({"params": [1]}, "params"),
+        ({"params": {"x": math.nan}}, r"params\['x'\] is nan"),
+        ({"params": {"x": [0, {"y": math.inf}]}}, r"params\['x'\]\[1\]\['y'\] is inf"),
+        ({"params": {"x": (1, -math.inf)}}, r"params\['x'\]\[1\] is -inf"),
+        ({"params": {"x": object()}}, "params"),
+        ({"params": {"x": "\udcff"}}, "params"),
+        ({"callback_url": "http://me.example/hook"}, "callback_url"),
+        ({"callback_url": "nowhere"}, "callback_url"),
+    ],
+)
+def test_orders_that_are_refused_before_they_cost(changes: dict[str, Any], word: str) -> None:
+    """The error says what is wrong."""
+    with pytest.raises(ConfigurationError, match=word):
+        _wire.create_request(FLORA, order(**changes), "key-1")
+
+
+def test_params_that_contain_themselves() -> None:
+    """An endless structure is an error, not a crash."""
+    endless: dict[str, Any] = {}
+    endless["self"] = endless
+    with pytest.raises(ConfigurationError, match="params"):
+        _wire.create_request(FLORA, order(params=endless), "key-1")
+
+
+def test_params_that_json_can_say() -> None:
+    """What msgspec encodes may be sent."""
+    request = _wire.create_request(FLORA, order(params={"price": Decimal("1.5"), "empty": {}, "none": None}), "key-1")
+    assert json.loads(request.body or b"")["params"] == {"price": "1.5", "empty": {}, "none": None}
+
+
+@given(st.dictionaries(st.text(), st.recursive(st.none() | st.floats() | st.text(), st.lists, max_leaves=5)))
+def test_any_params_go_out_whole_or_not_at_all(params: dict[str, Any]) -> None:
+    """Whatever is sent is what was given; everything else is a ConfigurationError."""
+    try:
+        request = _wire.create_request(FLORA, order(params=params), "key-1")
+    except ConfigurationError:
+        return
+    assert json.loads(request.body or b"")["params"] == params
+
+
+@pytest.mark.parametrize("key", ["a", "A-Z_0.9:b", "x" * 255])
+def test_good_idempotency_keys(key: str) -> None:
+    """What fits a header."""
+    assert _wire.check_idempotency_key(key) == key
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a b", "a\n", "ä", "a\r\nX: y", None, 5])
+def test_refused_idempotency_keys(key: Any) -> None:
+    """What does not."""
+    with pytest.raises(ConfigurationError, match="idempotency_key"):
+        _wire.check_idempotency_key(key)
+
+
+def list_url(**changes: Any) -> str:
+    """Give the URL of a page."""
+    nothing = dict.fromkeys(("cursor", "limit", "project_id", "status", "workspace_id"))
+    return _wire.list_request(FLORA, **{**nothing, **changes}).url
+
+
+def test_list_requests() -> None:
+    """Only what is set is asked; a cursor is a value of the query and nothing else."""
+    assert list_url() == "https://app.flora.ai/api/v1/generations"
+    assert list_url(limit=100, status="failed").endswith("/generations?limit=100&status=failed")
+    assert list_url(cursor="a&limit=1#?/ä").endswith("?cursor=a%26limit%3D1%23%3F%2F%C3%A4")
+    assert list_url(workspace_id="ws_1", project_id="prj_1").endswith("?project_id=prj_1&workspace_id=ws_1")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"limit": limit} for limit in (0, 101, -1, True, 1.5, "10", math.nan)),
+        *({"cursor": cursor} for cursor in ("", 7, "\udcff", "x" * 4097)),
+        *({"project_id": "ws_1"}, {"workspace_id": "prj_1"}, {"status": ""}, {"status": 1}),
+    ],
+)
+def test_list_requests_that_are_refused(changes: dict[str, Any]) -> None:
+    """The error names the argument."""
+    with pytest.raises(ConfigurationError, match=next(iter(changes))):
+        list_url(**changes)
+
+
+def plain(method: Any, path: Any, params: Any = None, body: object = None, key: Any = None) -> _wire.Request:
+    """Give any request."""
+    return _wire.plain_request(FLORA, method, path, params=params, json=body, idempotency_key=key)
+
+
+def test_plain_requests() -> None:
+    """Below the base URL, with a query, a body and a key."""
+    request = plain("post", "techniques/run", {"a": "x y", "n": 1, "f": 2.5, "yes": True, "no": False}, {"k": 1}, "k-1")
+    assert request.url == "https://app.flora.ai/api/v1/techniques/run?a=x%20y&n=1&f=2.5&yes=true&no=false"
+    assert (request.method, request.body, request.repeatable) == ("POST", b'{"k":1}', True)
+    assert plain("GET", "/models").repeatable
+    assert not plain("POST", "/models").repeatable
+    assert plain("GET", "/runs/run_%C3%A4").url.endswith("/runs/run_%C3%A4")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "https://evil.example/", "//evil.example/", "/../admin", "/a/%2e%2e/b", "/a?b", "/a#b", "/a b", "/a\\b"),
+        *("/ä", "/a//b", "/%zz", "/a\n", 7),
+    ],
+)
+def test_plain_paths_that_are_refused(path: Any) -> None:
+    """Nothing leads away from the base URL."""
+    with pytest.raises(ConfigurationError, match="path"):
+        plain("GET", path)
+
+
+@pytest.mark.parametrize("method", ["", "GET /", "GE\r\nT", 1])
+def test_methods_that_are_refused(method: Any) -> None:
+    """A method is a word."""
+    with pytest.raises(ConfigurationError, match="method"):
+        plain(method, "/models")
+
+
+# -- what comes back
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (400, "invalid_json", BadRequestError),
+        (400, "input_validation_error", BadRequestError),
+        (401, "unauthorized", AuthenticationError),
+        (401, "invalid_api_key", AuthenticationError),
+        (402, "insufficient_credits", InsufficientCreditsError),
+        (403, "forbidden", PermissionDeniedError),
+        (404, "not_found", NotFoundError),
+        (409, "conflict", ConflictError),
+        (409, "idempotency_duplicate", IdempotencyConflictError),
+        (418, "teapot", APIError),
+        (422, "idempotency_conflict", UnprocessableEntityError),
+        (429, "rate_limited", RateLimitError),
+        (500, "internal_error", InternalServerError),
+        (503, "service_unavailable", InternalServerError),
+        (599, "new_one", InternalServerError),
+    ],
+)
+def test_documented_errors(status: int, code: str, kind: type[APIError]) -> None:
+    """Each status has its class, which carries all that FLORA said."""
+    fields = [{"field": "prompt", "message": "Required", "new": 1}]
+    body = {"error": {"code": code, "message": "A word.", "fields": fields, "new": 1}}
+    with pytest.raises(APIError) as caught:
+        _wire.read_page(told(body, status, {"X-Word": "y", "Retry-After": "7"}))
+    error = caught.value
+    assert type(error) is kind
+    assert (error.status, error.code, error.message) == (status, code, "A word.")
+    assert error.fields == (FieldError(field="prompt", message="Required"),)
+    assert (error.request_id, error.retry_after, error.headers["x-word"]) == ("req_1", 7.0, "y")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>Bad gateway</html>",
+        b"{}",
+        b'{"error":"no"}',
+        b'{"error":{"code":7}}',
+        b"\xff",
+        b"[" * 100_000,
+        b"null",
+    ],
+)
+def test_errors_in_other_shapes(body: bytes) -> None:
+    """Proxies answer HTML, or nothing: the status still counts."""
+    with pytest.raises(InternalServerError) as caught:
+        _wire.read_page(told(body, 502))
+    assert caught.value.code is None
+    assert caught.value.message
+
+
+def test_null_parts_of_an_error() -> None:
+    """A null code, message or list of fields is none."""
+    with pytest.raises(NotFoundError) as caught:
+        _wire.read_page(told({"error": {"code": None, "message": None, "fields": None}}, 404))
+    assert (caught.value.code, caught.value.fields) == (None, ())
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 304])
+def test_redirects_are_not_answers(status: int) -> None:
+    """The error tells the foreign origin, not more."""
+    with pytest.raises(ProtocolError, match=r"https://evil\.example") as caught:
+        _wire.read_page(told(b"", status, {"location": "https://evil.example/steal?token=1"}))
+    assert "token" not in str(caught.value)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize("status", [100, 199, 600, 999])
+def test_statuses_that_http_does_not_know(status: int) -> None:
+    """They are no answer."""
+    with pytest.raises(ProtocolError):
+        _wire.read_page(told({"generations": [], "meta": {}}, status))
+
+
+def test_a_create_is_a_201_that_names_a_run() -> None:
+    """And nothing else."""
+    assert _wire.read_started_run(told(started(), 201)).run_id == "run_abc123"
+    for status in (200, 202, 204):
+        with pytest.raises(ProtocolError):
+            _wire.read_started_run(told(started(), status))
+    for run_id in ("", "job_1", "run_", "run_\x00", "run_a/b"):
+        with pytest.raises(ResponseDecodeError) as caught:
+            _wire.read_started_run(told(started(run_id), 201))
+        assert caught.value.field == "$.run_id"
+
+
+def test_a_run_is_the_one_that_was_asked_for() -> None:
+    """An answer about another run is no answer."""
+    assert _wire.read_run("run_abc123", told(run())).succeeded
+    with pytest.raises(ProtocolError, match="run_other"):
+        _wire.read_run("run_abc123", told(run(run_id="run_other")))
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (run(status=5), "$.status"),
+        ({key: value for key, value in run().items() if key != "progress"}, "$.progress"),
+        (run(outputs=[{"output_id": "1", "type": "text"}]), "$.outputs[0].url"),
+        ([], None),
+        (b"", None),
+        (b"<html>", None),
+        (b"\xff\xfe", None),
+        (b'{"run_id": "\xff"}', None),
+        (b'{"x": ' + b"[" * 100_000, None),
+        (b'{"run_id": "\\ud800"}', None),
+        (b'{"progress": NaN}', None),
+    ],
+)
+def test_undecodable_runs(body: object, field: str | None) -> None:
+    """The error names the field, the URL without its query, and the request id."""
+    with pytest.raises(ResponseDecodeError) as caught:
+        _wire.read_run("run_abc123", told(body))
+    assert caught.value.field == field
+    assert caught.value.url == "https://app.flora.ai/api/v1/runs/run_abc123"
+    assert caught.value.request_id == "req_1"
+    assert len(caught.value.excerpt) <= 200
+
+
+def test_a_broken_item_names_its_place() -> None:
+    """In a page, too."""
+    items = [generation("run_1"), {**generation("run_2"), "workspace_id": None}]
+    with pytest.raises(ResponseDecodeError) as caught:
+        _wire.read_page(told({"generations": items, "meta": {}}))
+    assert caught.value.field == "$.generations[1].workspace_id"
+
+
+def test_any_answer_as_any_type() -> None:
+    """Requests of one's own say what they expect; an empty answer is an empty object."""
+    response = _wire.read_response(GenerationPage, told({"generations": [], "meta": {}}, headers={"X-Word": "y"}))
+    assert response.data.generations == ()
+    assert (response.status, response.request_id, response.headers["x-word"]) == (200, "req_1", "y")
+    assert _wire.read_response(dict, told(b"", 204)).data == {}
+
+
+@given(st.binary(max_size=200), st.integers(100, 999))
+def test_any_bytes_are_an_answer_or_an_error_of_ours(body: bytes, status: int) -> None:
+    """Nothing but FloraError leaves the readers."""
+    for read in (_wire.read_page, _wire.read_started_run, partial(_wire.read_run, "run_1")):
+        try:
+            read(told(body, status))
+        except FloraError as error:
+            assert "\n" not in str(error)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=5), st.lists, max_leaves=4
+)
+
+
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(Run.__struct_fields__, JSON)))
+def test_any_json_is_a_run_or_an_error_of_ours(changes: dict[str, Any]) -> None:
+    """Wrong types are told, and never break."""
+    try:
+        seen = _wire.read_run("run_abc123", told({**run(), **changes}))
+    except (ResponseDecodeError, ProtocolError) as error:
+        assert changes, error
+    else:
+        assert seen.run_id == "run_abc123"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        *(("5", 5.0), (" 5 ", 5.0), ("0", 0.0), ("31536000", 31536000.0)),
+        *((value, None) for value in ("", "-5", "1.5", "nan", "inf", "1e309", "soon", "٣", "1_000", "9" * 12)),
+        ("Tue, 24 Nov 2026 10:00:30 GMT", 30.0),
+        ("Tue, 24 Nov 2026 09:00:00 GMT", 0.0),
+        ("Tue, 24 Nov 99999 09:00:00 GMT", None),
+    ],
+)
+def test_retry_after(value: str, seconds: float | None) -> None:
+    """Digits, or a date against the answer's own; anything else is nothing."""
+    headers = {"retry-after": value, "date": "Tue, 24 Nov 2026 10:00:00 GMT"}
+    assert _wire.retry_after(headers) == seconds
+
+
+def test_retry_after_a_date_without_a_clock() -> None:
+    """A date alone says nothing: the two clocks may differ."""
+    assert _wire.retry_after({"retry-after": "Tue, 24 Nov 2026 10:00:30 GMT"}) is None
+
+
+def test_call_backs_on_this_machine() -> None:
+    """A sandbox may call back over http."""
+    assert _wire.check_order(LOCAL, order(callback_url="http://127.0.0.1:9/hook"))
