@@ -1,5 +1,6 @@
 """Outputs to disk."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -188,7 +189,7 @@ async def test_an_output_that_stalls(server: Scripted, tmp_path: Path) -> None:
         await response.prepare(request)
         await response.write(b"x")
         await request.content.read()
-        await web.asyncio.sleep(30)
+        await asyncio.sleep(30)
         return response
 
     server.on("GET", "/a", stall)
@@ -265,7 +266,7 @@ async def test_another_file_that_got_there_first(flora: Flora, server: Scripted,
         await response.prepare(request)
         await response.write(b"x")
         while not any(path.suffix == ".part" for path in tmp_path.iterdir()):
-            await web.asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)
         target.write_bytes(b"mine")
         return response
 

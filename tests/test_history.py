@@ -137,7 +137,7 @@ async def test_a_cursor_that_comes_twice(start: str | None, second: str) -> None
     """It is an error after the items until there, not an endless loop."""
     book = Book({start: a_page("run_2", cursor=second), second: a_page("run_1", cursor=second)})
     if start == second:
-        book.pages = {"a": a_page("run_2", cursor="a")}
+        book.pages["a"] = a_page("run_2", cursor="a")
     elif second == "b":
         book.pages["b"] = a_page("run_1", cursor="a")
     seen: list[str] = []
@@ -199,9 +199,9 @@ async def test_async_with_ends_the_look_ahead(flora: Flora, server: Scripted, ki
     server.on("GET", "/generations", page("run_1", cursor="a"), silence)
     before = tasks_of_ours()
     listing = flora.generations.list()
-    closing = {"list": listing, "items": aiter(listing), "pages": listing.pages()}[kind]
+    closing: Any = {"list": listing, "items": aiter(listing), "pages": listing.pages()}[kind]
     async with closing:
-        walk = aiter(closing)
+        walk: Any = aiter(closing)
         await anext(walk)
         assert len(tasks_of_ours()) == len(before) + 1
     assert tasks_of_ours() == before

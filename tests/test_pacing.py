@@ -185,7 +185,7 @@ def seen(progress: float = 0.0, started: float | None = None) -> Run:
 def schedule(estimate: float | None) -> Generator[float, Sighting, None]:
     """Give a schedule that was primed as backoff primes its own."""
     plan = _pacing.run_schedule(estimate)
-    plan.send(None)
+    next(plan)
     return plan
 
 

@@ -312,7 +312,7 @@ async def test_a_run_whose_wait_timed_out_can_be_awaited_again(flora: Flora, ser
     with pytest.raises(RunTimeoutError) as caught:
         await flora.wait_for_run(RUN_ID, timeout=0.05)
     server.on("GET", OWN, answer(run()))
-    assert (await flora.wait_for_run(caught.value.run_id)).succeeded
+    assert (await flora.wait_for_run(caught.value.run_id or "")).succeeded
 
 
 async def test_cancelling_a_wait_stops_the_looks(flora: Flora, server: Scripted) -> None:

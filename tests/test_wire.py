@@ -333,7 +333,7 @@ def test_a_run_is_the_one_that_was_asked_for() -> None:
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        (run(status=5), "$.status"),
+        ({**run(), "status": 5}, "$.status"),
         ({key: value for key, value in run().items() if key != "progress"}, "$.progress"),
         (run(outputs=[{"output_id": "1", "type": "text"}]), "$.outputs[0].url"),
         ([], None),
