@@ -300,14 +300,8 @@ class Flora:
             DownloadError: an output was not saved; those before it are.
             ConfigurationError: *source* has not finished, or is no run or output.
         """
-        if not isinstance(source, Run | Output):
-            raise errors.ConfigurationError(
-                f"download takes a Run, a Generation or an Output, not {type(source).__name__}"
-            )
-        if isinstance(source, Run) and not source.finished:
-            raise errors.ConfigurationError(f"{source.run_id} is {source.status}: wait_for_run it before the download")
         return await download(
-            source,
+            _downloadable(source),
             Path(folder),
             open_media=self._transport.media,
             check_url=partial(_addresses.media_url, self._origin),
@@ -369,7 +363,7 @@ class Flora:
             timeout=_checked_wait(timeout),
         )
 
-    def _subject(self, run: RunLike) -> Subject:
+    def _subject(self, run: object) -> Subject:
         if isinstance(run, str):
             return Subject(_wire.check_id("run_id", run, "run_"))
         if isinstance(run, StartedRun):
@@ -416,7 +410,15 @@ def _succeeded(run: Run) -> Run:
     return run
 
 
-def _setting(name: str, given: str | None, variable: str) -> str:
+def _downloadable(source: object) -> Run | Output:
+    if not isinstance(source, Run | Output):
+        raise errors.ConfigurationError(f"download takes a Run, a Generation or an Output, not {type(source).__name__}")
+    if isinstance(source, Run) and not source.finished:
+        raise errors.ConfigurationError(f"{source.run_id} is {source.status}: wait_for_run it before the download")
+    return source
+
+
+def _setting(name: str, given: object, variable: str) -> str:
     """Take an argument, or the environment's word for it; nothing but space counts as unset."""
     if given is not None and not isinstance(given, str):
         raise errors.ConfigurationError(f"{name} must be a str, not {type(given).__name__}")
@@ -434,7 +436,7 @@ def _checked_key(given: str | None) -> str:
     return key
 
 
-def _checked_seconds(name: str, value: float) -> float:
+def _checked_seconds(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise errors.ConfigurationError(f"{name} must be a number of seconds, not {type(value).__name__}")
     if not (value > 0 and math.isfinite(value)):
@@ -446,7 +448,7 @@ def _checked_wait(timeout: float | None) -> float | None:
     return None if timeout is None else _checked_seconds("timeout", timeout)
 
 
-def _checked_count(name: str, value: int, *, least: int) -> int:
+def _checked_count(name: str, value: object, *, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise errors.ConfigurationError(f"{name} must be an int, not {type(value).__name__}")
     if value < least:

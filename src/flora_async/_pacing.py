@@ -175,7 +175,10 @@ def _began(run: Run) -> float | None:
 
 def next_delay(schedule: PollSchedule, last: float) -> float:
     """Ask a caller's own schedule for its next delay; one that has ended keeps to its last."""
-    delay: object = next(schedule, last)
+    return max(POLL_LEAST, _checked_delay(next(schedule, last)))
+
+
+def _checked_delay(delay: object) -> float:
     if isinstance(delay, bool) or not isinstance(delay, int | float) or not delay >= 0 or math.isinf(delay):
         raise errors.ConfigurationError(f"the poll schedule must yield finite seconds from 0 on, not {delay!r}")
-    return max(POLL_LEAST, float(delay))
+    return float(delay)

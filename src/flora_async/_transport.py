@@ -11,7 +11,7 @@ import logging
 import math
 import platform
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -62,12 +62,7 @@ class Transport:
         session: aiohttp.ClientSession | None,
     ) -> None:
         if session is not None:
-            import aiohttp
-
-            if not isinstance(session, aiohttp.ClientSession):
-                raise errors.ConfigurationError(
-                    f"session must be an aiohttp.ClientSession, not {type(session).__name__}"
-                )
+            _check_session(session)
         agent = f"flora-async/{version} python/{platform.python_version()}"
         self._headers = {"Authorization": f"Bearer {api_key}", "Accept": "application/json", "User-Agent": agent}
         self._media_headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": agent}
@@ -178,7 +173,7 @@ class Transport:
         return self._sessions
 
     @asynccontextmanager
-    async def media(self, url: str) -> AsyncIterator[Media]:
+    async def media(self, url: str) -> AsyncGenerator[Media, None]:
         """Open an output's *url*, without our key, cookies or redirects; the deadline is for each read."""
         response = await self._open_media(url)
         async with response:
@@ -207,6 +202,13 @@ class Transport:
         if self._sessions is not None and self._sessions.loop is asyncio.get_running_loop():
             with anyio.move_on_after(5, shield=True):
                 await self._sessions.close()
+
+
+def _check_session(session: object) -> None:
+    import aiohttp
+
+    if not isinstance(session, aiohttp.ClientSession):
+        raise errors.ConfigurationError(f"session must be an aiohttp.ClientSession, not {type(session).__name__}")
 
 
 async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -130,8 +130,7 @@ def check_order(origin: Origin, order: Order) -> bytes:
     if order.model is not None:
         check_text("model", order.model)
     if order.params is not None:
-        if not isinstance(order.params, Mapping):
-            raise errors.ConfigurationError(f"params must be a mapping, not {type(order.params).__name__}")
+        _check_mapping("params", order.params)
         encode("params", order.params)
     if order.callback_url is not None and not secure(origin, check_text("callback_url", order.callback_url)):
         raise errors.ConfigurationError("callback_url must be an https URL")
@@ -163,9 +162,7 @@ def list_request(
     if cursor is not None:
         query["cursor"] = check_text("cursor", cursor, longest=_MAX_CURSOR)
     if limit is not None:
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 100:
-            raise errors.ConfigurationError(f"limit is the size of a page, a whole number from 1 to 100, not {limit!r}")
-        query["limit"] = str(limit)
+        query["limit"] = str(_check_limit(limit))
     if project_id is not None:
         query["project_id"] = check_id("project_id", project_id, "prj_")
     if status is not None:
@@ -173,6 +170,17 @@ def list_request(
     if workspace_id is not None:
         query["workspace_id"] = check_id("workspace_id", workspace_id, "ws_")
     return Request(method="GET", url=_with_query(f"{origin.url}/generations", query))
+
+
+def _check_mapping(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise errors.ConfigurationError(f"{name} must be a mapping, not {type(value).__name__}")
+
+
+def _check_limit(limit: object) -> int:
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 100:
+        raise errors.ConfigurationError(f"limit is the size of a page, a whole number from 1 to 100, not {limit!r}")
+    return limit
 
 
 def plain_request(

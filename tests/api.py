@@ -1,0 +1,109 @@
+"""What users write, checked by the type checkers only: nothing here is run."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, assert_type
+
+import backoff
+import msgspec
+
+from flora_async import (
+    APIError,
+    CreateOutcomeUnknownError,
+    FieldError,
+    Flora,
+    Generation,
+    GenerationIterator,
+    GenerationPage,
+    ModelRef,
+    Output,
+    PageIterator,
+    PollSchedule,
+    Response,
+    Run,
+    RunFailedError,
+    RunLike,
+    RunTimeoutError,
+    RunWatch,
+    StartedRun,
+)
+from flora_async.sandbox import Sandbox
+
+
+class Mine(msgspec.Struct):
+    """What somebody expects of an answer."""
+
+    models: list[dict[str, str]]
+
+
+def mine() -> Generator[float, Any, None]:
+    """Plan looks by hand."""
+    yield 0
+    while True:
+        yield 2.5
+
+
+async def use(flora: Flora, anything: RunLike) -> None:
+    """Use everything once."""
+    started = await flora.generations.create(
+        type="image", prompt="a mug", workspace_id="ws_1", project_id="prj_1", model="m", params={"seed": 7}
+    )
+    assert_type(started, StartedRun)
+    assert_type(started.estimated_seconds, float | None)
+    assert_type(started.model, ModelRef | None)
+
+    run = await flora.wait_for_run(started, timeout=None, on_update=print, poll=lambda: backoff.constant(interval=2))
+    assert_type(run, Run)
+    assert_type(run.outputs, tuple[Output, ...])
+    assert_type(run.succeeded, bool)
+    await flora.wait_for_run(anything, poll=mine)
+    schedule: PollSchedule = backoff.expo(base=1.5, max_value=5)
+    await flora.generate(
+        type="text", prompt="a poem", workspace_id="ws_1", project_id="prj_1", timeout=60, poll=lambda: schedule
+    )
+
+    listing = flora.generations.list(cursor=None, limit=100, status="completed", project_id="prj_1")
+    assert_type(aiter(listing), GenerationIterator)
+    assert_type(listing.pages(), PageIterator)
+    async for generation in listing:
+        assert_type(generation, Generation)
+        assert_type(await flora.wait_for_run(generation), Run)
+    async with flora.generations.list().pages() as pages:
+        async for page in pages:
+            assert_type(page, GenerationPage)
+            assert_type(page.next_cursor, str | None)
+
+    watch = flora.watch_run("run_1", timeout=5)
+    assert_type(watch, RunWatch)
+    async for seen in watch:
+        assert_type(seen, Run)
+
+    assert_type(await flora.download(run, "out"), list[Path])
+    assert_type(await flora.download(run.outputs[0], Path("out")), list[Path])
+
+    assert_type(await flora.request("GET", "/models", params={"type": "image"}), Response[dict[str, object]])
+    assert_type(await flora.request("GET", "/models", decode_as=Mine), Response[Mine])
+    assert_type((await flora.request("GET", "/models", decode_as=Mine)).data.models, list[dict[str, str]])
+
+
+async def fail(flora: Flora) -> None:
+    """Meet errors."""
+    try:
+        await flora.wait_for_run("run_1")
+    except RunFailedError as failed:
+        assert_type(failed.run, Run)
+    except RunTimeoutError as late:
+        assert_type(late.run, Run | None)
+    except CreateOutcomeUnknownError as unknown:
+        assert_type(unknown.window, tuple[float, float])
+    except APIError as error:
+        assert_type(error.fields, tuple[FieldError, ...])
+        assert_type(error.retry_after, float | None)
+
+
+async def sandbox() -> None:
+    """Use a FLORA of one's own."""
+    async with Sandbox(time_scale=0.1) as own, Flora(own.api_key, base_url=own.base_url) as flora:
+        await use(flora, "run_1")
