@@ -13,9 +13,11 @@ import platform
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
+from anyio.to_thread import run_sync
 from msgspec import Struct
 
 from flora_async import _pacing, errors
@@ -104,10 +106,10 @@ class Transport:
             await self._closing.wait()
 
     async def _exchange(self, request: Request) -> Answer:
+        sessions = await self._open()
         import aiohttp
         from yarl import URL
 
-        sessions = self._open()
         create = request.order is not None
         headers = self._headers
         if request.body is not None or request.idempotency_key is not None:
@@ -155,7 +157,7 @@ class Transport:
             failure = errors.ClientClosedError("the client was closed while a request was under way")
         raise failure
 
-    def _open(self) -> _Sessions:
+    async def _open(self) -> _Sessions:
         if self._closing.is_set():
             raise errors.ClientClosedError("this client is closed: open a new one with Flora(...)")
         try:
@@ -163,8 +165,13 @@ class Transport:
         except RuntimeError:
             raise errors.ConfigurationError("flora-async runs on asyncio: call it inside asyncio.run(...)") from None
         if self._sessions is None:
+            # A quarter of a second of imports must not stop a loop that has other work.
+            await run_sync(import_module, "aiohttp")
+        if self._closing.is_set():
+            raise errors.ClientClosedError("this client was closed before it had opened")
+        if self._sessions is None:
             self._sessions = _Sessions(loop, self._timeout, self._borrowed)
-        elif self._sessions.loop is not loop:
+        if self._sessions.loop is not loop:
             raise errors.ConfigurationError(
                 "this client belongs to another event loop: open one Flora(...) in each asyncio.run(...)"
             )
@@ -180,10 +187,10 @@ class Transport:
             yield Media(response.status, response.headers, _chunks(response))
 
     async def _open_media(self, url: str) -> aiohttp.ClientResponse:
+        sessions = await self._open()
         import aiohttp
         from yarl import URL
 
-        sessions = self._open()
         try:
             return await sessions.media.get(
                 URL(url, encoded=url.isascii()),

@@ -112,3 +112,7 @@ async def _demo(prompts: Sequence[str]) -> None:
             console.print(f"  {generation.run_id}  {generation.status}  {cost}", highlight=False)
     console.print("\nThe same in Python (start `flora-async sandbox` and export what it prints):\n")
     print(PROGRAM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

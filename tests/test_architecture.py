@@ -1,0 +1,176 @@
+"""The house: imports go one way, and each room keeps to its own."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+import flora_async
+
+ROOMS = [
+    *(
+        "_version",
+        "_render",
+        "models",
+        "errors",
+        "_addresses",
+        "_wire",
+        "_pacing",
+        "webhooks",
+        "_transport",
+        "_polling",
+    ),
+    *("_inbox", "_history", "_catalogue", "_downloads", "_client", "__init__", "export", "telemetry", "durable"),
+    *("sandbox", "pytest_plugin", "cli"),
+]
+"""The order: a room imports only from rooms before it. A new room takes its place here."""
+
+SANDBOX_MAY = {"sandbox", "_render", "models", "errors", "webhooks"}
+AIOHTTP_MAY = {"_transport", "sandbox"}
+AIOHTTP_LAZILY = {"_transport"}
+
+
+def sources() -> dict[str, str]:
+    """Read the package: each module's name, dotted below the package, and its text."""
+    root = Path(flora_async.__file__).parent
+    return {
+        ".".join(path.relative_to(root).with_suffix("").parts): path.read_text(encoding="utf-8")
+        for path in sorted(root.rglob("*.py"))
+    }
+
+
+def room_of(module: str) -> str:
+    """Say which room a module is in."""
+    return module.partition(".")[0]
+
+
+def imports(tree: ast.AST, *, typing_only: bool = False) -> Iterator[tuple[str, str, bool]]:
+    """Give each import: module, name, and whether it stands under TYPE_CHECKING."""
+    for node in ast.iter_child_nodes(tree):
+        guarded = typing_only or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, "", guarded
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield "." * node.level + (node.module or ""), alias.name, guarded
+        else:
+            yield from imports(node, typing_only=guarded)
+
+
+def faults(modules: Mapping[str, str]) -> list[str]:
+    """Say what is wrong with the imports of a package."""
+    found: list[str] = []
+    edges: dict[str, set[str]] = {}
+    for module, text in modules.items():
+        room = room_of(module)
+        if room not in ROOMS:
+            found.append(f"{room} is a new room: give it its place in ROOMS")
+            continue
+        for source, name, guarded in imports(ast.parse(text)):
+            if source.startswith("."):
+                found.append(f"{module} imports relatively")
+            if source.partition(".")[0] != "flora_async":
+                continue
+            below = source.removeprefix("flora_async").removeprefix(".")
+            target = below or (name if name in ROOMS else "__init__")
+            edges.setdefault(module, set()).add(target)
+            if guarded:
+                found.append(f"{module} imports {target} for its types only")
+            if room_of(target) != room and ROOMS.index(room_of(target)) > ROOMS.index(room):
+                found.append(f"{module} imports {target}, which comes later")
+            if room == "sandbox" and room_of(target) not in SANDBOX_MAY:
+                found.append(f"{module} imports {target}, which a sandbox must not know")
+    return found + [f"{module} is in a circle" for module in edges if _reaches(edges, module, module)]
+
+
+def _reaches(edges: Mapping[str, set[str]], start: str, end: str) -> bool:
+    seen: set[str] = set()
+    ahead = list(edges.get(start, ()))
+    while ahead:
+        module = ahead.pop()
+        if module == end:
+            return True
+        if module not in seen:
+            seen.add(module)
+            ahead.extend(edges.get(module, ()))
+    return False
+
+
+def test_imports_go_one_way() -> None:
+    """In the order of the rooms, without a circle, without a detour for types."""
+    assert faults(sources()) == []
+
+
+@pytest.mark.parametrize(
+    ("planted", "fault"),
+    [
+        ({"models": "from flora_async import errors"}, "models imports errors, which comes later"),
+        ({"models": "from flora_async.errors import FloraError"}, "models imports errors, which comes later"),
+        ({"_wire": "def f():\n    import flora_async._client"}, "_wire imports _client, which comes later"),
+        ({"errors": "from flora_async import Flora"}, "errors imports __init__, which comes later"),
+        ({"_wire": "from . import errors"}, "_wire imports relatively"),
+        ({"_attic": ""}, "_attic is a new room: give it its place in ROOMS"),
+        (
+            {"cli": "if TYPE_CHECKING:\n    from flora_async.models import Run"},
+            "cli imports models for its types only",
+        ),
+        (
+            {"sandbox.server": "from flora_async import _wire"},
+            "sandbox.server imports _wire, which a sandbox must not know",
+        ),
+        (
+            {
+                "sandbox.a": "from flora_async.sandbox.b import x",
+                "sandbox.b": "from flora_async.sandbox.a import y",
+            },
+            "sandbox.a is in a circle",
+        ),
+    ],
+)
+def test_the_check_finds_what_it_is_for(planted: dict[str, str], fault: str) -> None:
+    """Each kind of fault, planted."""
+    assert fault in faults(planted)
+
+
+def test_only_the_transport_knows_aiohttp() -> None:
+    """And it imports it when a client is opened, never before."""
+    for module, text in sources().items():
+        tree = ast.parse(text)
+        names = {source.partition(".")[0] for source, _, guarded in imports(tree) if not guarded}
+        if names & {"aiohttp", "yarl", "multidict"}:
+            assert room_of(module) in AIOHTTP_MAY, module
+        if room_of(module) in AIOHTTP_LAZILY:
+            top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+            assert "aiohttp" not in top, module
+
+
+def test_importing_the_package_loads_neither_aiohttp_nor_an_extra() -> None:
+    """Only an open client needs the one, only those who ask for them the others."""
+    loaded = "import sys, flora_async; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    output = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
+    assert not {"aiohttp", "yarl", "rich", "PIL", "av", "argparse"} & set(output.split())
+
+
+def test_every_module_says_what_lives_there() -> None:
+    """In its first line."""
+    for module, text in sources().items():
+        assert ast.get_docstring(ast.parse(text)), module
+
+
+def test_the_front_door_hands_on_all_that_is_public() -> None:
+    """Sorted, complete, and nothing that begins with an underscore but the version."""
+    names = flora_async.__all__
+    assert len(set(names)) == len(names)
+    assert [name for name in names if name.startswith("_")] == ["__version__"]
+    assert all(hasattr(flora_async, name) for name in names)
+    for module in (flora_async.models, flora_async.errors):
+        public = {
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module.__name__ and not name.startswith("_")
+        }
+        assert public <= set(names), module
