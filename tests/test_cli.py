@@ -76,7 +76,7 @@ def test_an_interrupt_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["paint"], ["sandbox", "--port", "x"]])
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """argparse says what is wrong."""
+    """Argparse says what is wrong."""
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2

@@ -138,6 +138,13 @@ async def test_a_create_on_the_wire(flora: Flora, server: Scripted) -> None:
     assert "Cookie" not in asked.headers
 
 
+async def test_an_order_of_megabytes(flora: Flora, server: Scripted) -> None:
+    """It goes out whole, and again whole."""
+    server.on("POST", "/generate", error(500), answer(started(), 201))
+    await flora.generations.create(**ORDER, params={"mask": "x" * 3_000_000})
+    assert [len(json.loads(asked.body)["params"]["mask"]) for asked in server.asked] == [3_000_000] * 2
+
+
 async def test_two_creates_have_two_keys(flora: Flora, server: Scripted) -> None:
     """Each order is billed once, and two orders twice."""
     server.on("POST", "/generate", answer(started(), 201))

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib import import_module
+from io import BytesIO
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -38,6 +39,8 @@ CREATE_KEEPALIVE = 2.0
 """Seconds that a connection for creates may idle: less than any server allows, so that none closes under a POST."""
 MEDIA_CHUNK = 2**18
 """Bytes of an output that are read at once."""
+LARGE_BODY = 2**20
+"""Bytes from which aiohttp wants a body as a file, and warns if it is not."""
 IN_FLIGHT = 100
 """Requests of one client that are under way at once."""
 
@@ -118,6 +121,9 @@ class Transport:
                 headers["Content-Type"] = "application/json"
             if request.idempotency_key is not None:
                 headers["Idempotency-Key"] = request.idempotency_key
+        body: bytes | BytesIO | None = request.body
+        if body is not None and len(body) > LARGE_BODY:
+            body = BytesIO(body)
         progress = _Progress() if create else None
         began = time.monotonic()
         failure: errors.FloraError
@@ -127,7 +133,7 @@ class Transport:
                 (sessions.creates if create else sessions.reads).request(
                     request.method,
                     URL(request.url, encoded=True),
-                    data=request.body,
+                    data=body,
                     headers=headers,
                     timeout=sessions.timeout,
                     allow_redirects=False,

@@ -136,12 +136,14 @@ def _picture(prompt: str, seed: int) -> bytes:
 
 def _video(prompt: str, seed: int) -> bytes:
     scene = _Scene(prompt, seed)
-    # "faststart" lets a browser begin before it has all, and rewrites a real file; one thread makes the same bytes
-    # each time.
+    # "faststart" lets a browser begin before it has all, and rewrites a real file. With more threads, or with the
+    # encoder's macroblock tree, the bytes are not the same each time.
     with TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         with av.open(path, "w", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"threads": "1"})
+            stream = container.add_stream(
+                "libx264", rate=FRAMES_PER_SECOND, options={"x264-params": "threads=1:mbtree=0"}
+            )
             stream.width = stream.height = VIDEO_SIZE
             stream.pix_fmt = "yuv420p"
             for number in range(VIDEO_FRAMES):
