@@ -121,9 +121,8 @@ class Transport:
                 headers["Content-Type"] = "application/json"
             if request.idempotency_key is not None:
                 headers["Idempotency-Key"] = request.idempotency_key
-        body: bytes | BytesIO | None = request.body
-        if body is not None and len(body) > LARGE_BODY:
-            body = BytesIO(body)
+        body = request.body
+        large = body is not None and len(body) > LARGE_BODY
         progress = _Progress() if create else None
         began = time.monotonic()
         failure: errors.FloraError
@@ -133,7 +132,7 @@ class Transport:
                 (sessions.creates if create else sessions.reads).request(
                     request.method,
                     URL(request.url, encoded=True),
-                    data=body,
+                    data=BytesIO(body) if body and large else body,
                     headers=headers,
                     timeout=sessions.timeout,
                     allow_redirects=False,
