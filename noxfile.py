@@ -65,7 +65,7 @@ def typing(session: nox.Session) -> None:
     """Check the types twice, and that the public face is typed whole."""
     _install(session)
     session.run("mypy")
-    session.run("pyright")
+    session.run("pyright", "--project", "pyproject.toml")
     session.run("pyright", "--verifytypes", "flora_async", "--ignoreexternal")
 
 
