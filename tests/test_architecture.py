@@ -16,6 +16,7 @@ ROOMS = [
         "_render",
         "models",
         "errors",
+        "_arguments",
         "_addresses",
         "_wire",
         "_pacing",

@@ -34,6 +34,7 @@ from flora_async import (
     ResponseDecodeError,
     Run,
     UnprocessableEntityError,
+    _arguments,
     _wire,
 )
 from flora_async._addresses import parse_base_url
@@ -158,14 +159,14 @@ def test_any_params_go_out_whole_or_not_at_all(params: dict[str, Any]) -> None:
 @pytest.mark.parametrize("key", ["a", "A-Z_0.9:b", "x" * 255])
 def test_good_idempotency_keys(key: str) -> None:
     """What fits a header."""
-    assert _wire.check_idempotency_key(key) == key
+    assert _arguments.check_idempotency_key(key) == key
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a b", "a\n", "ä", "a\r\nX: y", None, 5])
 def test_refused_idempotency_keys(key: Any) -> None:
     """What does not."""
     with pytest.raises(ConfigurationError, match="idempotency_key"):
-        _wire.check_idempotency_key(key)
+        _arguments.check_idempotency_key(key)
 
 
 def list_url(**changes: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import time
 import uuid
@@ -16,6 +15,16 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, overload
 from msgspec import Struct
 
 from flora_async import _addresses, _pacing, _wire, errors
+from flora_async._arguments import (
+    check_count,
+    check_id,
+    check_idempotency_key,
+    check_key,
+    check_seconds,
+    check_text,
+    check_timeout,
+    setting,
+)
 from flora_async._downloads import download
 from flora_async._history import GenerationList
 from flora_async._pacing import PollFactory
@@ -82,7 +91,7 @@ class Generations:
             params=params,
             callback_url=callback_url,
         )
-        key = str(uuid.uuid4()) if idempotency_key is None else _wire.check_idempotency_key(idempotency_key)
+        key = str(uuid.uuid4()) if idempotency_key is None else check_idempotency_key(idempotency_key)
         request = _wire.create_request(self._origin, order, key)
         log.info("create of an %s under idempotency key %s", type, key)
         started = await self._transport.call(request, _wire.read_started_run)
@@ -173,17 +182,17 @@ class Flora:
         proxy: str | None = None,
         max_download_bytes: int = 2**30,
     ) -> None:
-        key = _checked_key(api_key)
-        self._origin = _addresses.parse_base_url(_setting("base_url", base_url, "FLORA_BASE_URL") or DEFAULT_BASE_URL)
+        key = check_key(api_key)
+        self._origin = _addresses.parse_base_url(setting("base_url", base_url, "FLORA_BASE_URL") or DEFAULT_BASE_URL)
         self._poll = _checked_poll(poll)
-        self._max_download_bytes = _checked_count("max_download_bytes", max_download_bytes, least=1)
-        if proxy is not None and not _wire.check_text("proxy", proxy).startswith(("http://", "https://")):
+        self._max_download_bytes = check_count("max_download_bytes", max_download_bytes, least=1)
+        if proxy is not None and not check_text("proxy", proxy).startswith(("http://", "https://")):
             raise errors.ConfigurationError("proxy must be an http:// or https:// URL")
         self._transport = Transport(
             api_key=key,
             version=__version__,
-            timeout=_checked_seconds("timeout", timeout),
-            max_retries=_checked_count("max_retries", max_retries, least=0),
+            timeout=check_seconds("timeout", timeout),
+            max_retries=check_count("max_retries", max_retries, least=0),
             proxy=proxy,
             session=session,
         )
@@ -271,7 +280,7 @@ class Flora:
 
         Every error after the start has the ``run_id``: the run is paid for, and can be awaited again.
         """
-        _checked_wait(timeout)
+        check_timeout(timeout)
         _checked_poll(poll)
         started = await self.generations.create(
             type=type,
@@ -360,24 +369,24 @@ class Flora:
             target=partial(self._poll_target, subject.run_id),
             pause=self._transport.pause,
             poll=_checked_poll(poll) or self._poll,
-            timeout=_checked_wait(timeout),
+            timeout=check_timeout(timeout),
         )
 
     def _subject(self, run: object) -> Subject:
         if isinstance(run, str):
-            return Subject(_wire.check_id("run_id", run, "run_"))
+            return Subject(check_id("run_id", run, "run_"))
         if isinstance(run, StartedRun):
             birth = self._births.get(run.run_id)
             usual = _pacing.USUAL_SECONDS[birth.type] if birth else None
             return Subject(
-                _wire.check_id("run_id", run.run_id, "run_"),
+                check_id("run_id", run.run_id, "run_"),
                 poll_url=run.poll_url,
                 born=birth.at if birth else None,
                 estimate=run.estimated_seconds or usual,
             )
         if isinstance(run, Run):
             age = _age(run, time.time())
-            return Subject(_wire.check_id("run_id", run.run_id, "run_"), poll_url=run.poll_url, age=age, run=run)
+            return Subject(check_id("run_id", run.run_id, "run_"), poll_url=run.poll_url, age=age, run=run)
         raise errors.ConfigurationError(f"a run is a StartedRun, Run, Generation or run id, not {type(run).__name__}")
 
     def _poll_target(self, run_id: str, poll_url: str) -> str | None:
@@ -416,44 +425,6 @@ def _downloadable(source: object) -> Run | Output:
     if isinstance(source, Run) and not source.finished:
         raise errors.ConfigurationError(f"{source.run_id} is {source.status}: wait_for_run it before the download")
     return source
-
-
-def _setting(name: str, given: object, variable: str) -> str:
-    """Take an argument, or the environment's word for it; nothing but space counts as unset."""
-    if given is not None and not isinstance(given, str):
-        raise errors.ConfigurationError(f"{name} must be a str, not {type(given).__name__}")
-    return (given or "").strip() or os.environ.get(variable, "").strip()
-
-
-def _checked_key(given: str | None) -> str:
-    key = _setting("api_key", given, "FLORA_API_KEY")
-    if not key:
-        raise errors.ConfigurationError("no API key: pass api_key=..., or set FLORA_API_KEY")
-    if not (key.isascii() and key.isprintable()):
-        raise errors.ConfigurationError(
-            "the API key (api_key or FLORA_API_KEY) has characters that no key has: copy it again, plain ASCII only"
-        )
-    return key
-
-
-def _checked_seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise errors.ConfigurationError(f"{name} must be a number of seconds, not {type(value).__name__}")
-    if not (value > 0 and math.isfinite(value)):
-        raise errors.ConfigurationError(f"{name} must be a finite number of seconds above 0, not {value}")
-    return float(value)
-
-
-def _checked_wait(timeout: float | None) -> float | None:
-    return None if timeout is None else _checked_seconds("timeout", timeout)
-
-
-def _checked_count(name: str, value: object, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise errors.ConfigurationError(f"{name} must be an int, not {type(value).__name__}")
-    if value < least:
-        raise errors.ConfigurationError(f"{name} must be at least {least}, not {value}")
-    return value
 
 
 def _checked_poll(poll: PollFactory | None) -> PollFactory | None:

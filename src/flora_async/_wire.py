@@ -5,11 +5,10 @@ Nothing here touches a socket, a clock or aiohttp.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import TypeAlias, TypeVar, get_args
+from typing import TypeVar, get_args
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -17,16 +16,14 @@ from msgspec import Struct
 
 from flora_async import errors
 from flora_async._addresses import ENCODED_PATH, Origin, dotted, named_origin, secure
+from flora_async._arguments import check_id, check_idempotency_key, check_limit, check_mapping, check_text, encode
 from flora_async.models import FieldError, GenerationPage, GenerationType, Order, Response, Run, StartedRun
 
 T = TypeVar("T")
-_Json: TypeAlias = "bool | int | float | str | list[_Json] | tuple[_Json, ...] | dict[str, _Json] | None"
 
 _EXCERPT = 200
-_MAX_ID = 512
 _MAX_CURSOR = 4096
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-_IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
 _FIELD = re.compile(r"`(\$[^`]*)`$")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
@@ -54,71 +51,6 @@ class Request(Struct, frozen=True, gc=False, kw_only=True):
         return self.url.partition("?")[0]
 
 
-def check_text(name: str, value: object, *, longest: int | None = None) -> str:
-    """Check that *value* is text that can be sent."""
-    if not isinstance(value, str):
-        raise errors.ConfigurationError(f"{name} must be a str, not {type(value).__name__}")
-    if not value:
-        raise errors.ConfigurationError(f"{name} must not be empty")
-    if longest is not None and len(value) > longest:
-        raise errors.ConfigurationError(f"{name} must have at most {longest} characters, not {len(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise errors.ConfigurationError(
-            f"{name} has half a surrogate pair at position {error.start}, which cannot be sent"
-        ) from None
-    return value
-
-
-def check_id(name: str, value: object, prefix: str) -> str:
-    """Check a public id: its prefix, and that it cannot leave its place in a path. Otherwise ids are opaque."""
-    text = check_text(name, value, longest=_MAX_ID)
-    if not text.startswith(prefix) or len(text) == len(prefix):
-        raise errors.ConfigurationError(f"{name} must start with {prefix!r} and go on: {text[:80]!r}")
-    if not _opaque(text):
-        raise errors.ConfigurationError(
-            f"{name} must not contain white space, control characters or any of / \\ ? # %: {text[:80]!r}"
-        )
-    return text
-
-
-def _opaque(text: str) -> bool:
-    return not any(char in "/\\?#%" or char.isspace() or char < " " or "\x7f" <= char <= "\x9f" for char in text)
-
-
-def check_idempotency_key(value: object) -> str:
-    """Check a caller's own idempotency key."""
-    text = check_text("idempotency_key", value)
-    if not _IDEMPOTENCY_KEY.fullmatch(text):
-        raise errors.ConfigurationError("idempotency_key must be 1 to 255 of A-Z a-z 0-9 _ . : -")
-    return text
-
-
-def encode(name: str, value: object) -> bytes:
-    """Encode *value* as JSON, refusing what JSON cannot say; a NaN would silently become ``null``."""
-    try:
-        plain: _Json = msgspec.to_builtins(value, str_keys=True)
-        _check_finite(name, plain)
-        return msgspec.json.encode(plain)
-    except errors.ConfigurationError:
-        raise
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise errors.ConfigurationError(f"{name} cannot be sent as JSON: {error}") from None
-
-
-def _check_finite(where: str, value: _Json) -> None:
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise errors.ConfigurationError(f"{where} is {value}, which JSON cannot say: send a finite number")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _check_finite(f"{where}[{key!r}]", item)
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _check_finite(f"{where}[{index}]", item)
-
-
 def check_order(origin: Origin, order: Order) -> bytes:
     """Check an order before it is paid, and encode it. Reference: "Start a generation", Parameters."""
     if order.type not in get_args(GenerationType):
@@ -130,7 +62,7 @@ def check_order(origin: Origin, order: Order) -> bytes:
     if order.model is not None:
         check_text("model", order.model)
     if order.params is not None:
-        _check_mapping("params", order.params)
+        check_mapping("params", order.params)
         encode("params", order.params)
     if order.callback_url is not None and not secure(origin, check_text("callback_url", order.callback_url)):
         raise errors.ConfigurationError("callback_url must be an https URL")
@@ -162,7 +94,7 @@ def list_request(
     if cursor is not None:
         query["cursor"] = check_text("cursor", cursor, longest=_MAX_CURSOR)
     if limit is not None:
-        query["limit"] = str(_check_limit(limit))
+        query["limit"] = str(check_limit(limit))
     if project_id is not None:
         query["project_id"] = check_id("project_id", project_id, "prj_")
     if status is not None:
@@ -170,17 +102,6 @@ def list_request(
     if workspace_id is not None:
         query["workspace_id"] = check_id("workspace_id", workspace_id, "ws_")
     return Request(method="GET", url=_with_query(f"{origin.url}/generations", query))
-
-
-def _check_mapping(name: str, value: object) -> None:
-    if not isinstance(value, Mapping):
-        raise errors.ConfigurationError(f"{name} must be a mapping, not {type(value).__name__}")
-
-
-def _check_limit(limit: object) -> int:
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 100:
-        raise errors.ConfigurationError(f"limit is the size of a page, a whole number from 1 to 100, not {limit!r}")
-    return limit
 
 
 def plain_request(

@@ -244,9 +244,9 @@ class RunFailedError(FloraError):
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.run_id = run.run_id
-        self.code = run.error_code
-        self.message = run.error_message
+        self.run_id: str | None = run.run_id
+        self.code: str | None = run.error_code
+        self.message: str | None = run.error_message
         super().__init__(f"{run.run_id} failed: {self.code or 'no code'}: {self.message or 'no message'}")
 
 
@@ -254,7 +254,7 @@ class RunTimeoutError(FloraError, TimeoutError):
     """The wait is over, the run is not: it goes on at FLORA, is still billed, and can be awaited again by its id."""
 
     def __init__(self, run_id: str, *, timeout: float, run: Run | None, trouble: str | None) -> None:
-        self.run_id = run_id
+        self.run_id: str | None = run_id
         self.timeout = timeout
         """How many seconds were waited."""
         self.run = run

@@ -33,7 +33,7 @@ class RefusalError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.headers = headers or {}
+        self.headers: Mapping[str, str] = headers or {}
         self.body: dict[str, object] = {"error": {"code": code, "message": message}}
         if fields:
             listed = [{"field": field, "message": reason} for field, reason in fields.items()]

@@ -32,7 +32,7 @@ from flora_async.sandbox.runs import (
     started_record,
 )
 
-log = logging.getLogger("flora_async.sandbox")
+log: logging.Logger = logging.getLogger("flora_async.sandbox")
 
 MAX_BODY = 2**20
 KEY_SECONDS = {"reject": 7200.0, "replay": 86400.0}
@@ -101,9 +101,9 @@ class Sandbox:
             raise ConfigurationError(f"idempotency must be 'reject' or 'replay', not {idempotency!r}")
         if max_runs < 1:
             raise ConfigurationError(f"max_runs must be at least 1, not {max_runs}")
-        self.api_key = api_key or f"sk_test_{secrets.token_hex(16)}"
+        self.api_key: str = api_key or f"sk_test_{secrets.token_hex(16)}"
         """A key that it takes."""
-        self.accepted = 0
+        self.accepted: int = 0
         """How many creates it has accepted: what FLORA would have billed."""
         self.requests: Counter[str] = Counter()
         """How often it was asked what, like ``requests["POST /generate"]`` or ``requests["GET /runs"]``."""

@@ -1,0 +1,138 @@
+"""Pure: what an argument or a setting may be. Whatever may not is one clear error, before anything is sent."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import msgspec
+
+from flora_async import errors
+
+_Json: TypeAlias = "bool | int | float | str | list[_Json] | tuple[_Json, ...] | dict[str, _Json] | None"
+
+_MAX_ID = 512
+_IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
+
+
+def check_text(name: str, value: object, *, longest: int | None = None) -> str:
+    """Check that *value* is text that can be sent."""
+    if not isinstance(value, str):
+        raise errors.ConfigurationError(f"{name} must be a str, not {type(value).__name__}")
+    if not value:
+        raise errors.ConfigurationError(f"{name} must not be empty")
+    if longest is not None and len(value) > longest:
+        raise errors.ConfigurationError(f"{name} must have at most {longest} characters, not {len(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise errors.ConfigurationError(
+            f"{name} has half a surrogate pair at position {error.start}, which cannot be sent"
+        ) from None
+    return value
+
+
+def check_id(name: str, value: object, prefix: str) -> str:
+    """Check a public id: its prefix, and that it cannot leave its place in a path. Otherwise ids are opaque."""
+    text = check_text(name, value, longest=_MAX_ID)
+    if not text.startswith(prefix) or len(text) == len(prefix):
+        raise errors.ConfigurationError(f"{name} must start with {prefix!r} and go on: {text[:80]!r}")
+    if not _opaque(text):
+        raise errors.ConfigurationError(
+            f"{name} must not contain white space, control characters or any of / \\ ? # %: {text[:80]!r}"
+        )
+    return text
+
+
+def _opaque(text: str) -> bool:
+    return not any(char in "/\\?#%" or char.isspace() or char < " " or "\x7f" <= char <= "\x9f" for char in text)
+
+
+def check_idempotency_key(value: object) -> str:
+    """Check a caller's own idempotency key."""
+    text = check_text("idempotency_key", value)
+    if not _IDEMPOTENCY_KEY.fullmatch(text):
+        raise errors.ConfigurationError("idempotency_key must be 1 to 255 of A-Z a-z 0-9 _ . : -")
+    return text
+
+
+def encode(name: str, value: object) -> bytes:
+    """Encode *value* as JSON, refusing what JSON cannot say; a NaN would silently become ``null``."""
+    try:
+        plain: _Json = msgspec.to_builtins(value, str_keys=True)
+        _check_finite(name, plain)
+        return msgspec.json.encode(plain)
+    except errors.ConfigurationError:
+        raise
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise errors.ConfigurationError(f"{name} cannot be sent as JSON: {error}") from None
+
+
+def _check_finite(where: str, value: _Json) -> None:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise errors.ConfigurationError(f"{where} is {value}, which JSON cannot say: send a finite number")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_finite(f"{where}[{key!r}]", item)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _check_finite(f"{where}[{index}]", item)
+
+
+def check_mapping(name: str, value: object) -> None:
+    """Check that *value* has names and values."""
+    if not isinstance(value, Mapping):
+        raise errors.ConfigurationError(f"{name} must be a mapping, not {type(value).__name__}")
+
+
+def check_limit(limit: object) -> int:
+    """Check the size of a page. Reference: "List generation history", Parameters; at most 100."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 100:
+        raise errors.ConfigurationError(f"limit is the size of a page, a whole number from 1 to 100, not {limit!r}")
+    return limit
+
+
+def setting(name: str, given: object, variable: str) -> str:
+    """Take an argument, or the environment's word for it; nothing but space counts as unset."""
+    if given is not None and not isinstance(given, str):
+        raise errors.ConfigurationError(f"{name} must be a str, not {type(given).__name__}")
+    return (given or "").strip() or os.environ.get(variable, "").strip()
+
+
+def check_key(given: str | None) -> str:
+    """Find the API key, and check that it can stand in a header. No error shows it."""
+    key = setting("api_key", given, "FLORA_API_KEY")
+    if not key:
+        raise errors.ConfigurationError("no API key: pass api_key=..., or set FLORA_API_KEY")
+    if not (key.isascii() and key.isprintable()):
+        raise errors.ConfigurationError(
+            "the API key (api_key or FLORA_API_KEY) has characters that no key has: copy it again, plain ASCII only"
+        )
+    return key
+
+
+def check_seconds(name: str, value: object) -> float:
+    """Check a span of time."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise errors.ConfigurationError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not (value > 0 and math.isfinite(value)):
+        raise errors.ConfigurationError(f"{name} must be a finite number of seconds above 0, not {value}")
+    return float(value)
+
+
+def check_timeout(timeout: float | None) -> float | None:
+    """Check the time for a whole wait; ``None`` is no limit."""
+    return None if timeout is None else check_seconds("timeout", timeout)
+
+
+def check_count(name: str, value: object, *, least: int) -> int:
+    """Check a whole number."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise errors.ConfigurationError(f"{name} must be an int, not {type(value).__name__}")
+    if value < least:
+        raise errors.ConfigurationError(f"{name} must be at least {least}, not {value}")
+    return value
