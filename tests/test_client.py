@@ -46,6 +46,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pauses short and settings explicit."""
     for name in ("RETRY_FIRST", "RATE_LIMIT_PAUSE", "RESEND_PAUSE", "RESEND_PAUSE_AFTER_TIMEOUT"):
         monkeypatch.setattr(_pacing, name, 0.001)
+    monkeypatch.setattr(_pacing, "RATE_FLOOR", 1000.0)
     for variable in ("FLORA_API_KEY", "FLORA_BASE_URL"):
         monkeypatch.delenv(variable, raising=False)
 

@@ -4,8 +4,9 @@ import logging
 
 from flora_async._client import Flora, Generations, RunLike
 from flora_async._history import GenerationIterator, GenerationList, PageIterator
+from flora_async._many import Outcome, Outcomes
 from flora_async._pacing import PollFactory, PollSchedule
-from flora_async._polling import OnUpdate, RunWatch
+from flora_async._polling import OnUpdate, RunOutcome, RunOutcomes, RunWatch
 from flora_async._version import __version__
 from flora_async.errors import (
     APIConnectionError,
@@ -84,6 +85,8 @@ __all__ = [
     "NotFoundError",
     "OnUpdate",
     "Order",
+    "Outcome",
+    "Outcomes",
     "Output",
     "OutputType",
     "PageIterator",
@@ -99,6 +102,8 @@ __all__ = [
     "Run",
     "RunFailedError",
     "RunLike",
+    "RunOutcome",
+    "RunOutcomes",
     "RunStatus",
     "RunTimeoutError",
     "RunType",

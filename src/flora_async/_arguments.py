@@ -136,3 +136,10 @@ def check_count(name: str, value: object, *, least: int) -> int:
     if value < least:
         raise errors.ConfigurationError(f"{name} must be at least {least}, not {value}")
     return value
+
+
+def check_usd(name: str, value: object) -> float:
+    """Check an amount of money."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise errors.ConfigurationError(f"{name} must be an amount of USD from 0 on, not {value!r}")
+    return float(value)

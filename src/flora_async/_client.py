@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, overload
 
 from msgspec import Struct
 
-from flora_async import _addresses, _pacing, _wire, errors
+from flora_async import _addresses, _wire, errors
 from flora_async._arguments import (
     check_count,
     check_id,
@@ -23,15 +24,28 @@ from flora_async._arguments import (
     check_seconds,
     check_text,
     check_timeout,
+    check_usd,
     setting,
 )
 from flora_async._downloads import download
 from flora_async._history import GenerationList
-from flora_async._pacing import PollFactory
-from flora_async._polling import Look, OnUpdate, RunWatch, Subject
+from flora_async._many import Batch, Outcomes
+from flora_async._pacing import Estimates, PollFactory
+from flora_async._polling import OnUpdate, RunOutcomes, RunWatch, wait_for_run
 from flora_async._transport import Transport
 from flora_async._version import __version__
-from flora_async.models import GenerationPage, GenerationType, Order, Output, Response, Run, RunStatus, StartedRun
+from flora_async._watcher import Eyes, Look, Subject, Watcher
+from flora_async.models import (
+    Generation,
+    GenerationPage,
+    GenerationType,
+    Order,
+    Output,
+    Response,
+    Run,
+    RunStatus,
+    StartedRun,
+)
 
 if TYPE_CHECKING:
     import aiohttp
@@ -57,6 +71,7 @@ class Generations:
         self._origin = origin
         self._transport = transport
         self._births = births
+        self._clock_ahead = -math.inf
 
     async def create(
         self,
@@ -94,13 +109,18 @@ class Generations:
         key = str(uuid.uuid4()) if idempotency_key is None else check_idempotency_key(idempotency_key)
         request = _wire.create_request(self._origin, order, key)
         log.info("create of an %s under idempotency key %s", type, key)
-        started = await self._transport.call(request, _wire.read_started_run)
+        started, date = await self._transport.call(request, _read_start)
+        if date is not None:
+            # FLORA's dates are cut to seconds, and late by the way: the greatest difference is nearest the truth.
+            self._clock_ahead = max(self._clock_ahead, date - time.time())
         log.info("started %s for %g USD", started.run_id, started.charged_cost)
         now = asyncio.get_running_loop().time()
         births = self._births
         while births and (oldest := next(iter(births.items())))[1].at < now - REMEMBERED_SECONDS:
             del births[oldest[0]]
-        births[started.run_id] = _Birth(now, type)
+        named = started.model.model_id if started.model else None
+        unix = time.time() + (self._clock_ahead if math.isfinite(self._clock_ahead) else 0.0)
+        births[started.run_id] = _Birth(now, unix, order, named or model, started.estimated_seconds)
         return started
 
     async def retrieve(self, run_id: str) -> Run:
@@ -141,11 +161,16 @@ class Generations:
         return GenerationList(fetch, cursor)
 
 
-class _Birth(Struct, frozen=True, gc=False):
-    """When a run was started here, by the event loop's clock, and what for."""
+class _Birth(Struct, frozen=True):
+    """When a run was started here, and what for."""
 
     at: float
-    type: GenerationType
+    """By the event loop's clock."""
+    unix: float
+    """By FLORA's clock."""
+    order: Order
+    model: str | None
+    estimate: float | None
 
 
 class Flora:
@@ -162,6 +187,7 @@ class Flora:
             their own.
         proxy: URL of an HTTP proxy for everything; the environment's is not used.
         max_download_bytes: the largest output that is saved.
+        batch_polling: read pages of the history where that tells of several runs at once.
 
     Raises:
         ConfigurationError: a setting is missing or cannot be used.
@@ -181,6 +207,7 @@ class Flora:
         session: aiohttp.ClientSession | None = None,
         proxy: str | None = None,
         max_download_bytes: int = 2**30,
+        batch_polling: bool = True,
     ) -> None:
         key = check_key(api_key)
         self._origin = _addresses.parse_base_url(setting("base_url", base_url, "FLORA_BASE_URL") or DEFAULT_BASE_URL)
@@ -197,6 +224,16 @@ class Flora:
             session=session,
         )
         self._births: dict[str, _Birth] = {}
+        self._estimates = Estimates()
+        self._watcher = Watcher(
+            Eyes(
+                look=self._look,
+                page=self._page if batch_polling else None,
+                target=self._poll_target,
+                held_up=self._transport.held_up,
+                finished=self._learn,
+            )
+        )
         self._told_foreign = False
         self.generations = Generations(self._origin, self._transport, self._births)
 
@@ -215,6 +252,7 @@ class Flora:
         Runs that were started go on at FLORA.
         """
         await self._transport.close()
+        await self._watcher.close()
 
     async def wait_for_run(
         self,
@@ -246,20 +284,58 @@ class Flora:
         """
         if on_update is not None and not callable(on_update):
             raise errors.ConfigurationError("on_update must be a function that takes a Run")
-        async for seen in self._watch(run, timeout=timeout, poll=poll):
-            if on_update is not None:
-                on_update(seen)
-            if seen.finished:
-                return _succeeded(seen)
-        raise AssertionError("a watch ends with the finished run or an error")
+        return await wait_for_run(
+            self._watcher,
+            self._subject(run),
+            poll=_checked_poll(poll) or self._poll,
+            timeout=check_timeout(timeout),
+            on_update=on_update,
+        )
 
-    def watch_run(self, run: RunLike, *, timeout: float | None = None) -> RunWatch:
-        """Watch *run* change: ``async for seen in flora.watch_run(run)``, ending with the finished run, failed or not.
+    def watch_run(self, run: RunLike | Iterable[RunLike], *, timeout: float | None = None) -> RunWatch:
+        """Watch a run change, or many: ``async for seen in flora.watch_run(run)``; the finished run is its last item.
 
-        Looks as often as ``wait_for_run``, and ends on the same errors, but for a failed run, which is the last item.
-        *timeout* counts from the first item that is asked for.
+        Looks as often as ``wait_for_run``, and ends on the same errors, but for a failed run, which is an item like
+        others. What tells nothing new is left out, and progress never goes backwards. *timeout* counts from the first
+        item that is asked for.
         """
-        return self._watch(run, timeout=timeout, poll=None)
+        return RunWatch(self._watcher, self._subjects(run), poll=self._poll, timeout=check_timeout(timeout))
+
+    def as_completed(self, runs: Iterable[RunLike], *, timeout: float | None = None) -> RunOutcomes:
+        """Hand out runs as they finish: ``async for outcome in flora.as_completed(runs)``.
+
+        Each :class:`RunOutcome` has a ``run_id`` and either the completed ``run`` or the ``error``, a
+        :class:`RunFailedError` if FLORA gave it up, a :class:`RunTimeoutError` if *timeout* seconds from the first item
+        were not enough. A thousand runs cost few requests more than ten: the history tells of a hundred at once.
+        """
+        return RunOutcomes(self._watcher, self._subjects(runs), poll=self._poll, timeout=check_timeout(timeout))
+
+    def generate_many(
+        self,
+        orders: Iterable[Order] | AsyncIterable[Order],
+        *,
+        concurrency: int = 32,
+        max_cost: float | None = None,
+    ) -> Outcomes:
+        """Order many generations, and hand them out as they finish.
+
+        Each :class:`Outcome` has the ``order`` and either the completed ``run`` or the ``error``; no failure touches
+        the others. Orders are read one by one, as there is room.
+
+        Args:
+            orders: what to generate; any iterable, or an asynchronous one.
+            concurrency: how many orders may be begun and not yet handed out.
+            max_cost: USD; no order is begun that would cost more together with those before, judged by the dearest so
+                far. Orders that are not begun are not read, and have no outcome. A 402 stops the creating likewise.
+        """
+        batch = Batch(
+            orders,
+            start=self._start,
+            finish=self.wait_for_run,
+            concurrency=check_count("concurrency", concurrency, least=1),
+            max_cost=None if max_cost is None else check_usd("max_cost", max_cost),
+        )
+        return Outcomes(batch)
 
     async def generate(
         self,
@@ -361,32 +437,48 @@ class Flora:
         )
         return await self._transport.call(request, partial(_wire.read_response, decode_as))
 
-    def _watch(self, run: RunLike, *, timeout: float | None, poll: PollFactory | None) -> RunWatch:
-        subject = self._subject(run)
-        return RunWatch(
-            subject,
-            look=self._look,
-            target=partial(self._poll_target, subject.run_id),
-            pause=self._transport.pause,
-            poll=_checked_poll(poll) or self._poll,
-            timeout=check_timeout(timeout),
+    async def _start(self, order: Order) -> StartedRun:
+        return await self.generations.create(
+            type=order.type,
+            prompt=order.prompt,
+            workspace_id=order.workspace_id,
+            project_id=order.project_id,
+            model=order.model,
+            params=order.params,
+            callback_url=order.callback_url,
         )
+
+    def _subjects(self, runs: RunLike | Iterable[RunLike]) -> list[Subject]:
+        if isinstance(runs, str | StartedRun | Run):
+            return [self._subject(runs)]
+        return [self._subject(run) for run in runs]
 
     def _subject(self, run: object) -> Subject:
         if isinstance(run, str):
             return Subject(check_id("run_id", run, "run_"))
         if isinstance(run, StartedRun):
-            birth = self._births.get(run.run_id)
-            usual = _pacing.USUAL_SECONDS[birth.type] if birth else None
+            run_id = check_id("run_id", run.run_id, "run_")
+            birth = self._births.get(run_id)
+            if birth is None:
+                return Subject(run_id, poll_url=run.poll_url, estimate=run.estimated_seconds)
+            order = birth.order
+            return Subject(
+                run_id,
+                poll_url=run.poll_url,
+                born=birth.at,
+                estimate=self._estimates.expect(order.type, birth.model, run.estimated_seconds),
+                scope=(order.workspace_id, order.project_id),
+                created=birth.unix,
+            )
+        if isinstance(run, Run):
             return Subject(
                 check_id("run_id", run.run_id, "run_"),
                 poll_url=run.poll_url,
-                born=birth.at if birth else None,
-                estimate=run.estimated_seconds or usual,
+                age=_age(run, time.time()),
+                run=run,
+                scope=(run.workspace_id, run.project_id) if isinstance(run, Generation) else (None, None),
+                created=run.created.timestamp(),
             )
-        if isinstance(run, Run):
-            age = _age(run, time.time())
-            return Subject(check_id("run_id", run.run_id, "run_"), poll_url=run.poll_url, age=age, run=run)
         raise errors.ConfigurationError(f"a run is a StartedRun, Run, Generation or run id, not {type(run).__name__}")
 
     def _poll_target(self, run_id: str, poll_url: str) -> str | None:
@@ -397,10 +489,27 @@ class Flora:
             log.warning("a poll_url leads away from %s and is not used; said once", self._origin.url)
         return None if target == _wire.retrieve_request(self._origin, run_id).url else target
 
+    def _learn(self, run: Run, age: float) -> None:
+        birth = self._births.pop(run.run_id, None)
+        if birth is not None and run.succeeded:
+            took = (run.completed - run.created).total_seconds() if run.completed else age
+            self._estimates.learn(birth.order.type, birth.model, birth.estimate, took)
+
+    async def _page(self, cursor: str | None, scope: tuple[str | None, str | None]) -> GenerationPage:
+        workspace_id, project_id = scope
+        request = _wire.list_request(
+            self._origin, cursor=cursor, limit=100, project_id=project_id, status=None, workspace_id=workspace_id
+        )
+        return await self._transport.call(request, _wire.read_page, retries=0)
+
     async def _look(self, run_id: str, target: str | None) -> Look:
         own = _wire.retrieve_request(self._origin, run_id)
         request = own if target is None else _wire.Request(method="GET", url=target)
         return await self._transport.call(request, partial(_read_look, run_id), retries=0)
+
+
+def _read_start(answer: _wire.Answer) -> tuple[StartedRun, float | None]:
+    return _wire.read_started_run(answer), _wire.http_date(answer.headers.get("date", ""))
 
 
 def _read_look(run_id: str, answer: _wire.Answer) -> Look:
@@ -411,12 +520,6 @@ def _read_look(run_id: str, answer: _wire.Answer) -> Look:
 def _age(run: Run, now: float) -> float:
     age = now - run.created.timestamp()
     return age if 0 <= age <= PLAUSIBLE_AGE else 0.0
-
-
-def _succeeded(run: Run) -> Run:
-    if not run.succeeded:
-        raise errors.RunFailedError(run)
-    return run
 
 
 def _downloadable(source: object) -> Run | Output:

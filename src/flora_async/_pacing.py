@@ -35,6 +35,17 @@ RESEND_PAUSE_AFTER_TIMEOUT = 5.0
 RESEND_WINDOW = 1800.0
 """FLORA forgets keys, after 2 hours by its reference; a create is never sent again later than this."""
 
+# How many requests a second (AIMD, as TCP finds its rate), and how many second tries.
+RATE_CUT = 0.7
+RATE_RISE = 0.5
+RATE_FLOOR = 0.5
+LOOK_RATE = 20.0
+LOOK_RATE_CEILING = 50.0
+"""Looks only: a client never asks FLORA more often than this how its runs do."""
+RETRY_BUDGET = 20.0
+RETRY_SHARE = 0.2
+"""Each request earns a fifth of a second try; in an outage the load grows by no more."""
+
 # Looking again. One request is worth a quarter of a second of waiting; from there the square root (see run_schedule).
 POLL_STEP = 0.5
 POLL_AIM = 0.65
@@ -47,6 +58,8 @@ NOT_FOUND_GRACE = 10.0
 """A fresh run may not yet be known to the replica that is asked."""
 USUAL_SECONDS: dict[GenerationType, float] = {"text": 3.0, "audio": 6.0, "image": 8.0, "video": 60.0}
 """What is assumed of a run for which FLORA gives no estimate."""
+LEARNED_MODELS = 1000
+"""For how many models what was learned is kept."""
 
 
 def retry_delay(failures: int) -> float:
@@ -100,6 +113,86 @@ def may_have_arrived(failure: errors.FloraError) -> bool:
     if isinstance(failure, errors.APIError):
         return failure.status >= 500 and failure.status != 503
     return isinstance(failure, errors.ResponseDecodeError)
+
+
+class Rate:
+    """How many requests a second may go out: a token bucket whose rate successes raise and refusals cut."""
+
+    def __init__(self, rate: float, *, ceiling: float = math.inf) -> None:
+        self.rate = rate
+        self._ceiling = ceiling
+        self._tokens = 1.0
+        self._at = 0.0
+        self._cut_at = -math.inf
+
+    def wait(self, now: float) -> float:
+        """Say in how many seconds the next request may go out."""
+        if now > self._at:
+            self._tokens = min(max(1.0, self.rate / 4), self._tokens + (now - self._at) * self.rate)
+            self._at = now
+        wait = max(0.0, self._at - now) + max(0.0, 1 - self._tokens) / self.rate
+        # Timers are rounded: a hair's breadth is no wait, or somebody would wait for it for ever.
+        return wait if wait > 1e-6 else 0.0
+
+    def take(self) -> None:
+        """Count a request that goes out."""
+        self._tokens -= 1
+
+    def succeeded(self) -> None:
+        """Count one that was answered: half a request a second more for each second that goes well."""
+        self.rate = min(self._ceiling, self.rate + RATE_RISE / self.rate)
+
+    def refused(self, now: float, until: float) -> None:
+        """Count a 429: nothing goes out *until* then, and from there one at a time; the rate is cut once a second."""
+        if now - self._cut_at > 1:
+            self.rate = max(RATE_FLOOR, self.rate * RATE_CUT)
+            self._cut_at = now
+        self._tokens = min(self._tokens, 1.0)
+        self._at = max(self._at, until)
+
+
+class RetryBudget:
+    """How many second tries a client may still make: a share of its requests, so that an outage is not made worse."""
+
+    def __init__(self) -> None:
+        self._left = RETRY_BUDGET
+
+    def earn(self) -> None:
+        """Count a request."""
+        self._left = min(RETRY_BUDGET, self._left + RETRY_SHARE)
+
+    def spend(self) -> bool:
+        """Take a second try, if there is one left."""
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+class Estimates:
+    """How far FLORA's estimates are off, by type and model, learned from the runs that finish."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str | None], tuple[float, int]] = {}
+
+    def expect(self, kind: GenerationType, model: str | None, estimate: float | None) -> float:
+        """Say how many seconds a run should take, where FLORA says *estimate* or nothing."""
+        bias, _ = self._seen.get((kind, model), (0.0, 0))
+        return _usable(estimate, USUAL_SECONDS[kind]) * math.exp(bias)
+
+    def learn(self, kind: GenerationType, model: str | None, estimate: float | None, took: float) -> None:
+        """Count a run that *took* so many seconds."""
+        key = kind, model
+        bias, runs = self._seen.pop(key, (0.0, 0))
+        error = math.log(min(max(took, 0.1), 1e5) / _usable(estimate, USUAL_SECONDS[kind]))
+        weight = max(0.1, 1 / (runs + 2))
+        self._seen[key] = (bias + weight * (error - bias), runs + 1)
+        if len(self._seen) > LEARNED_MODELS:
+            del self._seen[next(iter(self._seen))]
+
+
+def _usable(estimate: float | None, usual: float) -> float:
+    return estimate if estimate and 0 < estimate < 1e5 else usual
 
 
 def ends_wait(failure: errors.FloraError, *, age: float) -> bool:

@@ -1,179 +1,272 @@
-"""Waiting: one run looked at until it has finished.
-
-:class:`RunWatch` is the one loop; waiting for a run is reading its watch to the end.
-"""
+"""Waiting, as users see it: for one run, for its changes, for many runs as they finish."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import math
-from collections.abc import Awaitable, Callable
-from typing import Self, TypeAlias
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Generic, Self, TypeAlias, TypeVar
 
-import anyio
 from msgspec import Struct
+from msgspec.structs import replace
 
-from flora_async import _pacing, errors
-from flora_async._pacing import PollFactory, PollSchedule, Sighting
+from flora_async import errors
+from flora_async._pacing import PollFactory
+from flora_async._watcher import Entry, Subject, Waiter, Watcher
 from flora_async.models import Run
 
-log = logging.getLogger("flora_async")
-
-_KNOWN = ("pending", "running", "completed", "failed")
+T = TypeVar("T")
 
 OnUpdate: TypeAlias = Callable[[Run], object]
 """Called with each change of a run; what it raises ends the wait."""
 
 
-class Look(Struct, frozen=True, gc=False):
-    """What one request told about a run."""
-
-    run: Run
-    age: float
-    """Seconds since the run's creation, by FLORA's clock."""
-
-
-class Subject(Struct, frozen=True):
-    """What is known of a run before it is looked at."""
+class RunOutcome(Struct, frozen=True):
+    """How a run ended: :attr:`run` if it has completed, else :attr:`error`."""
 
     run_id: str
-    poll_url: str | None = None
-    born: float | None = None
-    """When this client was told of its creation, by the event loop's clock; ``None``: it was not, so look at once."""
-    age: float | None = None
-    """Seconds since its creation by its own record, where there is one."""
-    estimate: float | None = None
-    """Seconds that it should take."""
-    run: Run | None = None
-    """Its last record."""
+    run: Run | None
+    error: errors.FloraError | None
+
+
+class Ends(Generic[T]):
+    """Futures that are handed out as they end, each with what it is for. Dropping them all leaves nothing behind."""
+
+    def __init__(self) -> None:
+        self._pending: dict[asyncio.Future[T], object] = {}
+        self._ended: deque[asyncio.Future[T]] = deque()
+        self._bell: asyncio.Future[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._pending) + len(self._ended)
+
+    def add(self, future: asyncio.Future[T]) -> None:
+        """Wait for another one."""
+        self._pending[future] = None
+        future.add_done_callback(self._end)
+
+    def _end(self, future: asyncio.Future[T]) -> None:
+        if self._pending.pop(future, self) is not self and not future.cancelled():
+            self._ended.append(future)
+        self.ring()
+
+    def ring(self) -> None:
+        """Have the reader look again."""
+        if self._bell is not None and not self._bell.done():
+            self._bell.set_result(None)
+
+    async def next(self) -> asyncio.Future[T] | None:
+        """Give the next one that has ended; ``None`` when somebody rang."""
+        if not self._ended:
+            self._bell = asyncio.get_running_loop().create_future()
+            await self._bell
+        return self._ended.popleft() if self._ended else None
+
+    def cancel(self) -> list[asyncio.Future[T]]:
+        """Cancel what has not ended, and forget the rest."""
+        cancelled = list(self._pending)
+        for future in (*cancelled, *self._ended):
+            if not future.cancel() and not future.cancelled():
+                future.exception()  # nobody's concern any more
+        self._pending.clear()
+        self._ended.clear()
+        return cancelled
+
+    def drop(self) -> None:
+        """Cancel from wherever the garbage collector runs."""
+        if self._pending:
+            loop = next(iter(self._pending)).get_loop()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self.cancel)
+
+
+async def wait_for_run(
+    watcher: Watcher, subject: Subject, *, poll: PollFactory | None, timeout: float | None, on_update: OnUpdate | None
+) -> Run:
+    """Wait for one run, and return it if it has completed."""
+    run = subject.run
+    if run is None or not run.finished:
+        if on_update is None:
+            entry = watcher.enter(subject, poll)
+            run = _in_time(await watcher.wait(entry, deadline=_deadline(timeout)), entry, timeout)
+        else:
+            async for run in RunWatch(watcher, [subject], poll=poll, timeout=timeout):
+                on_update(run)
+    elif on_update is not None:
+        on_update(run)
+    if run is None or not run.succeeded:
+        raise errors.RunFailedError(run) if run else AssertionError("a watch ends with a run")
+    return run
+
+
+def _deadline(timeout: float | None) -> float:
+    return math.inf if timeout is None else asyncio.get_running_loop().time() + timeout
+
+
+def _in_time(run: Run | None, entry: Entry, timeout: float | None) -> Run:
+    if run is None:
+        raise errors.RunTimeoutError(entry.run_id, timeout=timeout or math.inf, run=entry.run, trouble=entry.trouble)
+    return run
 
 
 class RunWatch:
-    """The changes of one run, ending with the finished run: iterate over it with ``async for``.
+    """The changes of one run or many, each with the finished run as its last: iterate over it with ``async for``.
 
-    A look that shows less progress and the same status is not handed out. A failed run is the last item, not an
-    exception. Nothing runs between two items, so there is nothing to close after ``break``.
+    Progress never goes backwards, and what tells nothing new is left out. A failed run is an item, not an exception.
+    Leaving the loop stops the looking, when the iterator is dropped or by ``aclose()``.
 
     Raises:
         RunTimeoutError: the time is up; the run goes on at FLORA.
-        AuthenticationError, PermissionDeniedError, BadRequestError: the run may not be looked at.
+        AuthenticationError, PermissionDeniedError, BadRequestError: a run may not be looked at.
         NotFoundError: there is no such run, 10 seconds after its creation (or after the first look).
     """
 
     def __init__(
-        self,
-        subject: Subject,
-        *,
-        look: Callable[[str, str | None], Awaitable[Look]],
-        target: Callable[[str], str | None],
-        pause: Callable[[float], Awaitable[None]],
-        poll: PollFactory | None,
-        timeout: float | None,
+        self, watcher: Watcher, subjects: Iterable[Subject], *, poll: PollFactory | None, timeout: float | None
     ) -> None:
-        self._subject = subject
-        self._look = look
-        self._target_of = target
-        self._pause = pause
+        self._watcher = watcher
         self._poll = poll
-        self._timeout = math.inf if timeout is None else timeout
-        self._deadline: float | None = None
-        self._schedule: PollSchedule | None = None
-        self._last_delay = _pacing.POLL_FLOOR
-        self._born = 0.0
-        self._due = 0.0
-        self._target = target(subject.poll_url) if subject.poll_url else None
-        self._direct = False
-        self._run: Run | None = None
-        self._failures = 0
-        self._trouble: str | None = None
-        self._over = False
+        self._timeout = timeout
+        self._deadline = math.inf
+        self._begun = False
+        self._finished = deque[Run]()
+        self._unseen: deque[Subject] = deque()
+        self._entries: dict[Waiter, Entry] = {}
+        self._last: dict[str, Run] = {}
+        self._changed: Entry | None = None
+        self._ends: Ends[Run | None] = Ends()
+        for subject in subjects:
+            if subject.run is not None and subject.run.finished:
+                self._finished.append(subject.run)
+            else:
+                self._unseen.append(subject)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Run:
-        if self._over:
-            raise StopAsyncIteration
-        now = anyio.current_time()
-        if self._deadline is None:
-            self._deadline = now + self._timeout
-            self._begin(now)
-        self._over = True  # unless this ends with a run that is not finished
-        with anyio.move_on_after(self._deadline - now):
-            run = await self._next_change()
-            self._over = run.finished
-            self._run = run
-            return run
-        raise errors.RunTimeoutError(self._subject.run_id, timeout=self._timeout, run=self._run, trouble=self._trouble)
+        if self._finished:
+            return self._finished.popleft()
+        if not self._begun:
+            self._begun = True
+            self._deadline = _deadline(self._timeout)
+        while self._unseen:
+            self._wait(self._watcher.enter(self._unseen.popleft(), self._poll))
+        if self._changed is not None:
+            entry, self._changed = self._changed, None
+            self._wait(entry)
+        while len(self._ends):
+            waiter = await self._ends.next()
+            if waiter is not None:
+                return self._change(waiter)
+        raise StopAsyncIteration
 
-    def _begin(self, now: float) -> None:
-        subject = self._subject
-        self._schedule = _pacing.run_schedule(subject.estimate) if self._poll is None else self._poll()
-        next(self._schedule)
-        if subject.born is not None:
-            self._born = subject.born
-            self._due = now + self._delay(None, now)
-        else:
-            self._born = now - (subject.age or 0.0)
-            self._due = now
+    def _wait(self, entry: Entry) -> None:
+        last = self._last.get(entry.run_id)
+        waiter = self._watcher.wait(entry, deadline=self._deadline, known=last, changes=True)
+        self._entries[waiter] = entry
+        self._ends.add(waiter)
 
-    def _delay(self, run: Run | None, now: float) -> float:
-        schedule = self._schedule
-        if schedule is None:
-            return 0.0
-        if self._poll is None:
-            return schedule.send(Sighting(now - self._born, run))
-        self._last_delay = _pacing.next_delay(schedule, self._last_delay)
-        return self._last_delay
-
-    async def _next_change(self) -> Run:
-        known = self._subject.run
-        if known is not None and known.finished:
-            return known
-        while True:
-            wait = self._due - anyio.current_time()
-            if wait > 0:
-                await self._pause(wait)
-            run = await self._sighted()
-            if run is not None and _is_news(run, self._run):
-                return run
-
-    async def _sighted(self) -> Run | None:
-        """Look once, and plan the next look; ``None`` if this one told nothing."""
-        subject = self._subject
-        try:
-            look = await self._look(subject.run_id, self._target)
-        except errors.FloraError as failure:
-            now = anyio.current_time()
-            self._trouble = str(failure)
-            final = _pacing.ends_wait(failure, age=now - self._born)
-            if self._target is not None and _pacing.blames_address(failure):
-                # The run's own address decides; until it has spoken nothing is final.
-                self._direct, self._target = True, None
-                return None
-            if final:
-                failure.run_id = subject.run_id
-                raise
-            self._failures += 1
-            self._due = now + _pacing.pause_after_failed_look(failure, self._failures)
-            log.info("%s: a look failed (%s), waiting goes on", subject.run_id, type(failure).__name__)
-            return None
-        now, run = anyio.current_time(), look.run
-        self._failures, self._trouble = 0, None
-        if run.poll_url and not self._direct:
-            self._target = self._target_of(run.poll_url)
-        if subject.born is None:
-            self._born = now - look.age
-        if run.status not in _KNOWN and (self._run is None or self._run.status != run.status):
-            log.warning("%s: unknown status %r, waiting goes on", run.run_id, run.status)
+    def _change(self, waiter: Waiter) -> Run:
+        entry = self._entries.pop(waiter)
+        run = _in_time(waiter.result(), entry, self._timeout)
+        last = self._last.pop(run.run_id, None)
         if not run.finished:
-            self._due = now + self._delay(run, now)
+            self._last[run.run_id] = run
+            self._changed = entry
+        if last is not None and run.progress < last.progress:
+            run = replace(run, progress=last.progress)
+            if not run.finished:
+                self._last[run.run_id] = run
         return run
 
+    async def aclose(self) -> None:
+        """Stop looking."""
+        self._finished.clear()
+        self._unseen.clear()
+        self._changed = None
+        self._ends.cancel()
 
-def _is_news(run: Run, before: Run | None) -> bool:
-    if before is None or run.finished or run.status != before.status:
-        return True
-    if run.progress != before.progress:
-        return run.progress > before.progress
-    return (run.started_at, run.outputs) != (before.started_at, before.outputs)
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        self._ends.drop()
+
+
+class RunOutcomes:
+    """The ends of many runs, in the order in which they come: iterate over it with ``async for``.
+
+    No run's failure touches the others. Leaving the loop stops the looking, when the iterator is dropped or by
+    ``aclose()``; the runs go on at FLORA.
+    """
+
+    def __init__(
+        self, watcher: Watcher, subjects: Iterable[Subject], *, poll: PollFactory | None, timeout: float | None
+    ) -> None:
+        self._watcher = watcher
+        self._poll = poll
+        self._timeout = timeout
+        self._unseen = deque(subjects)
+        self._entries: dict[Waiter, Entry] = {}
+        self._ends: Ends[Run | None] = Ends()
+        self._finished: deque[RunOutcome] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> RunOutcome:
+        if self._unseen:
+            self._begin()
+        if self._finished:
+            return self._finished.popleft()
+        while len(self._ends):
+            waiter = await self._ends.next()
+            if waiter is not None:
+                return self._outcome(waiter)
+        raise StopAsyncIteration
+
+    def _begin(self) -> None:
+        deadline = _deadline(self._timeout)
+        while self._unseen:
+            subject = self._unseen.popleft()
+            if subject.run is not None and subject.run.finished:
+                self._finished.append(outcome_of(subject.run))
+                continue
+            entry = self._watcher.enter(subject, self._poll)
+            waiter = self._watcher.wait(entry, deadline=deadline)
+            self._entries[waiter] = entry
+            self._ends.add(waiter)
+
+    def _outcome(self, waiter: Waiter) -> RunOutcome:
+        entry = self._entries.pop(waiter)
+        try:
+            return outcome_of(_in_time(waiter.result(), entry, self._timeout))
+        except errors.FloraError as error:
+            return RunOutcome(entry.run_id, None, error)
+
+    async def aclose(self) -> None:
+        """Stop looking."""
+        self._unseen.clear()
+        self._finished.clear()
+        self._ends.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        self._ends.drop()
+
+
+def outcome_of(run: Run) -> RunOutcome:
+    """Tell how a finished run ended."""
+    if run.succeeded:
+        return RunOutcome(run.run_id, run, None)
+    return RunOutcome(run.run_id, None, errors.RunFailedError(run))

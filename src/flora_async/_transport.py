@@ -22,7 +22,9 @@ from anyio.to_thread import run_sync
 from msgspec import Struct
 
 from flora_async import _pacing, errors
-from flora_async._wire import Answer, Request
+from flora_async._limiter import Limiter
+from flora_async._pacing import RetryBudget
+from flora_async._wire import Answer, Request, retry_after
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
@@ -78,6 +80,10 @@ class Transport:
         self._sessions: _Sessions | None = None
         self._closing = asyncio.Event()
         self._in_flight = asyncio.Semaphore(IN_FLIGHT)
+        self._limiter = Limiter()
+        self._budget = RetryBudget()
+        self.held_up: Callable[[], float] = self._limiter.wait
+        """For how many seconds nothing may go out."""
 
     async def call(self, request: Request, read: Callable[[Answer], T], *, retries: int | None = None) -> T:
         """Send *request* and read its answer, again if the answer allows and the policy (:mod:`_pacing`) does.
@@ -85,6 +91,7 @@ class Transport:
         A create of which nobody can say whether it was accepted ends in :class:`CreateOutcomeUnknownError`.
         """
         failures: list[errors.FloraError] = []
+        self._budget.earn()
         began, opened = time.monotonic(), time.time()
         while True:
             try:
@@ -98,7 +105,8 @@ class Transport:
                 create=request.order is not None,
                 elapsed=time.monotonic() - began,
             )
-            if pause is None or self._closing.is_set():
+            throttled = isinstance(failures[-1], errors.RateLimitError)  # the limiter's business
+            if pause is None or self._closing.is_set() or not (throttled or self._budget.spend()):
                 raise _conclusion(request, failures, window=(opened, time.time()))
             log.info("%s %s: again in %.1f s after %s", request.method, request.path, pause, _named(failures[-1]))
             await self.pause(pause)
@@ -110,6 +118,7 @@ class Transport:
 
     async def _exchange(self, request: Request) -> Answer:
         sessions = await self._open()
+        await self._limiter.turn()
         import aiohttp
         from yarl import URL
 
@@ -143,6 +152,10 @@ class Transport:
                 answer = Answer(
                     request=request, status=response.status, headers=response.headers, body=await response.read()
                 )
+            if answer.status == 429:
+                self._limiter.refused(retry_after(answer.headers))
+            else:
+                self._limiter.succeeded()
             log.debug(
                 "%s %s: %d in %.0f ms (%s)",
                 request.method,

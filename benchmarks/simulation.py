@@ -1,0 +1,200 @@
+"""A FLORA made of numbers, and an event loop whose clock jumps: minutes of waiting pass in milliseconds.
+
+The real watcher and the real limiter run against it; only the requests are simulated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import selectors
+from bisect import insort
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from flora_async import APIConnectionError, NotFoundError, RateLimitError
+from flora_async._limiter import Limiter
+from flora_async._watcher import Eyes, Look, Scope, Subject
+from flora_async.models import Generation, GenerationPage, Output, PageMeta, Run
+
+T = TypeVar("T")
+
+LOOK_SECONDS = 0.12
+PAGE_SECONDS = 0.25
+UNIX = 1_790_000_000.0
+"""Unix time at the loop's zero."""
+
+
+class _Selector(selectors.DefaultSelector):
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if not ready:
+            if timeout is None:
+                raise RuntimeError("nothing will ever happen any more")
+            self.now += max(0.0, timeout)
+        return ready
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop in virtual time: when nothing is ready, it is the next timer's time at once."""
+
+    def __init__(self) -> None:
+        self._virtual = _Selector()
+        super().__init__(self._virtual)
+
+    def time(self) -> float:
+        """Say the virtual time, in seconds since the loop began."""
+        return self._virtual.now
+
+
+def run_virtually(main: Coroutine[Any, Any, T]) -> T:
+    """Run *main* in virtual time."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(main)
+
+
+class Simulated:
+    """One run: when it was created, began and ends, and what its progress bar shows."""
+
+    __slots__ = ("bar", "began", "created", "ends", "gone", "hidden", "run_id")
+
+    def __init__(self, run_id: str, created: float, waits: float, works: float, *, bar: str = "none") -> None:
+        self.run_id = run_id
+        self.created = created
+        self.began = created + waits
+        self.ends = created + waits + works
+        self.bar = bar
+        self.gone = False
+        self.hidden = False
+
+    def record(self, now: float) -> dict[str, Any]:
+        """Tell of it, in FLORA's fields."""
+        done = now >= self.ends
+        share = min(1.0, max(0.0, (now - self.began) / max(self.ends - self.began, 1e-9)))
+        bars = {"none": 0.0, "linear": math.floor(100 * share), "step": math.floor(4 * share**1.5) * 25.0}
+        bars["stuck99"] = 99.0 if now > self.began else 0.0
+        return {
+            "run_id": self.run_id,
+            "status": "completed" if done else "running" if now >= self.began else "pending",
+            "progress": 100.0 if done else bars[self.bar],
+            "created_at": UNIX + self.created,
+            "started_at": UNIX + self.began if now >= self.began else None,
+            "completed_at": UNIX + self.ends if done else None,
+            "outputs": (Output(output_id="output_1", type="text", url="x"),) if done else (),
+        }
+
+
+class SimulatedFlora:
+    """Runs by id and by page, behind a limit of requests a second; counts what it is asked.
+
+    The probabilities make it hostile: pages that fail, rows that are old, rows without outputs.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit: float | None = None,
+        seed: int = 0,
+        errors: float = 0.0,
+        stale: float = 0.0,
+        bare: float = 0.0,
+        storm: tuple[float, float] = (math.inf, math.inf),
+    ) -> None:
+        self.chance = random.Random(seed)
+        self.requests = 0
+        self.refused = 0
+        self.times: list[float] = []
+        self._limit = limit
+        self._tokens = limit or 0.0
+        self._at = 0.0
+        self._errors, self._stale, self._bare, self._storm = errors, stale, bare, storm
+        self._by_id: dict[str, Simulated] = {}
+        self._order: list[tuple[float, str]] = []
+        self._limiter = Limiter()
+
+    def add(self, run: Simulated) -> None:
+        """Take a run."""
+        self._by_id[run.run_id] = run
+        insort(self._order, (run.created, run.run_id))
+
+    def remove(self, run: Simulated) -> None:
+        """Forget a run: the pages behind it shift."""
+        run.gone = True
+        self._order.remove((run.created, run.run_id))
+
+    def eyes(self, *, pages: bool = True) -> Eyes:
+        """Give what a watcher looks with."""
+        return Eyes(
+            look=self._look,
+            page=self._page if pages else None,
+            target=_nowhere,
+            held_up=self._limiter.wait,
+            finished=_nobody,
+        )
+
+    async def _request(self, seconds: float) -> float:
+        """Spend a request; give the time at which FLORA looked."""
+        await self._limiter.turn()
+        now = asyncio.get_running_loop().time()
+        self.requests += 1
+        self.times.append(now)
+        admitted = not self._storm[0] <= now < self._storm[1]
+        if self._limit is not None:
+            self._tokens = min(self._limit, self._tokens + (now - self._at) * self._limit)
+            self._at = now
+            admitted = admitted and self._tokens >= 1
+            self._tokens -= admitted
+        await asyncio.sleep(seconds / 2)
+        looked = asyncio.get_running_loop().time()
+        await asyncio.sleep(seconds / 2)
+        if not admitted:
+            self.refused += 1
+            self._limiter.refused(1.0)
+            raise RateLimitError("too many", status=429, retry_after=1.0)
+        self._limiter.succeeded()
+        if self.chance.random() < self._errors:
+            raise APIConnectionError("cut", sent="maybe_sent")
+        return looked
+
+    async def _look(self, run_id: str, _target: str | None) -> Look:
+        looked = await self._request(LOOK_SECONDS)
+        run = self._by_id.get(run_id)
+        if run is None or run.gone:
+            raise NotFoundError("no such run", status=404)
+        return Look(Run(**run.record(looked)), asyncio.get_running_loop().time() - run.created)
+
+    async def _page(self, cursor: str | None, _scope: Scope) -> GenerationPage:
+        looked = await self._request(PAGE_SECONDS)
+        offset = int(cursor or 0)
+        end = max(0, len(self._order) - offset)
+        taken = self._order[max(0, end - 100) : end][::-1]
+        rows = [self._row(self._by_id[run_id], looked) for _, run_id in taken]
+        following = str(offset + 100) if offset + 100 < len(self._order) else None
+        return GenerationPage(
+            generations=tuple(row for row in rows if row is not None), meta=PageMeta(next_cursor=following)
+        )
+
+    def _row(self, run: Simulated, looked: float) -> Generation | None:
+        if run.hidden:
+            return None
+        when = looked - 20 if self.chance.random() < self._stale else looked
+        record = run.record(when)
+        if record["outputs"] and self.chance.random() < self._bare:
+            record["outputs"] = ()
+        return Generation(**record, generation_id=run.run_id, project_id="prj_1", workspace_id="ws_1")
+
+
+def _nowhere(_run_id: str, _poll_url: str) -> None:
+    """Have no better address."""
+
+
+def _nobody(_run: Run, _age: float) -> None:
+    """Learn nothing."""
+
+
+def started(run: Simulated, estimate: float | None) -> Subject:
+    """Give what a client knows of a run that it has just started."""
+    return Subject(run.run_id, born=run.created, estimate=estimate, scope=("ws_1", "prj_1"), created=UNIX + run.created)

@@ -1,0 +1,152 @@
+"""The watcher, in virtual time, against a FLORA that does what it can to lose a run."""
+
+import asyncio
+import math
+import random
+
+import pytest
+from simulation import Simulated, SimulatedFlora, run_virtually, started
+
+from flora_async import NotFoundError
+from flora_async._watcher import Entry, Watcher
+from flora_async.models import Generation, GenerationPage
+
+RUNS = 150
+TOO_LATE = 900.0
+"""Seconds in which everything must have ended; the last run ends after some hundred."""
+
+
+class Trial:
+    """Waits for many runs while pages shift, rows lie and requests fail; checks that nothing is lost."""
+
+    def __init__(self, seed: int, kind: type[Watcher]) -> None:
+        self.chance = random.Random(seed)
+        storm = self.chance.uniform(5, 60)
+        self.flora = SimulatedFlora(
+            limit=self.chance.choice([None, 10.0]),
+            seed=seed,
+            errors=0.05,
+            stale=0.1,
+            bare=0.2,
+            storm=(storm, storm + self.chance.choice([0.0, 5.0])),
+        )
+        self.watcher = kind(self.flora.eyes())
+        self.settled: dict[int, str] = {}
+        self.cancelled: set[int] = set()
+        self.waiting: list[asyncio.Task[None]] = []
+        self.runs: list[Simulated] = []
+
+    async def wait(self, number: int, run: Simulated, patience: float) -> None:
+        """Wait for one run, and check how that ends."""
+        loop = asyncio.get_running_loop()
+        estimate = (run.ends - run.created) * self.chance.uniform(0.3, 3)
+        waiter = self.watcher.wait(self.watcher.enter(started(run, estimate), None), deadline=loop.time() + patience)
+        try:
+            seen = await waiter
+        except NotFoundError:
+            assert run.gone, "a run that is there was given up"
+            self.settle(number, "gone")
+            return
+        if seen is None:
+            assert patience < math.inf, "timed out without a timeout"
+            self.settle(number, "late")
+            return
+        assert (seen.run_id, seen.status) == (run.run_id, "completed"), "another end"
+        assert seen.outputs, "a finished run without its outputs"
+        assert loop.time() >= run.ends
+        self.settle(number, "finished")
+
+    def settle(self, number: int, end: str) -> None:
+        """Note an end."""
+        assert number not in self.settled, "settled twice"
+        self.settled[number] = end
+
+    def order(self, made: int) -> None:
+        """Make a run, ours or foreign, with one waiter or several."""
+        chance, loop = self.chance, asyncio.get_running_loop()
+        bar = chance.choice(["none", "linear"])
+        run = Simulated(f"run_{made}", loop.time(), chance.uniform(0, 3), chance.uniform(1, 60), bar=bar)
+        run.hidden = chance.random() < 0.1
+        self.flora.add(run)
+        self.runs.append(run)
+        for _ in range(chance.choice([0, 0, 0, 0, 1, 1, 2, 4])):
+            number = len(self.waiting)
+            patience = chance.choice([math.inf, math.inf, math.inf, chance.uniform(1, 40)])
+            task = asyncio.create_task(self.wait(number, run, patience))
+            self.waiting.append(task)
+            if chance.random() < 0.15:
+                self.cancelled.add(number)
+                loop.call_later(chance.uniform(0, 30), task.cancel)
+
+    async def go(self) -> None:
+        """Make runs for a minute or two, then see all waits end."""
+        for made in range(RUNS):
+            self.order(made)
+            victim = self.chance.choice(self.runs)
+            if self.chance.random() < 0.05 and not victim.gone:
+                self.flora.remove(victim)
+            await asyncio.sleep(self.chance.choice([0.0, 0.0, 0.1, 2.0]))
+        _, pending = await asyncio.wait(self.waiting, timeout=TOO_LATE)
+        assert not pending, f"{len(pending)} waits never ended"
+        for number, task in enumerate(self.waiting):
+            if task.cancelled():
+                assert number in self.cancelled, "cancelled by nobody"
+            else:
+                task.result()
+                assert number in self.settled
+        await asyncio.sleep(2)
+        assert not self.watcher._entries, "an entry was left"
+        assert self.watcher._task is not None
+        assert self.watcher._task.done(), "the watcher goes on for nobody"
+        assert not self.watcher._looks, "a look goes on for nobody"
+
+
+async def hostile(seed: int, kind: type[Watcher]) -> None:
+    """Hold one trial."""
+    await Trial(seed, kind).go()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_wait_ends_once_and_right(seed: int) -> None:
+    """For a handful of seeds."""
+    run_virtually(hostile(seed, Watcher))
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("block", range(20))
+def test_every_wait_ends_once_and_right_for_hundreds_of_seeds(block: int) -> None:
+    """Five hundred."""
+    for seed in range(1000 + 25 * block, 1025 + 25 * block):
+        run_virtually(hostile(seed, Watcher))
+
+
+class NeverAsksByAddress(Watcher):
+    """A mutant: runs are looked for on pages only."""
+
+    def _look_at(self, entry: Entry) -> None:
+        self._read_page(0, [entry])
+
+    def _missed(self, entry: Entry, number: int, page: GenerationPage, *, fruitful: bool) -> None:
+        entry.due = asyncio.get_running_loop().time() + 5
+
+
+class TrustsEveryRow(Watcher):
+    """A mutant: a finished row is taken for the run, outputs or not."""
+
+    def _incomplete(self, entry: Entry, row: Generation, now: float) -> bool:
+        return False
+
+
+class GivesUpOnAMiss(Watcher):
+    """A mutant: a run that was not on its page is forgotten."""
+
+    def _missed(self, entry: Entry, number: int, page: GenerationPage, *, fruitful: bool) -> None:
+        self._leave(entry)
+
+
+@pytest.mark.parametrize("mutant", [NeverAsksByAddress, TrustsEveryRow, GivesUpOnAMiss])
+def test_broken_watchers_are_caught(mutant: type[Watcher]) -> None:
+    """By the same check, within a handful of seeds."""
+    with pytest.raises(AssertionError):
+        for seed in range(12):
+            run_virtually(hostile(seed, mutant))
