@@ -5,6 +5,7 @@ Prints ratios within one run: each round measures all contestants, in shuffled o
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import statistics
@@ -50,6 +51,9 @@ def page(items: int = 100) -> bytes:
 
 def main() -> None:
     """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    rounds = 5 if parser.parse_args().quick else ROUNDS
     body = page()
     contestants: dict[str, Callable[[bytes], object]] = {
         "flora-async (msgspec Structs)": msgspec.json.Decoder(GenerationPage).decode,
@@ -59,7 +63,7 @@ def main() -> None:
     first = next(iter(contestants))
     ratios: dict[str, list[float]] = {name: [] for name in contestants}
     micros: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         spent: dict[str, float] = {}
         for name in random.sample(list(contestants), len(contestants)):
             decode = contestants[name]
@@ -70,7 +74,7 @@ def main() -> None:
         for name, seconds in spent.items():
             ratios[name].append(seconds / spent[first])
             micros[name].append(seconds / CALLS * 1e6)
-    print(f"one page of 100 items, {len(body):,} bytes, {ROUNDS} rounds: median [least .. most]")
+    print(f"one page of 100 items, {len(body):,} bytes, {rounds} rounds: median [least .. most]")
     for name in contestants:
         low, middle, high = min(ratios[name]), statistics.median(ratios[name]), max(ratios[name])
         print(f"{name:30} {middle:5.2f} x [{low:.2f} .. {high:.2f}]   {statistics.median(micros[name]):7.0f} us CPU")

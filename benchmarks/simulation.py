@@ -59,9 +59,19 @@ def run_virtually(main: Coroutine[Any, Any, T]) -> T:
 class Simulated:
     """One run: when it was created, began and ends, and what its progress bar shows."""
 
-    __slots__ = ("bar", "began", "created", "ends", "gone", "hidden", "run_id")
+    __slots__ = ("bar", "began", "created", "ends", "estimate", "gone", "hidden", "run_id")
 
-    def __init__(self, run_id: str, created: float, waits: float, works: float, *, bar: str = "none") -> None:
+    def __init__(
+        self,
+        run_id: str,
+        created: float,
+        waits: float,
+        works: float,
+        *,
+        bar: str = "none",
+        estimate: float | None = None,
+    ) -> None:
+        self.estimate = estimate or 30.0
         self.run_id = run_id
         self.created = created
         self.began = created + waits
@@ -75,6 +85,7 @@ class Simulated:
         done = now >= self.ends
         share = min(1.0, max(0.0, (now - self.began) / max(self.ends - self.began, 1e-9)))
         bars = {"none": 0.0, "linear": math.floor(100 * share), "step": math.floor(4 * share**1.5) * 25.0}
+        bars["fake"] = math.floor(99 * (1 - math.exp(-2.5 * max(0.0, now - self.began) / self.estimate)))
         bars["stuck99"] = 99.0 if now > self.began else 0.0
         return {
             "run_id": self.run_id,

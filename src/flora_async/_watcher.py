@@ -12,7 +12,6 @@ import asyncio
 import heapq
 import logging
 import math
-from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from copy import copy
@@ -24,6 +23,7 @@ from msgspec import Struct
 
 from flora_async import _pacing, errors
 from flora_async._pacing import PollFactory, PollSchedule, Rate, Sighting
+from flora_async._places import Places
 from flora_async.models import Generation, GenerationPage, Run
 
 log = logging.getLogger("flora_async")
@@ -34,7 +34,6 @@ Scope: TypeAlias = tuple[str | None, str | None]
 Waiter: TypeAlias = "asyncio.Future[Run | None]"
 """Gets the run, or ``None`` when its time is up."""
 
-PAGE = 100
 LOOKS_IN_FLIGHT = 16
 EARLY = 0.25
 """A run that is due within this share of its gap comes along on a page that is read for others."""
@@ -42,7 +41,6 @@ MISSES = 2
 """A run that was not on its page so often is looked at by its own address from there on."""
 CLOCK_SKEW = 5.0
 """Seconds by which the creation of a run that was not yet seen may be misjudged."""
-REMEMBERED_TIMES = 50_000
 
 _KNOWN = ("pending", "running", "completed", "failed")
 
@@ -158,13 +156,9 @@ class Watcher:
         self._numbers = count()
         self._rate = Rate(_pacing.LOOK_RATE, ceiling=_pacing.LOOK_RATE_CEILING)
         self._closed = False
-        # What is known of the history: a cursor for each page that was reached, and where runs stand on them.
         self._scopes: Counter[Scope] = Counter()
         self._scope: Scope = (None, None)
-        self._cursors: list[str | None] = [None]
-        self._complete = False
-        self._density = 1.0
-        self._times: list[float] = []
+        self._places = Places()
         self._pages_under_way: set[int] = set()
         self._pages_from = 0.0
         self._page_failures = 0
@@ -201,10 +195,8 @@ class Watcher:
 
     def _add(self, entry: Entry) -> None:
         self._scopes[entry.scope] += 1
-        if entry.created < math.inf and entry.run is None:
-            insort(self._times, entry.created)
-        if len(self._times) > REMEMBERED_TIMES:
-            del self._times[: REMEMBERED_TIMES // 10]
+        if entry.run is None:
+            self._places.enter(entry.created)
 
     def _leave(self, entry: Entry) -> None:
         if self._entries.get(entry.run_id) is not entry:
@@ -307,10 +299,10 @@ class Watcher:
         readable = self._eyes.page is not None and len(self._entries) > 2 and now >= self._pages_from
         if readable:
             self._enter_scope()
-        last = len(self._cursors) - 1
+        last = self._places.last
         beyond = 0
         for entry in ready:
-            number = None if entry.alone or not readable else self._page_of(entry)
+            number = None if entry.alone or not readable else self._places.page_of(entry.created, entry.floor)
             if number is None:
                 alone.append(entry)
             else:
@@ -333,15 +325,6 @@ class Watcher:
         )
         return [start for _, _, start in heapq.nlargest(LOOKS_IN_FLIGHT + 1, options)]
 
-    def _page_of(self, entry: Entry) -> int | None:
-        """Say on which page of the history a run should be; ``None`` if on none."""
-        newer = len(self._times) - bisect_right(self._times, entry.created)
-        number = max(int(newer * self._density) // PAGE, entry.floor)
-        if not self._complete:
-            return number
-        last = len(self._cursors) - 1
-        return None if entry.floor > last else min(number, last)
-
     def _enter_scope(self) -> None:
         """Read as little of the history as holds all that is waited for."""
         workspaces = {workspace for workspace, _ in self._scopes}
@@ -355,8 +338,7 @@ class Watcher:
             self._forget_pages()
 
     def _forget_pages(self) -> None:
-        self._cursors = [None]
-        self._complete = False
+        self._places.forget()
         for entry in self._entries.values():
             entry.floor = 0
 
@@ -451,7 +433,7 @@ class Watcher:
 
     def _read_page(self, number: int, members: list[Entry]) -> None:
         self._pages_under_way.add(number)
-        self._start(self._page(number, self._cursors[number], self._scope, members), members)
+        self._start(self._page(number, self._places.cursors[number], self._scope, members), members)
 
     async def _page(self, number: int, cursor: str | None, scope: Scope, members: list[Entry]) -> None:
         read: Callable[[str | None, Scope], Awaitable[GenerationPage]] | None = self._eyes.page
@@ -470,9 +452,11 @@ class Watcher:
         for row in page.generations:
             entry = self._entries.get(row.run_id)
             if entry is not None and not (row.finished and self._incomplete(entry, row, now)):
+                entry.alone, entry.misses = False, 0
                 self._seen(entry, as_run(row), now)
-        if scope == self._scope and number < len(self._cursors) and self._cursors[number] == cursor:
-            self._note_page(number, page)
+        cursors = self._places.cursors
+        if scope == self._scope and number < len(cursors) and cursors[number] == cursor:
+            self._places.note(number, page)
         missed = [entry for entry in members if self._entries.get(entry.run_id) is entry and entry.seen_at < now]
         fruitful = len(members) - len(missed) >= 2
         for entry in missed:
@@ -485,35 +469,19 @@ class Watcher:
         entry.alone, entry.due, entry.seen_at = True, now, now
         return True
 
-    def _note_page(self, number: int, page: GenerationPage) -> None:
-        following = page.next_cursor
-        if following is None:
-            del self._cursors[number + 1 :]
-            self._complete = True
-        elif number + 1 == len(self._cursors):
-            if following in self._cursors:
-                self._complete = True  # it leads in a circle
-            else:
-                self._cursors.append(following)
-                self._complete = False
-        rows = page.generations
-        if rows:
-            newest, oldest = rows[0].created.timestamp(), rows[-1].created.timestamp()
-            ours = bisect_right(self._times, newest) - bisect_right(self._times, oldest - 1e-9)
-            if ours > 0:
-                self._density = 0.5 * self._density + 0.5 * max(1.0, len(rows) / ours)
-
     def _missed(self, entry: Entry, number: int, page: GenerationPage, *, fruitful: bool) -> None:
         """Decide about a run that was not on the page where it was thought to be."""
         rows = page.generations
+        slack = 0.0 if entry.exact else CLOCK_SKEW
         if rows and page.next_cursor is not None:
-            slack = 0.0 if entry.exact else CLOCK_SKEW
             older = entry.created < rows[-1].created.timestamp() - slack
             if older or (fruitful and not entry.exact):
                 entry.floor = number + 1
                 return
-        entry.alone = True
         entry.misses += 1
+        newer = bool(rows) and number > 0 and entry.created > rows[0].created.timestamp() + slack
+        # Thought too far down, it is looked for again with what this page has told; else it is not where it should be.
+        entry.alone = not newer or entry.misses >= MISSES
 
     def _page_failed(self, failure: errors.FloraError, cursor: str | None) -> None:
         now = asyncio.get_running_loop().time()
