@@ -11,7 +11,7 @@ import pytest
 import flora_async
 
 ORDER = """
-    _version _render models errors _arguments _addresses _wire _pacing _places webhooks
+    _version _render models errors _arguments _addresses _wire _pacing _places webhooks _closing
     _limiter _transport _watcher _polling _many _inbox _history _catalogue _downloads _client __init__
     export telemetry durable sandbox pytest_plugin cli
 """

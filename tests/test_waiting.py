@@ -374,8 +374,8 @@ async def test_a_watch_has_a_timeout_of_its_own(flora: Flora, server: Scripted) 
     server.on("GET", OWN, answer(run("running")))
     undisturbed = False
     with pytest.raises(RunTimeoutError):
-        async for _ in flora.watch_run(RUN_ID, timeout=0.05):
-            await anyio.sleep(0.1)
+        async for _ in flora.watch_run(RUN_ID, timeout=0.5):
+            await anyio.sleep(0.6)
             undisturbed = True
     assert undisturbed
 

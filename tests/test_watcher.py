@@ -86,13 +86,14 @@ class Trial:
             if self.chance.random() < 0.05 and not victim.gone:
                 self.flora.remove(victim)
             await asyncio.sleep(self.chance.choice([0.0, 0.0, 0.1, 2.0]))
-        _, pending = await asyncio.wait(self.waiting, timeout=TOO_LATE)
+        done, pending = await asyncio.wait(self.waiting, timeout=TOO_LATE)
+        faults = [task.exception() for task in done if not task.cancelled()]
+        assert not any(faults), faults
         assert not pending, f"{len(pending)} waits never ended"
         for number, task in enumerate(self.waiting):
             if task.cancelled():
                 assert number in self.cancelled, "cancelled by nobody"
             else:
-                task.result()
                 assert number in self.settled
         await asyncio.sleep(2)
         assert not self.watcher._entries, "an entry was left"

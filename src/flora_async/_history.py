@@ -13,6 +13,7 @@ from typing import Any, Self, TypeAlias
 from weakref import WeakSet
 
 from flora_async import errors
+from flora_async._closing import Closing
 from flora_async.models import Generation, GenerationPage
 
 FetchPage: TypeAlias = Callable[[str | None], Coroutine[Any, Any, GenerationPage]]
@@ -21,7 +22,7 @@ REMEMBERED = 20_000
 """How many items back a walk knows that it has handed one out: FLORA's pages shift by what is new, not by more."""
 
 
-class PageIterator:
+class PageIterator(Closing):
     """The pages of the history as FLORA cuts them, newest first; an item that shifts between two pages is on both.
 
     The next page is on its way while the caller reads this one. That ends with the walk, with ``aclose()``, at the end
@@ -65,12 +66,6 @@ class PageIterator:
             ahead.cancel()
             await asyncio.wait([ahead])
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
-
     def __del__(self) -> None:
         ahead = self._ahead
         if ahead is not None and not ahead.done() and not ahead.get_loop().is_closed():
@@ -84,7 +79,7 @@ def _noticed(ahead: asyncio.Task[GenerationPage]) -> None:
         ahead.exception()
 
 
-class GenerationIterator:
+class GenerationIterator(Closing):
     """The items of the history, newest first, each once: an item that pages shift to is not handed out again."""
 
     def __init__(self, pages: PageIterator) -> None:
@@ -119,14 +114,8 @@ class GenerationIterator:
         """End the walk, and the look-ahead with it."""
         await self._pages.aclose()
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
-
-
-class GenerationList:
+class GenerationList(Closing):
     """The history, to be read as often as wanted: each ``async for`` over it begins a walk of its own.
 
     ``async with`` ends the look-aheads of all its walks.
@@ -153,9 +142,3 @@ class GenerationList:
         """End all walks over this list."""
         for pages in list(self._walks):
             await pages.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()

@@ -9,6 +9,7 @@ from typing import Any, Self
 from msgspec import Struct
 
 from flora_async import errors
+from flora_async._closing import Closing
 from flora_async._polling import Ends
 from flora_async.models import Order, Run, StartedRun
 
@@ -120,7 +121,7 @@ class Batch:
         self._room.set()
 
 
-class Outcomes:
+class Outcomes(Closing):
     """What became of many orders, in the order in which they finish: iterate over it with ``async for``.
 
     Leaving the loop stops the creating, when the iterator is dropped or by ``aclose()``: no task is left behind, and
@@ -158,12 +159,6 @@ class Outcomes:
             ending.append(self._feeder)
         if ending:
             await asyncio.wait(ending)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
 
     def __del__(self) -> None:
         feeder = self._feeder

@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from flora_async import errors
+from flora_async._closing import Closing
 from flora_async._pacing import PollFactory
 from flora_async._watcher import Entry, Subject, Waiter, Watcher
 from flora_async.models import Run
@@ -110,7 +111,62 @@ def _in_time(run: Run | None, entry: Entry, timeout: float | None) -> Run:
     return run
 
 
-class RunWatch:
+class _Waits(Closing):
+    """Waits for any number of runs, with one deadline. Leaving them stops the looking; the runs go on at FLORA."""
+
+    _entry: Entry
+    """Of the run that was handed out last."""
+
+    def __init__(
+        self, watcher: Watcher, subjects: Iterable[Subject], *, poll: PollFactory | None, timeout: float | None
+    ) -> None:
+        self._watcher = watcher
+        self._poll = poll
+        self._timeout = timeout
+        self._deadline = math.inf
+        self._finished: deque[Run] = deque()
+        self._unseen: deque[Subject] = deque()
+        self._entries: dict[Waiter, Entry] = {}
+        self._ends: Ends[Run | None] = Ends()
+        self._progress: dict[str, float] = {}
+        for subject in subjects:
+            if subject.run is not None and subject.run.finished:
+                self._finished.append(subject.run)
+            else:
+                self._unseen.append(subject)
+
+    def _begin(self, *, changes: bool) -> None:
+        """Start to wait; the time runs from here."""
+        if self._unseen:
+            self._deadline = _deadline(self._timeout)
+        while self._unseen:
+            self._wait(self._watcher.enter(self._unseen.popleft(), self._poll), changes=changes)
+
+    def _wait(self, entry: Entry, *, changes: bool, known: Run | None = None) -> None:
+        waiter = self._watcher.wait(entry, deadline=self._deadline, known=known, changes=changes)
+        self._entries[waiter] = entry
+        self._ends.add(waiter)
+
+    async def _next(self) -> Run:
+        """Give the next run that has news; raise what ended a wait instead."""
+        while len(self._ends):
+            waiter = await self._ends.next()
+            if waiter is not None:
+                self._entry = self._entries.pop(waiter)
+                return _in_time(waiter.result(), self._entry, self._timeout)
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Stop looking."""
+        self._finished.clear()
+        self._unseen.clear()
+        self._ends.cancel()
+
+    def __del__(self) -> None:
+        self._ends.drop()
+
+
+class RunWatch(_Waits):
     """The changes of one run or many, each with the finished run as its last: iterate over it with ``async for``.
 
     Progress never goes backwards, and what tells nothing new is left out. A failed run is an item, not an exception.
@@ -122,25 +178,8 @@ class RunWatch:
         NotFoundError: there is no such run, 10 seconds after its creation (or after the first look).
     """
 
-    def __init__(
-        self, watcher: Watcher, subjects: Iterable[Subject], *, poll: PollFactory | None, timeout: float | None
-    ) -> None:
-        self._watcher = watcher
-        self._poll = poll
-        self._timeout = timeout
-        self._deadline = math.inf
-        self._begun = False
-        self._finished = deque[Run]()
-        self._unseen: deque[Subject] = deque()
-        self._entries: dict[Waiter, Entry] = {}
-        self._last: dict[str, Run] = {}
-        self._changed: Entry | None = None
-        self._ends: Ends[Run | None] = Ends()
-        for subject in subjects:
-            if subject.run is not None and subject.run.finished:
-                self._finished.append(subject.run)
-            else:
-                self._unseen.append(subject)
+    _last: Run | None = None
+    """The run that was just handed out, and goes on."""
 
     def __aiter__(self) -> Self:
         return self
@@ -148,121 +187,39 @@ class RunWatch:
     async def __anext__(self) -> Run:
         if self._finished:
             return self._finished.popleft()
-        if not self._begun:
-            self._begun = True
-            self._deadline = _deadline(self._timeout)
-        while self._unseen:
-            self._wait(self._watcher.enter(self._unseen.popleft(), self._poll))
-        if self._changed is not None:
-            entry, self._changed = self._changed, None
-            self._wait(entry)
-        while len(self._ends):
-            waiter = await self._ends.next()
-            if waiter is not None:
-                return self._change(waiter)
-        raise StopAsyncIteration
-
-    def _wait(self, entry: Entry) -> None:
-        last = self._last.get(entry.run_id)
-        waiter = self._watcher.wait(entry, deadline=self._deadline, known=last, changes=True)
-        self._entries[waiter] = entry
-        self._ends.add(waiter)
-
-    def _change(self, waiter: Waiter) -> Run:
-        entry = self._entries.pop(waiter)
-        run = _in_time(waiter.result(), entry, self._timeout)
-        last = self._last.pop(run.run_id, None)
-        if not run.finished:
-            self._last[run.run_id] = run
-            self._changed = entry
-        if last is not None and run.progress < last.progress:
-            run = replace(run, progress=last.progress)
-            if not run.finished:
-                self._last[run.run_id] = run
+        self._begin(changes=True)
+        last, self._last = self._last, None
+        if last is not None:
+            self._wait(self._entry, changes=True, known=last)
+        run = await self._next()
+        self._progress[run.run_id] = highest = max(run.progress, self._progress.pop(run.run_id, 0.0))
+        if run.progress < highest:
+            run = replace(run, progress=highest)
+        if run.finished:
+            del self._progress[run.run_id]
+        else:
+            self._last = run
         return run
 
-    async def aclose(self) -> None:
-        """Stop looking."""
-        self._finished.clear()
-        self._unseen.clear()
-        self._changed = None
-        self._ends.cancel()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
-
-    def __del__(self) -> None:
-        self._ends.drop()
-
-
-class RunOutcomes:
+class RunOutcomes(_Waits):
     """The ends of many runs, in the order in which they come: iterate over it with ``async for``.
 
     No run's failure touches the others. Leaving the loop stops the looking, when the iterator is dropped or by
     ``aclose()``; the runs go on at FLORA.
     """
 
-    def __init__(
-        self, watcher: Watcher, subjects: Iterable[Subject], *, poll: PollFactory | None, timeout: float | None
-    ) -> None:
-        self._watcher = watcher
-        self._poll = poll
-        self._timeout = timeout
-        self._unseen = deque(subjects)
-        self._entries: dict[Waiter, Entry] = {}
-        self._ends: Ends[Run | None] = Ends()
-        self._finished: deque[RunOutcome] = deque()
-
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> RunOutcome:
-        if self._unseen:
-            self._begin()
+        self._begin(changes=False)
         if self._finished:
-            return self._finished.popleft()
-        while len(self._ends):
-            waiter = await self._ends.next()
-            if waiter is not None:
-                return self._outcome(waiter)
-        raise StopAsyncIteration
-
-    def _begin(self) -> None:
-        deadline = _deadline(self._timeout)
-        while self._unseen:
-            subject = self._unseen.popleft()
-            if subject.run is not None and subject.run.finished:
-                self._finished.append(outcome_of(subject.run))
-                continue
-            entry = self._watcher.enter(subject, self._poll)
-            waiter = self._watcher.wait(entry, deadline=deadline)
-            self._entries[waiter] = entry
-            self._ends.add(waiter)
-
-    def _outcome(self, waiter: Waiter) -> RunOutcome:
-        entry = self._entries.pop(waiter)
+            return outcome_of(self._finished.popleft())
         try:
-            return outcome_of(_in_time(waiter.result(), entry, self._timeout))
+            return outcome_of(await self._next())
         except errors.FloraError as error:
-            return RunOutcome(entry.run_id, None, error)
-
-    async def aclose(self) -> None:
-        """Stop looking."""
-        self._unseen.clear()
-        self._finished.clear()
-        self._ends.cancel()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
-
-    def __del__(self) -> None:
-        self._ends.drop()
+            return RunOutcome(self._entry.run_id, None, error)
 
 
 def outcome_of(run: Run) -> RunOutcome:
