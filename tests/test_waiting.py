@@ -44,7 +44,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pauses short."""
     for name in ("RETRY_FIRST", "RATE_LIMIT_PAUSE", "RESEND_PAUSE"):
         monkeypatch.setattr(_pacing, name, 0.001)
-    monkeypatch.setattr(_pacing, "RATE_FLOOR", 1000.0)
+    for name in ("RATE_FLOOR", "LOOK_RATE", "LOOK_RATE_CEILING"):
+        monkeypatch.setattr(_pacing, name, 1000.0)
 
 
 @pytest.fixture
@@ -410,7 +411,7 @@ async def test_what_a_client_remembers_of_its_runs_is_bounded(
     flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When a run was started is forgotten after an hour."""
-    monkeypatch.setattr("flora_async._client.REMEMBERED_SECONDS", 0.0)
+    monkeypatch.setattr("flora_async._generations.REMEMBERED_SECONDS", 0.0)
     for number in range(5):
         server.on("POST", "/generate", answer(started(f"run_{number}"), 201))
         await flora.generations.create(**ORDER)

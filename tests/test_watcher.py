@@ -8,7 +8,8 @@ import pytest
 from simulation import Simulated, SimulatedFlora, run_virtually, started
 
 from flora_async import NotFoundError
-from flora_async._watcher import Entry, Watcher
+from flora_async._entries import Entry
+from flora_async._watcher import Watcher
 from flora_async.models import Generation, GenerationPage
 
 RUNS = 150

@@ -2,7 +2,8 @@
 
 import logging
 
-from flora_async._client import Flora, Generations, RunLike
+from flora_async._client import Flora, RunLike
+from flora_async._generations import Generations
 from flora_async._history import GenerationIterator, GenerationList, PageIterator
 from flora_async._many import Outcome, Outcomes
 from flora_async._pacing import PollFactory, PollSchedule

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 
 from flora_async import errors
 from flora_async._closing import Closing
+from flora_async._entries import Entry, Subject, Waiter
 from flora_async._pacing import PollFactory
-from flora_async._watcher import Entry, Subject, Waiter, Watcher
+from flora_async._watcher import Watcher
 from flora_async.models import Run
 
 T = TypeVar("T")

@@ -1,0 +1,115 @@
+"""Pure: what is known of a run that somebody waits for, and when it is to be looked at next."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from flora_async import _pacing
+from flora_async._pacing import PollFactory, PollSchedule, Sighting
+from flora_async.models import Generation, Run
+
+Scope: TypeAlias = tuple[str | None, str | None]
+"""The workspace and the project that a run is in, where they are known."""
+
+Waiter: TypeAlias = "asyncio.Future[Run | None]"
+"""Gets the run, or ``None`` when its time is up."""
+
+
+class Look(Struct, frozen=True, gc=False):
+    """What one request told about a run."""
+
+    run: Run
+    age: float
+    """Seconds since the run's creation, by FLORA's clock."""
+
+
+class Subject(Struct, frozen=True):
+    """What is known of a run before it is looked at."""
+
+    run_id: str
+    poll_url: str | None = None
+    born: float | None = None
+    """When this client was told of its creation, by the event loop's clock; ``None``: it was not, so look at once."""
+    age: float | None = None
+    """Seconds since its creation, where that is known otherwise."""
+    estimate: float | None = None
+    """Seconds that it should take."""
+    run: Run | None = None
+    """Its last record."""
+    scope: Scope = (None, None)
+    created: float = math.inf
+    """When it was created, in Unix seconds by FLORA's clock, where that is known."""
+
+
+class Entry:
+    """A run that somebody waits for."""
+
+    __slots__ = (
+        "alone", "born", "busy", "created", "direct", "due", "exact", "failures", "floor", "fresh", "gap", "known_age",
+        "last_delay", "look", "misses", "own", "run", "run_id", "schedule", "scope", "seen_at", "target", "trouble",
+        "waiters",
+    )  # fmt: skip
+
+    def __init__(self, subject: Subject, poll: PollFactory | None, now: float) -> None:
+        self.run_id = subject.run_id
+        self.scope = subject.scope
+        self.own = poll is None
+        self.schedule: PollSchedule = _pacing.run_schedule(subject.estimate) if poll is None else poll()
+        next(self.schedule)
+        self.last_delay = _pacing.POLL_FLOOR
+        self.fresh = subject.born is not None
+        self.born = now - (subject.age or 0.0) if subject.born is None else subject.born
+        self.created = subject.created
+        """Unix seconds by FLORA's clock; infinite while nobody knows, like a run of this moment."""
+        self.exact = subject.run is not None
+        self.known_age = subject.born is not None or subject.age is not None
+        self.run: Run | None = None
+        self.waiters: dict[Waiter, bool] = {}
+        """Each waiter, and whether it waits for any change (or the end only)."""
+        self.target: str | None = None
+        self.direct = False
+        self.alone = False
+        """The next look is by its own address."""
+        self.misses = 0
+        self.floor = 0
+        """The first page that it can be on, for all that was read since it was last seen."""
+        self.busy = False
+        self.look: asyncio.Task[None] | None = None
+        self.failures = 0
+        self.trouble: str | None = None
+        self.seen_at = now
+        self.gap = 0.0
+        self.due = now
+        if self.fresh:
+            self.plan(now, None)
+
+    def lateness(self, now: float) -> float:
+        """Say how long it was not looked at, in its own gaps: what a look at it is worth."""
+        return (now - self.seen_at) / max(self.gap, 1e-3)
+
+    def plan(self, now: float, run: Run | None) -> None:
+        """Plan the next look."""
+        if self.own:
+            self.gap = self.schedule.send(Sighting(now - self.born, run))
+        else:
+            self.gap = self.last_delay = _pacing.next_delay(self.schedule, self.last_delay)
+        self.seen_at = now
+        self.due = now + self.gap
+
+
+def is_news(run: Run, before: Run | None) -> bool:
+    """Say whether *run* tells more than what was known *before*."""
+    if before is None or run.finished or run.status != before.status:
+        return True
+    if run.progress != before.progress:
+        return run.progress > before.progress
+    return (run.started_at, run.outputs) != (before.started_at, before.outputs)
+
+
+def as_run(row: Generation) -> Run:
+    """Leave out of an item of the history what a run does not say."""
+    return Run(**{name: getattr(row, name) for name in Run.__struct_fields__})
