@@ -31,6 +31,7 @@ from flora_async import (
     ProtocolError,
     RateLimitError,
     ResponseDecodeError,
+    RunTimeoutError,
     StartedRun,
     _pacing,
 )
@@ -484,10 +485,13 @@ def test_each_client_belongs_to_one_loop() -> None:
     async def use() -> None:
         with pytest.raises(APIConnectionError):
             await flora.generations.retrieve(RUN_ID)
+        with pytest.raises(RunTimeoutError):
+            await flora.wait_for_run(RUN_ID, timeout=0.1)
 
     async def misuse() -> None:
-        with pytest.raises(ConfigurationError, match="event loop"):
-            await flora.generations.retrieve(RUN_ID)
+        for call in (flora.generations.retrieve(RUN_ID), flora.wait_for_run(RUN_ID)):
+            with pytest.raises(ConfigurationError, match="event loop"):
+                await call
 
     async def close() -> None:
         await flora.close()
@@ -500,9 +504,10 @@ def test_each_client_belongs_to_one_loop() -> None:
 
 def test_without_asyncio() -> None:
     """A loop of another kind is not taken."""
-    call = Flora(KEY).generations.retrieve(RUN_ID)
-    with pytest.raises(ConfigurationError, match="asyncio"):
-        call.send(None)
+    flora = Flora(KEY)
+    for call in (flora.generations.retrieve(RUN_ID), flora.wait_for_run(RUN_ID)):
+        with pytest.raises(ConfigurationError, match="asyncio"):
+            call.send(None)
 
 
 async def test_many_clients_in_one_process(server: Scripted) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import re
@@ -143,3 +144,16 @@ def check_usd(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise errors.ConfigurationError(f"{name} must be an amount of USD from 0 on, not {value!r}")
     return float(value)
+
+
+def bind_loop(bound: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    """Give the running event loop: asyncio's, and no other than the one that a client is *bound* to."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise errors.ConfigurationError("flora-async runs on asyncio: call it inside asyncio.run(...)") from None
+    if bound is not None and bound is not loop:
+        raise errors.ConfigurationError(
+            "this client belongs to another event loop: open one Flora(...) in each asyncio.run(...)"
+        )
+    return loop

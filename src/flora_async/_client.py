@@ -203,7 +203,8 @@ class Flora:
         """Order many generations, and hand them out as they finish.
 
         Each :class:`Outcome` has the ``order`` and either the completed ``run`` or the ``error``; no failure touches
-        the others. Orders are read one by one, as there is room.
+        the others. Orders are read one by one, as there is room; each run is waited for as ``wait_for_run`` does, for
+        600 seconds.
 
         Args:
             orders: what to generate; any iterable, or an asynchronous one.

@@ -9,6 +9,7 @@ from typing import Any, Self
 from msgspec import Struct
 
 from flora_async import errors
+from flora_async._arguments import bind_loop
 from flora_async._closing import Closing
 from flora_async._polling import Ends
 from flora_async.models import Order, Run, StartedRun
@@ -139,7 +140,7 @@ class Outcomes(Closing):
     async def __anext__(self) -> Outcome:
         batch = self._batch
         if self._feeder is None and not self._over:
-            self._feeder = asyncio.get_running_loop().create_task(batch.feed())
+            self._feeder = bind_loop(None).create_task(batch.feed())
             self._feeder.add_done_callback(_noticed)
         while not self._over and (len(batch.ends) or not batch.fed):
             ended = await batch.ends.next()

@@ -22,6 +22,7 @@ from anyio.to_thread import run_sync
 from msgspec import Struct
 
 from flora_async import _pacing, errors
+from flora_async._arguments import bind_loop
 from flora_async._limiter import Limiter
 from flora_async._pacing import RetryBudget
 from flora_async._wire import Answer, Request, retry_after
@@ -178,21 +179,14 @@ class Transport:
     async def _open(self) -> _Sessions:
         if self._closing.is_set():
             raise errors.ClientClosedError("this client is closed: open a new one with Flora(...)")
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise errors.ConfigurationError("flora-async runs on asyncio: call it inside asyncio.run(...)") from None
+        loop = bind_loop(self._sessions.loop if self._sessions else None)
         if self._sessions is None:
             # A quarter of a second of imports must not stop a loop that has other work.
             await run_sync(import_module, "aiohttp")
-        if self._closing.is_set():
-            raise errors.ClientClosedError("this client was closed before it had opened")
+            if self._closing.is_set():
+                raise errors.ClientClosedError("this client was closed before it had opened")
         if self._sessions is None:
             self._sessions = _Sessions(loop, self._timeout, self._borrowed)
-        if self._sessions.loop is not loop:
-            raise errors.ConfigurationError(
-                "this client belongs to another event loop: open one Flora(...) in each asyncio.run(...)"
-            )
         if self._sessions.reads.closed:
             raise errors.ClientClosedError("the session that this client was given is closed")
         return self._sessions

@@ -22,6 +22,7 @@ from typing import Any
 from msgspec import Struct
 
 from flora_async import _pacing, errors
+from flora_async._arguments import bind_loop
 from flora_async._entries import Entry, Look, Scope, Subject, Waiter, as_run, is_news
 from flora_async._pacing import PollFactory, Rate
 from flora_async._places import Places
@@ -61,6 +62,7 @@ class Watcher:
     def __init__(self, eyes: Eyes) -> None:
         self._eyes = eyes
         self._entries: dict[str, Entry] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._looks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -78,9 +80,10 @@ class Watcher:
 
     def enter(self, subject: Subject, poll: PollFactory | None) -> Entry:
         """Give the entry of a run: the one that others wait on, or one of its own."""
+        self._loop = bind_loop(self._loop)
         entry = self._entries.get(subject.run_id)
         if entry is None:
-            entry = Entry(subject, poll, asyncio.get_running_loop().time())
+            entry = Entry(subject, poll, self._loop.time())
             if subject.poll_url:
                 entry.target = self._eyes.target(entry.run_id, subject.poll_url)
         return entry
