@@ -499,6 +499,7 @@ def test_each_client_belongs_to_one_loop() -> None:
     with asyncio.Runner() as first, asyncio.Runner() as second:
         first.run(use())
         second.run(misuse())
+        second.run(close())
         first.run(close())
 
 

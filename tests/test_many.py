@@ -313,6 +313,22 @@ async def test_rows_without_outputs_are_asked_for(sandbox: Sandbox) -> None:
         assert server.count("GET", "/generations") >= 1
 
 
+async def test_ends_that_nobody_came_for_are_nobodys_concern(flora: Flora, caplog: pytest.LogCaptureFixture) -> None:
+    """A watch that is dropped after the client was closed reports nothing."""
+    begun = [
+        await flora.generations.create(type="text", prompt=prompt, workspace_id="ws_1", project_id="prj_1")
+        for prompt in ("a mug", "[slow]", "[slow]")
+    ]
+    watch = flora.watch_run(begun)
+    await anext(watch)
+    await flora.close()
+    await anyio.wait_all_tasks_blocked()
+    del watch
+    gc.collect()
+    await anyio.wait_all_tasks_blocked()
+    assert not [record for record in caplog.records if "never retrieved" in record.getMessage()]
+
+
 async def test_closing_ends_all_waits(flora: Flora) -> None:
     """However many, at once."""
     begun = [

@@ -77,6 +77,9 @@ class Ends(Generic[T]):
 
     def drop(self) -> None:
         """Cancel from wherever the garbage collector runs."""
+        for future in self._ended:
+            if not future.cancelled():
+                future.exception()  # nobody's concern any more
         if self._pending:
             loop = next(iter(self._pending)).get_loop()
             if not loop.is_closed():

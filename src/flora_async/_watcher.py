@@ -134,6 +134,8 @@ class Watcher:
     async def close(self) -> None:
         """End every wait."""
         self._closed = True
+        if self._loop is not asyncio.get_running_loop():
+            return  # nobody waits, or only on a loop that is gone
         for entry in list(self._entries.values()):
             self._settle(entry, errors.ClientClosedError(f"the client was closed; {entry.run_id} goes on at FLORA"))
         ending = [task for task in (self._task, *self._looks) if task is not None and not task.done()]
