@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -14,10 +14,14 @@ from flora_async import (
     CreateOutcomeUnknownError,
     FieldError,
     Flora,
+    FloraError,
     Generation,
     GenerationIterator,
     GenerationPage,
     ModelRef,
+    Order,
+    Outcome,
+    Outcomes,
     Output,
     PageIterator,
     PollSchedule,
@@ -25,6 +29,7 @@ from flora_async import (
     Run,
     RunFailedError,
     RunLike,
+    RunOutcome,
     RunTimeoutError,
     RunWatch,
     StartedRun,
@@ -86,6 +91,27 @@ async def use(flora: Flora, anything: RunLike) -> None:
     assert_type(await flora.request("GET", "/models", params={"type": "image"}), Response[dict[str, object]])
     assert_type(await flora.request("GET", "/models", decode_as=Mine), Response[Mine])
     assert_type((await flora.request("GET", "/models", decode_as=Mine)).data.models, list[dict[str, str]])
+
+
+async def use_many(flora: Flora, runs: list[StartedRun]) -> None:
+    """Use what takes many."""
+    orders = [Order(type="text", prompt="a poem", workspace_id="ws_1", project_id="prj_1")]
+
+    async def lazily() -> AsyncIterator[Order]:
+        for order in orders:
+            yield order
+
+    async for outcome in flora.generate_many(orders, concurrency=8, max_cost=1.5):
+        assert_type(outcome, Outcome)
+        assert_type(outcome.run, Run | None)
+        assert_type(outcome.error, FloraError | None)
+    async with flora.generate_many(lazily()) as outcomes:
+        assert_type(outcomes, Outcomes)
+    async for ended in flora.as_completed([*runs, "run_1"], timeout=60):
+        assert_type(ended, RunOutcome)
+        assert_type(ended.run_id, str)
+    async for seen in flora.watch_run(runs):
+        assert_type(seen, Run)
 
 
 async def fail(flora: Flora) -> None:
