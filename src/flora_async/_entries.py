@@ -55,35 +55,35 @@ class Entry:
     )  # fmt: skip
 
     def __init__(self, subject: Subject, poll: PollFactory | None, now: float) -> None:
-        self.run_id = subject.run_id
-        self.scope = subject.scope
-        self.own = poll is None
+        self.run_id: str = subject.run_id
+        self.scope: Scope = subject.scope
+        self.own: bool = poll is None
         self.schedule: PollSchedule = _pacing.run_schedule(subject.estimate) if poll is None else poll()
         next(self.schedule)
-        self.last_delay = _pacing.POLL_FLOOR
-        self.fresh = subject.born is not None
-        self.born = now - (subject.age or 0.0) if subject.born is None else subject.born
-        self.created = subject.created
+        self.last_delay: float = _pacing.POLL_FLOOR
+        self.fresh: bool = subject.born is not None
+        self.born: float = now - (subject.age or 0.0) if subject.born is None else subject.born
+        self.created: float = subject.created
         """Unix seconds by FLORA's clock; infinite while nobody knows, like a run of this moment."""
-        self.exact = subject.run is not None
-        self.known_age = subject.born is not None or subject.age is not None
+        self.exact: bool = subject.run is not None
+        self.known_age: bool = subject.born is not None or subject.age is not None
         self.run: Run | None = None
         self.waiters: dict[Waiter, bool] = {}
         """Each waiter, and whether it waits for any change (or the end only)."""
         self.target: str | None = None
-        self.direct = False
-        self.alone = False
+        self.direct: bool = False
+        self.alone: bool = False
         """The next look is by its own address."""
-        self.misses = 0
-        self.floor = 0
+        self.misses: int = 0
+        self.floor: int = 0
         """The first page that it can be on, for all that was read since it was last seen."""
-        self.busy = False
+        self.busy: bool = False
         self.look: asyncio.Task[None] | None = None
-        self.failures = 0
+        self.failures: int = 0
         self.trouble: str | None = None
-        self.seen_at = now
-        self.gap = 0.0
-        self.due = now
+        self.seen_at: float = now
+        self.gap: float = 0.0
+        self.due: float = now
         if self.fresh:
             self.plan(now, None)
 

@@ -47,7 +47,7 @@ class Batch:
         self._dearest: float | None = None
         self._stopped = False
         self.ends: Ends[Outcome] = Ends()
-        self.fed = False
+        self.fed: bool = False
 
     async def feed(self) -> None:
         """Begin one order after another, while there is room and money."""
