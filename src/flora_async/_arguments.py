@@ -16,6 +16,7 @@ from flora_async import errors
 _Json: TypeAlias = "bool | int | float | str | list[_Json] | tuple[_Json, ...] | dict[str, _Json] | None"
 
 _MAX_ID = 512
+_NOT_IN_IDS = re.compile(r"[\s/\\?#%\x00-\x1f\x7f-\x9f]")
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
 
 
@@ -41,15 +42,11 @@ def check_id(name: str, value: object, prefix: str) -> str:
     text = check_text(name, value, longest=_MAX_ID)
     if not text.startswith(prefix) or len(text) == len(prefix):
         raise errors.ConfigurationError(f"{name} must start with {prefix!r} and go on: {text[:80]!r}")
-    if not _opaque(text):
+    if _NOT_IN_IDS.search(text):
         raise errors.ConfigurationError(
             f"{name} must not contain white space, control characters or any of / \\ ? # %: {text[:80]!r}"
         )
     return text
-
-
-def _opaque(text: str) -> bool:
-    return not any(char in "/\\?#%" or char.isspace() or char < " " or "\x7f" <= char <= "\x9f" for char in text)
 
 
 def check_idempotency_key(value: object) -> str:
