@@ -122,6 +122,34 @@ def test_every_wait_ends_once_and_right_for_hundreds_of_seeds(block: int) -> Non
         run_virtually(hostile(seed, Watcher))
 
 
+async def burst(count: int, *, pages: bool) -> int:
+    """Wait for many runs that begin at once and take about ten seconds; say how many requests that took."""
+    chance = random.Random(count)
+    flora = SimulatedFlora(limit=10.0)
+    watcher = Watcher(flora.eyes(pages=pages))
+    waiters = []
+    for number in range(count):
+        run = Simulated(f"run_{number}", 0.0, 0.5, chance.uniform(7, 13))
+        flora.add(run)
+        waiters.append(watcher.wait(watcher.enter(started(run, 10.0), None), deadline=math.inf))
+    runs = [await waiter for waiter in waiters]
+    assert [run and run.run_id for run in runs] == [f"run_{number}" for number in range(count)]
+    return flora.requests
+
+
+def test_a_thousand_runs_cost_few_requests() -> None:
+    """Half a request each at most; without pages, one at least."""
+    assert run_virtually(burst(1000, pages=True)) <= 500
+    assert run_virtually(burst(1000, pages=False)) >= 1000
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_runs_are_asked_by_their_addresses(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages would save nothing."""
+    monkeypatch.delattr(Watcher, "_read_page")
+    assert run_virtually(burst(count, pages=True)) <= 8 * count
+
+
 class NeverAsksByAddress(Watcher):
     """A mutant: runs are looked for on pages only."""
 

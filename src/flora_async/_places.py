@@ -72,8 +72,10 @@ class Places:
         newer = bisect_right(times, created)
         if not self._anchors:
             return (len(times) - newer) * self._density
-        at = bisect_right(self._anchors, created, key=_created) - 1
-        anchor = self._anchors[max(at, 0)]
+        at = bisect_left(self._anchors, created, key=_created)
+        if at == len(self._anchors) or self._anchors[at].created != created:
+            at = max(at - 1, 0)  # the next older one; of several of one moment, the newest place
+        anchor = self._anchors[at]
         between = bisect_right(times, anchor.created) - newer  # negative where the anchor is the older one
         moved = self._entered - anchor.entered
         return max(0.0, anchor.place + (moved + between) * self._density)
