@@ -3,7 +3,7 @@
 import pytest
 
 from flora_async import ConfigurationError, DownloadError
-from flora_async._addresses import media_url, named_origin, parse_base_url, poll_target, secure
+from flora_async._addresses import check_proxy, media_url, named_origin, parse_base_url, poll_target, secure
 
 FLORA = parse_base_url("https://app.flora.ai/api/v1")
 LOCAL = parse_base_url("http://127.0.0.1:8080/api/v1")
@@ -124,7 +124,13 @@ def test_poll_urls_that_lead_away(poll_url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://media.flora.ai/a.png?sig=1", "HTTPS://cdn.example:8443/a", "https://[2001:db8::1]/a"]
+    "url",
+    [
+        "https://media.flora.ai/a.png?sig=1",
+        "HTTPS://cdn.example:443/a",
+        "https://[2606:4700::1111]/a",
+        "https://1.1.1.1/a",
+    ],
 )
 def test_outputs_come_over_https(url: str) -> None:
     """From any host."""
@@ -142,6 +148,19 @@ def test_outputs_come_over_https(url: str) -> None:
         "ftp://media.flora.ai/a",
         "https://user:pw@media.flora.ai/a.png",
         "https://media.flora.ai/a b.png",
+        "https://media.flora.ai:8443/a.png",
+        "https://10.0.0.7/a.png",
+        "https://169.254.169.254/latest/meta-data",
+        "https://100.64.0.1/a",
+        "https://[fd00::1]/a",
+        "https://[fe80::1]/a",
+        "https://[::ffff:10.0.0.7]/a",
+        "https://[64:ff9b::a00:7]/a",
+        "https://[64:ff9b:1::a00:7]/a",
+        "https://[2002:a00:7::]/a",
+        "https://[2001:db8::1]/a",
+        "https://0.0.0.0/a",
+        "https://224.0.0.1/a",
         "https://media.flora.ai/a\n.png",
         "",
     ],
@@ -150,6 +169,29 @@ def test_outputs_that_are_not_fetched(url: str) -> None:
     """Plain http, and this machine while the API is elsewhere; the error shows no query."""
     with pytest.raises(DownloadError, match="url"):
         media_url(FLORA, url)
+
+
+def test_private_hosts_where_they_are_allowed() -> None:
+    """Over https all the same."""
+    assert media_url(FLORA, "https://10.0.0.7:9000/a.png", allow_private_hosts=True)
+    with pytest.raises(DownloadError, match="not https"):
+        media_url(FLORA, "http://10.0.0.7/a.png", allow_private_hosts=True)
+
+
+def test_http_to_another_machine_where_it_is_allowed() -> None:
+    """By the one who takes the risk."""
+    assert parse_base_url("http://flora.internal/api/v1", allow_insecure=True).url == "http://flora.internal/api/v1"
+
+
+def test_a_proxy_must_not_read_the_key() -> None:
+    """Over https it sees nothing; a plain request would show it everything, unless it is on this machine."""
+    plain = parse_base_url("http://127.0.0.1:8080/api/v1")
+    assert check_proxy(FLORA, "http://proxy.example:3128", allow_insecure=False)
+    assert check_proxy(plain, "http://127.0.0.1:3128", allow_insecure=False)
+    assert check_proxy(plain, "http://me:pw@proxy.example:3128", allow_insecure=True)
+    for origin, proxy in ((plain, "http://proxy.example:3128"), (FLORA, "socks5://x"), (FLORA, "http://a b")):
+        with pytest.raises(ConfigurationError, match="proxy"):
+            check_proxy(origin, proxy, allow_insecure=False)
 
 
 def test_signed_urls_are_not_shown() -> None:

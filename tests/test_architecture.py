@@ -11,9 +11,9 @@ import pytest
 import flora_async
 
 ORDER = """
-    _version _render models errors _arguments _addresses _wire _pacing _places webhooks _closing
+    _version _render models errors _arguments _addresses _wire _pacing _places _matching webhooks _closing
     _limiter _transport _entries _watcher _polling _many _inbox _history _catalogue _downloads
-    _generations _client __init__ export telemetry durable sandbox pytest_plugin cli
+    _recovery _generations _client __init__ export telemetry durable sandbox pytest_plugin cli
 """
 ROOMS = ORDER.split()
 """The order: a room imports only from rooms before it. A new room takes its place here."""

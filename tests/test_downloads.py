@@ -225,7 +225,8 @@ async def test_this_machine_is_not_fetched_for_a_flora_elsewhere(server: Scripte
     """An output must not reach into the network that we are in."""
     async with Flora("sk_1", base_url="https://app.flora.ai/api/v1") as flora:
         with pytest.raises(DownloadError, match="this machine"):
-            await flora.download(finished(("1", "imageUrl", server.base_url + "/a")), tmp_path)
+            url = server.base_url.replace("http:", "https:") + "/a"
+            await flora.download(finished(("1", "imageUrl", url)), tmp_path)
     assert not server.asked
 
 

@@ -34,7 +34,8 @@ CUT = APIConnectionError("cut", sent="maybe_sent")
 LATE = APITimeoutError("late", sent="maybe_sent")
 BAD_CERTIFICATE = APIConnectionError("certificate", sent="not_sent", retryable=False)
 GARBAGE = ProtocolError("garbage")
-REDIRECT = ProtocolError("redirect", status=302)
+REDIRECT = ProtocolError("redirect", status=302, retryable=False)
+HTML = ResponseDecodeError("no", field=None, url="u", status=200, request_id=None, excerpt=" <!DOCTYPE html>")
 ACCEPTED_OTHERWISE = ProtocolError("answered 200", status=200)
 UNDECODABLE = ResponseDecodeError("no", field=None, url="u", status=201, request_id=None, excerpt="")
 BUSY = InternalServerError("busy", status=503)
@@ -59,10 +60,17 @@ def test_reads_are_tried_again(failure: FloraError) -> None:
     assert pause(failure, repeatable=False) is None
 
 
-@pytest.mark.parametrize("failure", [BAD_CERTIFICATE, GARBAGE, REDIRECT, UNDECODABLE, BAD, ClientClosedError("closed")])
+@pytest.mark.parametrize("failure", [BAD_CERTIFICATE, REDIRECT, UNDECODABLE, BAD, ClientClosedError("closed")])
 def test_reads_that_another_try_does_not_mend(failure: FloraError) -> None:
     """They end at once."""
     assert pause(failure) is None
+
+
+@pytest.mark.parametrize("failure", [GARBAGE, HTML])
+def test_reads_that_another_try_may_mend(failure: FloraError) -> None:
+    """One: a stray answer comes once, a broken server always answers so."""
+    assert pause(failure, failures=1) is not None
+    assert pause(failure, failures=2) is None
 
 
 @pytest.mark.parametrize("failure", [CUT, GARBAGE, ACCEPTED_OTHERWISE, UNDECODABLE, BROKEN])

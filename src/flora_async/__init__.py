@@ -3,7 +3,7 @@
 import logging
 
 from flora_async._client import Flora, RunLike
-from flora_async._generations import Generations
+from flora_async._generations import Generations, OnCreate
 from flora_async._history import GenerationIterator, GenerationList, PageIterator
 from flora_async._many import Outcome, Outcomes
 from flora_async._pacing import PollFactory, PollSchedule
@@ -30,14 +30,17 @@ from flora_async.errors import (
     ProtocolError,
     RateLimitError,
     ResponseDecodeError,
+    ResponseTooLargeError,
     RunFailedError,
     RunTimeoutError,
     SendState,
     UnprocessableEntityError,
+    WebhookVerificationError,
 )
 from flora_async.models import (
     ActionId,
     ActionRef,
+    BrokenItem,
     FieldError,
     Generation,
     GenerationPage,
@@ -65,6 +68,7 @@ __all__ = [
     "ActionRef",
     "AuthenticationError",
     "BadRequestError",
+    "BrokenItem",
     "ClientClosedError",
     "ConfigurationError",
     "ConflictError",
@@ -84,6 +88,7 @@ __all__ = [
     "InternalServerError",
     "ModelRef",
     "NotFoundError",
+    "OnCreate",
     "OnUpdate",
     "Order",
     "Outcome",
@@ -100,6 +105,7 @@ __all__ = [
     "RateLimitError",
     "Response",
     "ResponseDecodeError",
+    "ResponseTooLargeError",
     "Run",
     "RunFailedError",
     "RunLike",
@@ -113,5 +119,6 @@ __all__ = [
     "StartedRun",
     "TechniqueRef",
     "UnprocessableEntityError",
+    "WebhookVerificationError",
     "__version__",
 ]

@@ -18,6 +18,12 @@ _ABSOLUTE = re.compile(_HOST + r"(?P<rest>[/?#][^\s\\\x00-\x1f\x7f]*)?", re.IGNO
 _DEFAULT_PORT = {"http": 80, "https": 443}
 _ENCODED_QUERY = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
 
+_PROXY = re.compile(
+    r"https?://(?:[^\s/@\x00-\x1f\x7f]*@)?(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?/?", re.IGNORECASE
+)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+
 ENCODED_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)+")
 """A path as it may stand on the wire."""
 
@@ -48,8 +54,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def parse_base_url(text: str) -> Origin:
-    """Take a base URL apart; https only, or http on this machine."""
+def parse_base_url(text: str, *, allow_insecure: bool = False) -> Origin:
+    """Take a base URL apart; https only, or http on this machine, or where the caller takes the risk."""
     match = _BASE_URL.fullmatch(text)
     if match is None:
         raise errors.ConfigurationError(
@@ -57,9 +63,10 @@ def parse_base_url(text: str) -> Origin:
             "without user name, query, fragment or dot segments"
         )
     scheme, host = match["scheme"].lower(), match["host"].lower()
-    if scheme == "http" and not is_loopback(host):
+    if scheme == "http" and not is_loopback(host) and not allow_insecure:
         raise errors.ConfigurationError(
-            f"base_url (or FLORA_BASE_URL) must be https: over http everybody on the way to {host} could read the key"
+            f"base_url (or FLORA_BASE_URL) must be https: over http everybody on the way to {host} could read the key "
+            "(allow_insecure=True permits it)"
         )
     port = int(match["port"] or _DEFAULT_PORT[scheme])
     if not 0 < port < 65536 or dotted(match["path"]):
@@ -93,17 +100,59 @@ def poll_target(origin: Origin, poll_url: str) -> str | None:
     return origin.url + path[len(origin.path) :] + (f"?{query}" if query else "")
 
 
-def media_url(origin: Origin, url: str) -> str:
-    """Check that an output may be fetched from *url*: https, and on this machine only if the API is there too."""
+def check_proxy(origin: Origin, proxy: str, *, allow_insecure: bool) -> str:
+    """Check a proxy: through https it is told nothing, a plain request it reads whole, the key included."""
+    match = _PROXY.fullmatch(proxy)
+    if match is None:
+        raise errors.ConfigurationError("proxy must be an http:// or https:// URL, like http://proxy.example:3128")
+    if origin.scheme == "http" and not is_loopback(match["host"]) and not allow_insecure:
+        raise errors.ConfigurationError(
+            "proxy would read the key, as base_url is http: use https, or allow_insecure=True to permit it"
+        )
+    return proxy
+
+
+def media_url(origin: Origin, url: str, *, allow_private_hosts: bool = False) -> str:
+    """Check that an output may be fetched from *url*: https, its usual port, and no address that is not public.
+
+    What a name resolves to is seen when it is connected (:func:`is_public`). If the API is on this machine, so may
+    outputs be, over http too.
+    """
     match = _ABSOLUTE.fullmatch(url)
     if match is None:
         raise errors.DownloadError(f"the output's url is no plain https URL: {_shown(url)}")
-    local = is_loopback(match["host"])
-    if local and not origin.loopback:
-        raise errors.DownloadError(f"the output's url leads to this machine, but the API does not: {_shown(url)}")
-    if match["scheme"].lower() != "https" and not local:
+    host, port = match["host"], match["port"]
+    if origin.loopback and is_loopback(host):
+        return url
+    if match["scheme"].lower() != "https":
         raise errors.DownloadError(f"the output's url is not https: {_shown(url)}")
+    if allow_private_hosts:
+        return url
+    if is_loopback(host) or not is_public(host.strip("[]")):
+        raise errors.DownloadError(
+            f"the output's url leads into a private network, or to this machine: {_shown(url)} "
+            "(allow_private_hosts=True permits it)"
+        )
+    if port is not None and int(port) != _DEFAULT_PORT["https"]:
+        raise errors.DownloadError(f"the output's url has a port of its own: {_shown(url)}")
     return url
+
+
+def is_public(host: str) -> bool:
+    """Say whether an address is one of the open internet's; a name counts as one until it is resolved."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return True
+    if isinstance(address, ipaddress.IPv6Address):
+        within = address.ipv4_mapped or address.sixtofour
+        if within is None and address in _NAT64:
+            within = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if within is not None:
+            address = within
+        elif address in _LOCAL_NAT64 or address.teredo is not None:
+            return False
+    return address.is_global and not address.is_multicast
 
 
 def _shown(url: str) -> str:

@@ -8,25 +8,29 @@ import time
 from collections.abc import AsyncIterable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, overload
+
+from msgspec.structs import replace
 
 from flora_async import _addresses, _wire, errors
 from flora_async._arguments import (
     check_count,
+    check_flag,
     check_id,
-    check_key,
     check_seconds,
     check_text,
     check_timeout,
     check_usd,
+    find_key,
     setting,
 )
-from flora_async._downloads import download
+from flora_async._downloads import Downloads
 from flora_async._entries import Look, Subject
-from flora_async._generations import Birth, Generations
+from flora_async._generations import Birth, Generations, OnCreate
 from flora_async._many import Batch, Outcomes
 from flora_async._pacing import Estimates, PollFactory
 from flora_async._polling import OnUpdate, RunOutcomes, RunWatch, wait_for_run
+from flora_async._recovery import Recovery
 from flora_async._transport import Transport
 from flora_async._version import __version__
 from flora_async._watcher import Eyes, Watcher
@@ -69,8 +73,15 @@ class Flora:
         session: an aiohttp session to carry the reads. It is not closed here; creates and downloads use sessions of
             their own.
         proxy: URL of an HTTP proxy for everything; the environment's is not used.
+        max_response_bytes: the largest answer that is read, unpacked.
         max_download_bytes: the largest output that is saved.
         batch_polling: read pages of the history where that tells of several runs at once.
+        recover: what becomes of a create whose answer was lost, though FLORA has accepted it: ``"auto"`` returns the
+            run from the history if it can be no other; ``"strict"`` never does, and raises with the candidates.
+        on_create: called with the idempotency key and the order before each create: write them down, and no crash or
+            cancellation can make you forget what you may have paid for.
+        allow_insecure: let *base_url* be http on another machine; everybody on the way can read the key.
+        allow_private_hosts: download outputs from private addresses too.
 
     Raises:
         ConfigurationError: a setting is missing or cannot be used.
@@ -89,22 +100,40 @@ class Flora:
         poll: PollFactory | None = None,
         session: aiohttp.ClientSession | None = None,
         proxy: str | None = None,
+        max_response_bytes: int = 8 * 2**20,
         max_download_bytes: int = 2**30,
         batch_polling: bool = True,
+        recover: Literal["auto", "strict"] = "auto",
+        on_create: OnCreate | None = None,
+        allow_insecure: bool = False,
+        allow_private_hosts: bool = False,
     ) -> None:
-        key = check_key(api_key)
-        self._origin = _addresses.parse_base_url(setting("base_url", base_url, "FLORA_BASE_URL") or DEFAULT_BASE_URL)
+        key, fault = find_key(api_key)
+        api_key = None  # an error below shows the locals of this frame to whoever records them
+        if fault is not None:
+            raise errors.ConfigurationError(fault)
+        check_flag("allow_insecure", allow_insecure)
+        self._origin = _addresses.parse_base_url(
+            setting("base_url", base_url, "FLORA_BASE_URL") or DEFAULT_BASE_URL, allow_insecure=allow_insecure
+        )
+        self._allow_private_hosts = check_flag("allow_private_hosts", allow_private_hosts)
+        retries = check_count("max_retries", max_retries, least=0)
+        if recover not in ("auto", "strict"):
+            raise errors.ConfigurationError(f"recover must be 'auto' or 'strict', not {recover!r}")
+        if on_create is not None and not callable(on_create):
+            raise errors.ConfigurationError("on_create must be a function that takes an idempotency key and an Order")
         self._poll = _checked_poll(poll)
-        self._max_download_bytes = check_count("max_download_bytes", max_download_bytes, least=1)
-        if proxy is not None and not check_text("proxy", proxy).startswith(("http://", "https://")):
-            raise errors.ConfigurationError("proxy must be an http:// or https:// URL")
+        if proxy is not None:
+            _addresses.check_proxy(self._origin, check_text("proxy", proxy), allow_insecure=allow_insecure)
         self._transport = Transport(
-            api_key=key,
+            key=key,
             version=__version__,
             timeout=check_seconds("timeout", timeout),
-            max_retries=check_count("max_retries", max_retries, least=0),
+            max_retries=retries,
+            max_bytes=check_count("max_response_bytes", max_response_bytes, least=1),
             proxy=proxy,
             session=session,
+            may_connect=self._may_connect,
         )
         self._births: dict[str, Birth] = {}
         self._estimates = Estimates()
@@ -118,10 +147,24 @@ class Flora:
             )
         )
         self._told_foreign = False
-        self.generations = Generations(self._origin, self._transport, self._births)
+        self._recovery = Recovery(self._origin, self._transport, self._page, adopt=recover == "auto")
+        self.generations = Generations(self._origin, self._transport, self._recovery, self._births, on_create=on_create)
+        self._downloads = Downloads(
+            open_media=self._transport.media,
+            check_url=partial(_addresses.media_url, self._origin, allow_private_hosts=allow_private_hosts),
+            retrieve=self.generations.retrieve,
+            pause=self._transport.pause,
+            retries=retries,
+            max_bytes=check_count("max_download_bytes", max_download_bytes, least=1),
+        )
 
     def __repr__(self) -> str:
         return f"Flora(base_url={self._origin.url!r})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise errors.ConfigurationError(
+            "a client is neither pickled nor copied: it holds an API key and belongs to one event loop; open another"
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -167,13 +210,15 @@ class Flora:
         """
         if on_update is not None and not callable(on_update):
             raise errors.ConfigurationError("on_update must be a function that takes a Run")
-        return await wait_for_run(
+        finished = await wait_for_run(
             self._watcher,
             self._subject(run),
             poll=_checked_poll(poll) or self._poll,
             timeout=check_timeout(timeout),
             on_update=on_update,
         )
+        recovered = isinstance(run, StartedRun | Run) and run.recovered
+        return replace(finished, recovered=True) if recovered else finished
 
     def watch_run(self, run: RunLike | Iterable[RunLike], *, timeout: float | None = None) -> RunWatch:
         """Watch a run change, or many: ``async for seen in flora.watch_run(run)``; the finished run is its last item.
@@ -258,24 +303,41 @@ class Flora:
             error.run_id = started.run_id
             raise
 
+    async def recover_create(
+        self,
+        error: errors.CreateOutcomeUnknownError | errors.IdempotencyConflictError,
+        *,
+        known: Iterable[RunLike] = (),
+    ) -> Run:
+        """Find out what became of a create whose answer was lost, and return its run, as far as it is known.
+
+        Within half an hour of the first attempt the order is sent once more under its own key, which FLORA answers with
+        the run, or by saying that it exists; later it is only looked for. It is returned, with ``recovered`` true, if
+        it can be no other (see ``Flora(recover=...)``). The error may come from another process: it pickles.
+
+        Args:
+            error: what ``create`` raised.
+            known: runs that are accounted for: whatever else was started in that project at that time. The client
+                knows those that it has started itself.
+
+        Raises:
+            CreateOutcomeUnknownError: still nobody knows; ``error.candidates`` names the runs that it could be.
+        """
+        return await self._recovery.recover(_unresolved(error), {subject.run_id for subject in self._subjects(known)})
+
     async def download(self, source: Run | Output, folder: str | os.PathLike[str]) -> list[Path]:
         """Save the outputs of a run, or one output, in *folder*, which is made if need be; return the paths.
 
         Files are named ``{run_id}_{output_id}.{ext}``, a lone output's ``{output_id}.{ext}``, by the content type that
         their host gives; text outputs become ``.txt``. Nothing is overwritten, a file has its name only when it is
-        whole, and the API key is not sent. Output URLs do not live forever: save what you keep.
+        whole, and the API key is not sent. A transfer that breaks is taken up again, ``max_retries`` times; a URL that
+        has expired is asked for once more. Output URLs do not live forever: save what you keep.
 
         Raises:
             DownloadError: an output was not saved; those before it are.
             ConfigurationError: *source* has not finished, or is no run or output.
         """
-        return await download(
-            _downloadable(source),
-            Path(folder),
-            open_media=self._transport.media,
-            check_url=partial(_addresses.media_url, self._origin),
-            max_bytes=self._max_download_bytes,
-        )
+        return await self._downloads.save(_downloadable(source), Path(folder))
 
     @overload
     async def request(
@@ -331,6 +393,11 @@ class Flora:
             params=order.params,
             callback_url=order.callback_url,
         )
+
+    def _may_connect(self, address: str) -> bool:
+        if self._allow_private_hosts or _addresses.is_public(address):
+            return True
+        return self._origin.loopback and _addresses.is_loopback(address)
 
     def _subjects(self, runs: RunLike | Iterable[RunLike]) -> list[Subject]:
         if isinstance(runs, str | StartedRun | Run):
@@ -400,6 +467,15 @@ def _read_look(run_id: str, answer: _wire.Answer) -> Look:
 def _age(run: Run, now: float) -> float:
     age = now - run.created.timestamp()
     return age if 0 <= age <= PLAUSIBLE_AGE else 0.0
+
+
+def _unresolved(error: object) -> errors.CreateOutcomeUnknownError | errors.IdempotencyConflictError:
+    if not isinstance(error, errors.CreateOutcomeUnknownError | errors.IdempotencyConflictError):
+        raise errors.ConfigurationError(
+            "recover_create takes a CreateOutcomeUnknownError or an IdempotencyConflictError, "
+            f"not {type(error).__name__}"
+        )
+    return error
 
 
 def _downloadable(source: object) -> Run | Output:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 
@@ -17,10 +15,14 @@ from flora_async import _wire
 from flora_async._addresses import Origin
 from flora_async._arguments import check_idempotency_key
 from flora_async._history import GenerationList
+from flora_async._recovery import Recovery
 from flora_async._transport import Transport
 from flora_async.models import GenerationPage, GenerationType, Order, Run, RunStatus, StartedRun
 
 log = logging.getLogger("flora_async")
+
+OnCreate: TypeAlias = Callable[[str, Order], object]
+"""Called with the idempotency key and the order before the first byte goes out; what it raises stops the create."""
 
 REMEMBERED_SECONDS = 3600.0
 """How long a client remembers when it started a run, and so when to look at it first."""
@@ -29,11 +31,20 @@ REMEMBERED_SECONDS = 3600.0
 class Generations:
     """``flora.generations``: the three operations of FLORA's reference, by its own names."""
 
-    def __init__(self, origin: Origin, transport: Transport, births: dict[str, Birth]) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        transport: Transport,
+        recovery: Recovery,
+        births: dict[str, Birth],
+        *,
+        on_create: OnCreate | None,
+    ) -> None:
         self._origin = origin
         self._transport = transport
+        self._recovery = recovery
         self._births = births
-        self._clock_ahead = -math.inf
+        self._on_create = on_create
 
     async def create(
         self,
@@ -50,12 +61,15 @@ class Generations:
         """Start a generation, once. FLORA bills it when it accepts it; a run that fails later is not charged.
 
         The order goes out under one idempotency key, made before the first attempt (or the caller's own) and kept for
-        all of them. Reference: "Start a generation".
+        all of them. If its answer is lost, the run is looked for in the history, which can take half a minute, and
+        returned with ``recovered`` true when it can be no other. Cancelling may come too late: what
+        ``Flora(on_create=...)`` was told, and the log, then tell the key. Reference: "Start a generation".
 
         Raises:
             ConfigurationError: an argument cannot be right; nothing was sent.
-            CreateOutcomeUnknownError: FLORA may have accepted it, but no proper answer came.
-            IdempotencyConflictError: *idempotency_key* was used before.
+            CreateOutcomeUnknownError: FLORA may have accepted it, but no proper answer came, and its run was not found
+                for certain; ``flora.recover_create(error)`` tries again.
+            IdempotencyConflictError: *idempotency_key* was used before; ``flora.recover_create(error)`` finds its run.
             APIError: FLORA refused; nothing was started.
             APIConnectionError: FLORA was not reached; nothing was started.
         """
@@ -70,19 +84,19 @@ class Generations:
         )
         key = str(uuid.uuid4()) if idempotency_key is None else check_idempotency_key(idempotency_key)
         request = _wire.create_request(self._origin, order, key)
+        if self._on_create is not None:
+            self._on_create(key, order)
         log.info("create of an %s under idempotency key %s", type, key)
-        started, date = await self._transport.call(request, _read_start)
-        if date is not None:
-            # FLORA's dates are cut to seconds, and late by the way: the greatest difference is nearest the truth.
-            self._clock_ahead = max(self._clock_ahead, date - time.time())
+        started = await self._recovery.create(request, order, key)
         log.info("started %s for %g USD", started.run_id, started.charged_cost)
+        if started.recovered:  # a while ago, nobody saw when
+            return started
         now = asyncio.get_running_loop().time()
         births = self._births
         while births and (oldest := next(iter(births.items())))[1].at < now - REMEMBERED_SECONDS:
             del births[oldest[0]]
         named = started.model.model_id if started.model else None
-        unix = time.time() + (self._clock_ahead if math.isfinite(self._clock_ahead) else 0.0)
-        births[started.run_id] = Birth(now, unix, order, named or model, started.estimated_seconds)
+        births[started.run_id] = Birth(now, self._recovery.now(), order, named or model, started.estimated_seconds)
         return started
 
     async def retrieve(self, run_id: str) -> Run:
@@ -133,7 +147,3 @@ class Birth(Struct, frozen=True):
     order: Order
     model: str | None
     estimate: float | None
-
-
-def _read_start(answer: _wire.Answer) -> tuple[StartedRun, float | None]:
-    return _wire.read_started_run(answer), _wire.http_date(answer.headers.get("date", ""))

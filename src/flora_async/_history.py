@@ -7,6 +7,7 @@ No iterator here yields inside a task group or a cancel scope, and the look-ahea
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Self, TypeAlias
@@ -14,7 +15,9 @@ from weakref import WeakSet
 
 from flora_async import errors
 from flora_async._closing import Closing
-from flora_async.models import Generation, GenerationPage
+from flora_async.models import BrokenItem, Generation, GenerationPage
+
+log = logging.getLogger("flora_async")
 
 FetchPage: TypeAlias = Callable[[str | None], Coroutine[Any, Any, GenerationPage]]
 
@@ -80,21 +83,46 @@ def _noticed(ahead: asyncio.Task[GenerationPage]) -> None:
 
 
 class GenerationIterator(Closing):
-    """The items of the history, newest first, each once: an item that pages shift to is not handed out again."""
+    """The items of the history, newest first, each once: an item that pages shift to is not handed out again.
+
+    An item that cannot be read is said when all others have been handed out.
+    """
 
     def __init__(self, pages: PageIterator) -> None:
         self._pages = pages
         self._items: Iterator[Generation] = iter(())
         self._seen: set[str] = set()
         self._seen_by_page: deque[set[str]] = deque()
+        self._broken: BrokenItem | None = None
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Generation:
         while (generation := next(self._items, None)) is None:
-            self._items = iter(self._fresh((await self._pages.__anext__()).generations))
+            try:
+                page = await self._pages.__anext__()
+            except StopAsyncIteration:
+                self._tell_of_the_broken()
+                raise
+            for item in page.broken:
+                log.warning("an item of the history cannot be read, at %s (%s)", item.field, item.request_id)
+            if page.broken:
+                self._broken = self._broken or page.broken[0]
+            self._items = iter(self._fresh(page.generations))
         return generation
+
+    def _tell_of_the_broken(self) -> None:
+        item, self._broken = self._broken, None
+        if item is not None:
+            raise errors.ResponseDecodeError(
+                item.reason,
+                field=item.field,
+                url=item.url,
+                status=200,
+                request_id=item.request_id,
+                excerpt=item.excerpt,
+            ) from None
 
     def _fresh(self, generations: Sequence[Generation]) -> Sequence[Generation]:
         ids = {generation.run_id for generation in generations}
@@ -122,6 +150,8 @@ class GenerationList(Closing):
 
     Raises:
         PaginationError: FLORA leads the walk in a circle; the items until there were handed out.
+        ResponseDecodeError: an item is not what the reference promises; all others were handed out. On ``pages()`` it
+            is among ``page.broken`` instead.
     """
 
     def __init__(self, fetch: FetchPage, cursor: str | None) -> None:

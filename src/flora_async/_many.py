@@ -104,7 +104,8 @@ class Batch:
                 self._spent += self._dearest or 0.0
             return Outcome(order, None, error)
         else:
-            self._spent += started.charged_cost
+            # The history need not say what a recovered run costs.
+            self._spent += max(started.charged_cost, self._dearest or 0.0 if started.recovered else 0.0)
             self._dearest = max(self._dearest or 0.0, started.charged_cost)
         finally:
             self._creating -= 1

@@ -35,6 +35,18 @@ RESEND_PAUSE_AFTER_TIMEOUT = 5.0
 RESEND_WINDOW = 1800.0
 """FLORA forgets keys, after 2 hours by its reference; a create is never sent again later than this."""
 
+# Finding a run whose create was accepted, and its answer lost.
+RECOVERY_PAUSES = (2.0, 4.0, 8.0, 16.0)
+"""Seconds before each further look at the history, while the run is not in it."""
+RECOVERY_CONFIRM = 2.0
+"""Seconds after which a run must still be the only one that it can be."""
+CLOCK_SKEW = 2.0
+"""Seconds by which FLORA's clock may be off from what its ``Date`` headers tell."""
+CLOCK_SKEW_UNHEARD = 60.0
+"""The same, while no such header was seen."""
+KEY_SECONDS = 7200.0
+"""How long FLORA remembers a key. Reference: "Start a generation"."""
+
 # How many requests a second (AIMD, as TCP finds its rate), and how many second tries.
 RATE_CUT = 0.7
 RATE_RISE = 0.5
@@ -93,7 +105,7 @@ def pause_before_retry(
     elif create and may_have_arrived(failure):
         late = isinstance(failure, errors.APITimeoutError)
         delay = max(RESEND_PAUSE_AFTER_TIMEOUT if late else RESEND_PAUSE, delay)
-    elif not _passing(failure):
+    elif not _passing(failure) or sum(map(_unusable, failures)) > 1:
         return None
     return None if create and elapsed + delay > RESEND_WINDOW else delay
 
@@ -101,7 +113,14 @@ def pause_before_retry(
 def _passing(failure: errors.FloraError) -> bool:
     if isinstance(failure, errors.APIConnectionError):
         return failure.retryable
+    if isinstance(failure, errors.ResponseDecodeError):
+        return failure.excerpt.lstrip().startswith("<")  # a page of something in between
     return isinstance(failure, errors.APIError) and failure.status >= 500
+
+
+def _unusable(failure: errors.FloraError) -> bool:
+    """Say whether an answer came and was none of this API's: once that is a stray, twice it is how things are."""
+    return isinstance(failure, errors.ProtocolError | errors.ResponseDecodeError)
 
 
 def may_have_arrived(failure: errors.FloraError) -> bool:

@@ -6,6 +6,7 @@ Nothing here touches a socket, a clock or aiohttp.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import TypeVar, get_args
@@ -17,13 +18,30 @@ from msgspec import Struct
 from flora_async import errors
 from flora_async._addresses import ENCODED_PATH, Origin, dotted, named_origin, secure
 from flora_async._arguments import check_id, check_idempotency_key, check_limit, check_mapping, check_text, encode
-from flora_async.models import FieldError, GenerationPage, GenerationType, Order, Response, Run, StartedRun
+from flora_async.models import (
+    BrokenItem,
+    FieldError,
+    Generation,
+    GenerationPage,
+    GenerationType,
+    Order,
+    PageMeta,
+    Response,
+    Run,
+    StartedRun,
+)
 
 T = TypeVar("T")
 
 _EXCERPT = 200
 _MAX_CURSOR = 4096
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_COUNTED_FROM = 2**18
+"""Bytes of an answer from which its values are counted: no smaller one can hold up the event loop."""
+_MAX_VALUES = 200_000
+_RUN_ID = re.compile(rb'"run_id"\s*:\s*"([^"\\]+)"')
+_QUERY = re.compile(r"""(?<=[^\s"'<>])\?[^\s"'<>]*""")
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _FIELD = re.compile(r"`(\$[^`]*)`$")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
@@ -159,6 +177,11 @@ class Answer(Struct, frozen=True, gc=False, kw_only=True):
         """What FLORA's support asks for."""
         return self.headers.get("request-id")
 
+    @property
+    def framed(self) -> bool:
+        """Whether it says how long it is; if not, nobody can see that it was cut."""
+        return "content-length" in self.headers or "transfer-encoding" in self.headers or self.status == 204
+
 
 class _ErrorBody(Struct, frozen=True):
     code: str | None = None
@@ -170,10 +193,17 @@ class _Envelope(Struct, frozen=True):
     error: _ErrorBody
 
 
+class _RawPage(Struct, frozen=True):
+    generations: tuple[msgspec.Raw, ...]
+    meta: PageMeta
+
+
 _envelope = msgspec.json.Decoder(_Envelope)
 _started_run = msgspec.json.Decoder(StartedRun)
 _run = msgspec.json.Decoder(Run)
 _page = msgspec.json.Decoder(GenerationPage)
+_raw_page = msgspec.json.Decoder(_RawPage)
+_generation = msgspec.json.Decoder(Generation)
 
 _BY_STATUS: dict[int, type[errors.APIError]] = {
     400: errors.BadRequestError,
@@ -187,14 +217,56 @@ _BY_STATUS: dict[int, type[errors.APIError]] = {
 }
 
 
+def unpacked(answer: Answer, limit: int) -> Answer:
+    """Unpack a compressed answer, up to *limit* bytes; one that was cut is as good as none."""
+    if answer.headers.get("content-encoding", "").strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        return answer
+    unpacking = zlib.decompressobj(wbits=47)  # by its header, gzip or zlib
+    try:
+        body = unpacking.decompress(answer.body, limit + 1)
+    except zlib.error:
+        body = b""
+    if len(body) > limit:
+        raise errors.ResponseTooLargeError(
+            f"{answer.request.path} answered with more than {limit} bytes", request_id=answer.request_id
+        )
+    if answer.body and not unpacking.eof:
+        raise errors.APIConnectionError(
+            f"{answer.request.path}: the compressed answer is broken, or was cut",
+            sent="maybe_sent",
+            request_id=answer.request_id,
+        )
+    return msgspec.structs.replace(answer, body=body)
+
+
+def salvaged_run_id(status: int, beginning: bytes) -> str | None:
+    """Find the run in the *beginning* of an answer that was to say that a create was accepted."""
+    named = _RUN_ID.search(beginning) if status == 201 else None
+    if named is None:
+        return None
+    try:
+        return check_id("run_id", named[1].decode(), "run_")
+    except ValueError:
+        return None
+
+
 def read_started_run(answer: Answer) -> StartedRun:
     """Read the answer to a create: exactly 201, and a run with a proper id; anything else is no receipt."""
     _refuse_errors(answer)
     if answer.status != 201:
         raise _protocol_error(answer, f"answered {answer.status}, where an accepted create is a 201")
-    started = _decoded(answer, _started_run)
-    _check_given_id(answer, started.run_id)
+    try:
+        started = _decoded(answer, _started_run)
+        _check_given_id(answer, started.run_id)
+    except errors.FloraError as error:
+        error.run_id = salvaged_run_id(answer.status, answer.body)
+        raise
     return started
+
+
+def given_before(answer: Answer, run_id: str) -> errors.ProtocolError:
+    """Refuse a run that is another order's: a connection can deliver a stray answer."""
+    return _protocol_error(answer, f"answered with {run_id}, the run of another order")
 
 
 def read_run(run_id: str, answer: Answer) -> Run:
@@ -207,9 +279,37 @@ def read_run(run_id: str, answer: Answer) -> Run:
 
 
 def read_page(answer: Answer) -> GenerationPage:
-    """Read one page of the history."""
+    """Read one page of the history. An item that cannot be read does not take the others with it."""
     _refuse_errors(answer)
-    return _decoded(answer, _page)
+    try:
+        page = _decoded(answer, _page)
+    except errors.ResponseDecodeError:
+        page = _mended_page(answer)
+    cursor = page.meta.next_cursor
+    if cursor is not None and len(cursor) > _MAX_CURSOR:
+        raise _decode_error(answer, f"a cursor of {len(cursor)} characters", field="$.meta.next_cursor")
+    return page
+
+
+def _mended_page(answer: Answer) -> GenerationPage:
+    raw = _decoded(answer, _raw_page)
+    generations: list[Generation] = []
+    broken: list[BrokenItem] = []
+    for index, item in enumerate(raw.generations):
+        try:
+            generations.append(_generation.decode(item))
+        except _UNDECODABLE as error:
+            reason, field = _explained(error)
+            broken.append(
+                BrokenItem(
+                    field=f"$.generations[{index}]{(field or '$')[1:]}",
+                    reason=reason,
+                    url=answer.request.path,
+                    request_id=answer.request_id,
+                    excerpt=_excerpt(bytes(item)),
+                )
+            )
+    return GenerationPage(generations=tuple(generations), meta=raw.meta, broken=tuple(broken))
 
 
 def read_response(kind: type[T], answer: Answer) -> Response[T]:
@@ -231,24 +331,53 @@ def _refuse_errors(answer: Answer) -> None:
         raise _api_error(answer)
     if 300 <= status < 400:
         where = named_origin(answer.headers.get("location", "")) or "another path of its own"
-        raise _protocol_error(answer, f"redirects ({status}) to {where}, which is not followed: check base_url")
-    raise _protocol_error(answer, f"answered with status {status}, which HTTP does not know")
+        message = f"redirects ({status}) to {where}, which is not followed: check base_url"
+        raise _protocol_error(answer, message, retryable=False)
+    raise _protocol_error(answer, f"answered with status {status}, which HTTP does not know", retryable=False)
 
 
-def _protocol_error(answer: Answer, message: str) -> errors.ProtocolError:
-    return errors.ProtocolError(f"{answer.request.path} {message}", status=answer.status, request_id=answer.request_id)
+def _protocol_error(answer: Answer, message: str, *, retryable: bool = True) -> errors.ProtocolError:
+    return errors.ProtocolError(
+        f"{answer.request.path} {message}", status=answer.status, retryable=retryable, request_id=answer.request_id
+    )
 
 
 def _decoded(answer: Answer, decoder: msgspec.json.Decoder[T], body: bytes | None = None) -> T:
+    if len(answer.body) > _COUNTED_FROM:
+        _refuse_crowds(answer)
     try:
         return decoder.decode(answer.body if body is None else body)
     except _UNDECODABLE as error:
-        reason = str(error) or type(error).__name__
+        reason, field = _explained(error)
+    if not answer.framed:
+        raise errors.APIConnectionError(
+            f"{answer.request.path}: the answer was cut", sent="maybe_sent", request_id=answer.request_id
+        )
+    raise _decode_error(answer, reason, field=field)
+
+
+def _refuse_crowds(answer: Answer) -> None:
+    """Refuse an answer of so many values that reading it would hold up the event loop."""
+    if answer.body.count(b",") > _MAX_VALUES and _STRING.sub(b"", answer.body).count(b",") > _MAX_VALUES:
+        raise errors.ResponseTooLargeError(
+            f"{answer.request.path} answered with more than {_MAX_VALUES} values", request_id=answer.request_id
+        )
+
+
+def _explained(error: Exception) -> tuple[str, str | None]:
+    """Say what msgspec has against an answer, and where."""
+    reason = str(error) or type(error).__name__
+    if isinstance(error, RecursionError):
+        reason = "nested too deep"
     missing, at = _MISSING.search(reason), _FIELD.search(reason)
     path = at[1] if at else "$" if missing else None
-    raise errors.ResponseDecodeError(
-        reason.partition(" - at `")[0],
-        field=f"{path}.{missing[1]}" if missing else path,
+    return reason.partition(" - at `")[0], f"{path}.{missing[1]}" if missing else path
+
+
+def _decode_error(answer: Answer, reason: str, *, field: str | None) -> errors.ResponseDecodeError:
+    return errors.ResponseDecodeError(
+        reason,
+        field=field,
         url=answer.request.path,
         status=answer.status,
         request_id=answer.request_id,
@@ -263,18 +392,12 @@ def _check_given_id(answer: Answer, run_id: str) -> None:
         reason = str(error)
     else:
         return
-    raise errors.ResponseDecodeError(
-        reason,
-        field="$.run_id",
-        url=answer.request.path,
-        status=answer.status,
-        request_id=answer.request_id,
-        excerpt=_excerpt(answer.body),
-    )
+    raise _decode_error(answer, reason, field="$.run_id")
 
 
 def _excerpt(body: bytes) -> str:
-    return body[:_EXCERPT].decode(errors="replace")
+    # Queries of signed URLs are credentials.
+    return _QUERY.sub("?...", body[:_EXCERPT].decode(errors="replace"))
 
 
 def _api_error(answer: Answer) -> errors.APIError:
@@ -314,6 +437,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def http_date(value: str) -> float | None:
     """Read a date header as Unix seconds."""
     try:
-        return parsedate_to_datetime(value).timestamp()
+        return parsedate_to_datetime(value).timestamp() if value.isascii() else None
     except (ValueError, OverflowError):
         return None

@@ -10,13 +10,15 @@
     │   ├─ UnprocessableEntityError 422  ├─ RateLimitError 429        └─ InternalServerError 5xx
     ├─ APIConnectionError                no usable answer came
     │   ├─ APITimeoutError (TimeoutError)
-    │   └─ ProtocolError                 garbage, a redirect, an answer about another run
+    │   ├─ ProtocolError                 garbage, a redirect, an answer about another run
+    │   └─ ResponseTooLargeError         more than the client takes
     ├─ ResponseDecodeError               an answer that is not what the API promises
     ├─ CreateOutcomeUnknownError         a create that may have been accepted, and billed
     ├─ RunFailedError                    FLORA gave the run up
     ├─ RunTimeoutError (TimeoutError)    our patience has ended, the run goes on
     ├─ PaginationError                   the history leads in a circle
-    └─ DownloadError                     an output that was not saved
+    ├─ DownloadError                     an output that was not saved
+    └─ WebhookVerificationError          a call-back that nobody knows to be FLORA's
 
 Each pickles, and its text is one line that holds what a log reader or FLORA's support needs. None holds the API key.
 """
@@ -45,7 +47,10 @@ class FloraError(Exception):
     def __str__(self) -> str:
         text = self._named()
         about = f" ({self.run_id})" if self.run_id and self.run_id not in text else ""
-        return " ".join(f"{text}{about}".split())
+        # What a server says must not move a terminal's cursor, or forge a line of a log.
+        return "".join(
+            char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(f"{text}{about}".split())
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exception's own way calls the class with args alone, which keyword-only constructors refuse.
@@ -136,8 +141,14 @@ class ConflictError(APIError):
 class IdempotencyConflictError(ConflictError):
     """409 ``idempotency_duplicate`` on a first try: the caller's own idempotency key was used before.
 
-    The run of that earlier use exists, and is not billed again.
+    The run of that earlier use exists, and is not billed again; ``flora.recover_create(error)`` looks for it.
     """
+
+    order: Order | None = None
+    """What was ordered; ``None`` for a request that was no order."""
+    idempotency_key: str | None = None
+    window: tuple[float, float] = (0.0, 0.0)
+    """Unix seconds by FLORA's clock between which the key was used first: FLORA remembers keys for 2 hours."""
 
 
 class UnprocessableEntityError(APIError):
@@ -179,10 +190,19 @@ class APITimeoutError(APIConnectionError, TimeoutError):
 class ProtocolError(APIConnectionError):
     """What came back is no answer of this API: not HTTP, a redirect (never followed), or about another run."""
 
-    def __init__(self, message: str, *, status: int | None = None, request_id: str | None = None) -> None:
-        super().__init__(message, sent="maybe_sent", retryable=False, request_id=request_id)
+    def __init__(
+        self, message: str, *, status: int | None = None, retryable: bool = True, request_id: str | None = None
+    ) -> None:
+        super().__init__(message, sent="maybe_sent", retryable=retryable, request_id=request_id)
         self.status = status
         """The HTTP status of the answer, if it had one."""
+
+
+class ResponseTooLargeError(APIConnectionError):
+    """An answer has more bytes, unpacked, than ``max_response_bytes``, or more values than any answer of FLORA's."""
+
+    def __init__(self, message: str, *, request_id: str | None = None) -> None:
+        super().__init__(message, sent="maybe_sent", retryable=False, request_id=request_id)
 
 
 class ResponseDecodeError(FloraError):
@@ -215,28 +235,44 @@ class ResponseDecodeError(FloraError):
 class CreateOutcomeUnknownError(FloraError):
     """A create may have been accepted, and billed, but its answer was lost.
 
-    Look for the run in the history between the two times of :attr:`window` before ordering again: a second create
-    under another key may be billed a second time.
+    Nothing was ordered under a second key, and nothing should be before this is cleared up: that would be billed again.
+    ``flora.recover_create(error)`` tries again, also later and in another process: the error pickles.
     """
 
     def __init__(
-        self, *, order: Order, idempotency_key: str, window: tuple[float, float], attempts: int, reason: str
+        self,
+        *,
+        order: Order,
+        idempotency_key: str,
+        window: tuple[float, float],
+        attempts: int,
+        reason: str,
+        accepted: bool = False,
+        candidates: tuple[str, ...] = (),
     ) -> None:
         super().__init__(reason)
         self.order = order
         self.idempotency_key = idempotency_key
         """The one key under which every attempt was sent."""
         self.window = window
-        """Unix seconds of this machine's clock: when the first attempt began and when the last one ended."""
+        """Unix seconds by FLORA's clock, as far as that is known: a run of this order was created between them."""
         self.attempts = attempts
         self.reason = reason
         """What became of the last attempt."""
+        self.accepted = accepted
+        """Whether FLORA has said that it knows the key, so that the run exists."""
+        self.candidates = candidates
+        """Ids of runs in the history that could be it; empty also where nobody could look."""
 
     def _named(self) -> str:
-        return (
-            f"nobody knows whether the {self.order.type} was ordered: {self.reason} "
-            f"[idempotency key {self.idempotency_key}, {self.attempts} attempts]"
+        known = (
+            f"the {self.order.type} was ordered, but nobody knows as which run"
+            if self.accepted
+            else (f"nobody knows whether the {self.order.type} was ordered")
         )
+        runs = f", perhaps {' or '.join(self.candidates[:3])}" if self.candidates else ""
+        more = f" or {len(self.candidates) - 3} more" if len(self.candidates) > 3 else ""
+        return f"{known}{runs}{more}: {self.reason} [idempotency key {self.idempotency_key}, {self.attempts} attempts]"
 
 
 class RunFailedError(FloraError):
@@ -275,3 +311,7 @@ class PaginationError(FloraError):
 
 class DownloadError(FloraError):
     """An output was not saved. No part of it stays behind, and FLORA still has it."""
+
+
+class WebhookVerificationError(FloraError):
+    """A call-back is not proven to be FLORA's: answer it with 400, and believe nothing in it."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import force_setattr
 
 T = TypeVar("T")
@@ -131,7 +131,7 @@ class Order(Struct, frozen=True, omit_defaults=True, kw_only=True):
     callback_url: str | None = None
 
 
-class StartedRun(Struct, frozen=True, gc=False, kw_only=True):
+class StartedRun(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A run that FLORA has accepted, and billed; a run that fails later is not charged.
 
     Reference: "Start a generation", Returns.
@@ -148,9 +148,11 @@ class StartedRun(Struct, frozen=True, gc=False, kw_only=True):
     model: ModelRef | None = None
     action: ActionRef | None = None
     technique: TechniqueRef | None = None
+    recovered: bool = field(default=False, name="recovered_by_client")
+    """Whether the answer to the create was lost, and the run was found in the history (``Flora(recover=...)``)."""
 
 
-class Run(Struct, frozen=True, gc=False, kw_only=True):
+class Run(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A run as it stands. Reference: "Get a run", Returns."""
 
     run_id: str
@@ -167,6 +169,8 @@ class Run(Struct, frozen=True, gc=False, kw_only=True):
     error_code: str | None = None
     error_message: str | None = None
     poll_url: str | None = None
+    recovered: bool = field(default=False, name="recovered_by_client")
+    """Whether this client did not see it start, but found it in the history after the create's answer was lost."""
 
     def __post_init__(self) -> None:
         if not self.outputs:
@@ -198,7 +202,7 @@ class Run(Struct, frozen=True, gc=False, kw_only=True):
         return None if self.completed_at is None else _moment(self.completed_at)
 
 
-class Generation(Run, frozen=True, gc=False, kw_only=True):
+class Generation(Run, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A run as the history tells it: all that a :class:`Run` says, and where it belongs.
 
     Reference: "List generation history", Returns.
@@ -211,6 +215,18 @@ class Generation(Run, frozen=True, gc=False, kw_only=True):
     model: ModelRef | None = None
 
 
+class BrokenItem(Struct, frozen=True, kw_only=True):
+    """An item of a page that is not what the reference promises; the others on its page are handed out."""
+
+    field: str | None
+    """Where, like ``$.generations[3].status``."""
+    reason: str
+    url: str
+    request_id: str | None
+    excerpt: str
+    """The beginning of the item."""
+
+
 class PageMeta(Struct, frozen=True, gc=False, kw_only=True):
     """What stands beside the items of a page."""
 
@@ -218,11 +234,13 @@ class PageMeta(Struct, frozen=True, gc=False, kw_only=True):
     total_estimate: float | None = None
 
 
-class GenerationPage(Struct, frozen=True, gc=False, kw_only=True):
+class GenerationPage(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One page of the history, newest generations first."""
 
     generations: tuple[Generation, ...]
     meta: PageMeta
+    broken: tuple[BrokenItem, ...] = field(default=(), name="broken_for_client")
+    """The items that could not be read."""
 
     @property
     def next_cursor(self) -> str | None:
