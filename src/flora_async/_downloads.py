@@ -162,7 +162,9 @@ class Downloads:
 
     async def _fetch_once(self, url: str, part: _Part, stem: Path) -> Path | _Trouble:
         for _ in range(_MAX_REDIRECTS + 1):
-            headers = {"Range": f"bytes={part.size}-", "If-Range": part.validator} if part.validator else {}
+            headers = (
+                {"Range": f"bytes={part.size}-", "If-Range": part.validator} if part.size and part.validator else {}
+            )
             async with self._open_media(url, headers) as media:
                 if media.status not in _REDIRECTS:
                     return await self._take(media, part, stem)
@@ -172,7 +174,7 @@ class Downloads:
     async def _take(self, media: Media, part: _Part, stem: Path) -> Path | _Trouble:
         """Write what comes to the part file, and say what its name is to be."""
         validator, part.validator = part.validator, ""
-        if media.status == 206 and validator:
+        if media.status == 206 and part.size and validator:
             match = _CONTENT_RANGE.fullmatch(media.headers.get("content-range", ""))
             if match is None or int(match[1]) != part.size:
                 return _Trouble("its host sent another part than was asked for")

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from errno import EACCES
 from importlib import import_module
 from io import BytesIO
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
 from anyio.to_thread import run_sync
@@ -38,14 +38,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_Address: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
+"""What ``getaddrinfo`` gives."""
+
 log = logging.getLogger("flora_async")
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for one attempt at a connection, or nine tenths of the exchange's own, whichever is less."""
 CREATE_KEEPALIVE = 2.0
 """Seconds that a connection for creates may idle: less than any server allows, so that none closes under a POST."""
-MEDIA_CHUNK = 2**18
-"""Bytes of an output that are read at once."""
 LARGE_BODY = 2**20
 """Bytes from which aiohttp wants a body as a file, and warns if it is not."""
 IN_FLIGHT = 100
@@ -116,9 +117,12 @@ class Transport:
                 create=request.order is not None,
                 elapsed=time.monotonic() - began,
             )
-            throttled = isinstance(failures[-1], errors.RateLimitError)  # the limiter's business
-            if pause is None or self._closing.is_set() or not (throttled or self._budget.spend()):
-                raise _conclusion(request, failures, window=(opened, time.time()))
+            # A 429 is the limiter's business; and no load is worth a run that is paid for and not known.
+            unbudgeted = isinstance(failures[-1], errors.RateLimitError) or (
+                request.order is not None and _pacing.may_have_arrived(failures[-1])
+            )
+            if pause is None or self._closing.is_set() or not (unbudgeted or self._budget.spend()):
+                raise _conclusion(request, failures, window=(opened, time.time())).with_traceback(None)
             log.info("%s %s: again in %.1f s after %s", request.method, request.path, pause, _named(failures[-1]))
             await self.pause(pause)
 
@@ -324,7 +328,8 @@ async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     import aiohttp
 
     try:
-        async for chunk in response.content.iter_chunked(MEDIA_CHUNK):
+        # As it comes: what came before a connection breaks is kept.
+        async for chunk in response.content.iter_any():
             yield chunk
         return
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -366,7 +371,7 @@ class _Sessions:
         ) -> None:
             context.trace_request_ctx.sent = True
 
-        def guarded(address: aiohttp.AddrInfoType) -> socket.socket:
+        def guarded(address: _Address) -> socket.socket:
             if may_connect is not None and not may_connect(str(address[4][0])):
                 raise PermissionError(EACCES, "the address is not a public one")
             return socket.socket(address[0], address[1], address[2])
@@ -431,9 +436,7 @@ def _translated(error: Exception, *, sent: bool | None, where: str) -> errors.AP
     number = f" {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
     if connecting:
         return errors.APIConnectionError(f"{where}: cannot connect ({name}{number})", sent=state)
-    hint = (
-        "; does it speak https?" if isinstance(error, aiohttp.ServerDisconnectedError) and where[:5] == "http:" else ""
-    )
+    hint = "; does it speak https?" if where.startswith("http:") else ""
     if isinstance(error, aiohttp.ClientError | OSError):
         return errors.APIConnectionError(f"{where}: the connection broke ({name}{number}){hint}", sent=state)
     return errors.APIConnectionError(f"{where}: the request failed ({name})", sent=state, retryable=False)

@@ -172,6 +172,10 @@ class Answer(Struct, frozen=True, gc=False, kw_only=True):
     headers: Mapping[str, str]
     body: bytes
 
+    def __repr__(self) -> str:
+        # Tracebacks with locals show it; what something in between echoes may hold the key.
+        return f"Answer({self.status}, {len(self.body)} bytes)"
+
     @property
     def request_id(self) -> str | None:
         """What FLORA's support asks for."""

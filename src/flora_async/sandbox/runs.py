@@ -213,6 +213,10 @@ class Runs:
         """Find a run."""
         return self._by_id.get(run_id)
 
+    def orders(self) -> dict[str, Order]:
+        """Say what was ordered, by run id."""
+        return {run_id: run.order for run_id, run in self._by_id.items()}
+
     def page(self, selection: Selection, now: float) -> tuple[list[SandboxRun], int | None, int]:
         """Give a page, newest first, the offset of the next one if there is one, and how many there are in all.
 

@@ -18,7 +18,7 @@ from anyio.to_thread import run_sync
 from msgspec import Struct
 
 from flora_async.errors import ConfigurationError
-from flora_async.models import GenerationType
+from flora_async.models import GenerationType, Order
 from flora_async.sandbox import catalogue
 from flora_async.sandbox.contract import RefusalError, asked_status, check_run_id, read_order, read_selection, refusal
 from flora_async.sandbox.runs import (
@@ -127,6 +127,11 @@ class Sandbox:
         if not self._url:
             raise ConfigurationError("the sandbox has not been started: use `async with Sandbox() as sandbox:`")
         return self._url
+
+    @property
+    def orders(self) -> dict[str, Order]:
+        """What was ordered, by the id of the run that it became, oldest first."""
+        return self._runs.orders()
 
     async def start(self) -> None:
         """Listen. ``async with`` does it too."""

@@ -1,0 +1,134 @@
+"""A proxy that breaks what passes it, by a seed; and what became of the orders that went through it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from random import Random
+from typing import Self
+
+import msgspec
+
+from flora_async import Order
+
+FAULTS = ("refuse", "delay", "reset_before", "reset_after", "truncate", "duplicate")
+
+
+class Chaos:
+    """Passes requests on to *upstream* (``http://host:port/...``) and breaks a *share* of them."""
+
+    def __init__(self, upstream: str, *, share: float, seed: int, delay: float) -> None:
+        host, _, port = upstream.partition("//")[2].partition("/")[0].partition(":")
+        self._upstream = host, int(port)
+        self._path = upstream.partition("//")[2].partition("/")[2]
+        self._share = share
+        self._random = Random(seed)
+        self._delay = delay
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.base_url = ""
+        self.met: Counter[str] = Counter()
+        """How often each fault was met."""
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/{self._path}"
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            while await self._pass(reader, writer):
+                pass
+        except (OSError, EOFError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        request = await _message(reader)
+        fault = self._random.choice(FAULTS) if self._random.random() < self._share else "none"
+        pause = self._random.uniform(0, 2 * self._delay)
+        self.met[fault] += 1
+        if fault in ("refuse", "reset_before"):
+            return False
+        if fault == "delay":
+            await asyncio.sleep(pause)
+        up, down = await asyncio.open_connection(*self._upstream)
+        try:
+            down.write(request)
+            answer = await _message(up)
+        finally:
+            down.transport.abort()
+        if fault == "reset_after":
+            return False
+        if fault == "truncate":
+            writer.write(answer[: self._random.randrange(1, len(answer))])
+            await writer.drain()
+            await asyncio.sleep(0.005)
+            return False
+        writer.write(answer)
+        if fault == "duplicate":
+            await writer.drain()
+            await asyncio.sleep(self._random.choice((0, 0.005)))
+            writer.write(answer)
+        await writer.drain()
+        return True
+
+
+async def _message(reader: asyncio.StreamReader) -> bytes:
+    """Read a request or an answer that says how long it is."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = 0
+    for line in head.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            length = int(value)
+    return head + await reader.readexactly(length)
+
+
+class Verdict(msgspec.Struct):
+    """What became of many orders."""
+
+    orders: int = 0
+    known: int = 0
+    """The caller has the order's one run."""
+    unknown: int = 0
+    """The caller was told that nobody knows, with the key."""
+    refused: int = 0
+    """The caller got an ordinary error, and nothing was billed."""
+    billed_twice: int = 0
+    lost: int = 0
+    """Billed, and the caller got an ordinary error, or nothing."""
+    anothers: int = 0
+    """The caller has the run of another order."""
+
+
+def judged(
+    orders: Mapping[str, Order], runs: Mapping[str, str | None], unknown: frozenset[str] = frozenset()
+) -> Verdict:
+    """Compare what was billed (*orders* by run id) with what callers know (run ids by prompt)."""
+    billed = Counter(order.prompt for order in orders.values())
+    verdict = Verdict(orders=len(runs))
+    for prompt, run_id in runs.items():
+        verdict.billed_twice += billed[prompt] > 1
+        if prompt in unknown:
+            verdict.unknown += 1
+        elif run_id is None:
+            verdict.refused += not billed[prompt]
+            verdict.lost += bool(billed[prompt])
+        elif run_id not in orders or orders[run_id].prompt != prompt:
+            verdict.anothers += 1
+        else:
+            verdict.known += 1
+    return verdict

@@ -1,0 +1,108 @@
+"""Nothing paid for is lost: many orders through a proxy that breaks a third of what passes it."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from chaos import Chaos, Verdict, judged
+
+from flora_async import CreateOutcomeUnknownError, Flora, FloraError, _pacing
+from flora_async.sandbox import Sandbox
+
+pytestmark = pytest.mark.anyio
+
+SCOPE: dict[str, Any] = {"type": "text", "workspace_id": "ws_1", "project_id": "prj_1"}
+SHARE = 0.3
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make pauses short, but longer than answers take."""
+    for name in ("RETRY_FIRST", "RESEND_PAUSE"):
+        monkeypatch.setattr(_pacing, name, 0.02)
+    monkeypatch.setattr(_pacing, "RESEND_PAUSE_AFTER_TIMEOUT", 0.2)
+    monkeypatch.setattr(_pacing, "RECOVERY_PAUSES", (0.05, 0.1))
+    monkeypatch.setattr(_pacing, "RECOVERY_CONFIRM", 0.1)
+
+
+async def order_all(sandbox: Sandbox, chaos: Chaos, count: int) -> Verdict:
+    """Order as a service does, 64 at a time."""
+    runs: dict[str, str | None] = {}
+    unknown: dict[str, CreateOutcomeUnknownError] = {}
+    turns = asyncio.Semaphore(64)
+    async with Flora(sandbox.api_key, base_url=chaos.base_url, timeout=0.5) as flora:
+
+        async def order(prompt: str) -> None:
+            runs[prompt] = None
+            async with turns:
+                try:
+                    runs[prompt] = (await flora.generations.create(prompt=prompt, **SCOPE)).run_id
+                except CreateOutcomeUnknownError as error:
+                    unknown[prompt] = error
+                except FloraError:
+                    pass
+
+        async with asyncio.TaskGroup() as group:
+            for index in range(count):
+                group.create_task(order(f"order {index}"))
+        # Nothing that was sent is still on its way to the sandbox when it is counted.
+        await asyncio.sleep(0.5)
+    became = {each.prompt: run_id for run_id, each in sandbox.orders.items()}
+    created = {run_id: run.created for run_id, run in await history(sandbox)}
+    for prompt, error in unknown.items():
+        assert error.order.prompt == prompt
+        if prompt in became:
+            assert error.window[0] <= created[became[prompt]].timestamp() <= error.window[1]
+    return judged(sandbox.orders, runs, frozenset(unknown))
+
+
+async def history(sandbox: Sandbox) -> list[tuple[str, Any]]:
+    """Read what was made, past the proxy."""
+    async with Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
+        return [(item.run_id, item) async for item in flora.generations.list(limit=100)]
+
+
+@pytest.mark.parametrize("account", ["reject", "replay"])
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.proof)])
+async def test_every_order_ends_as_one_run_or_as_one_error_that_names_it(count: int, account: Any) -> None:
+    """By either account of FLORA's of what it does with a used key."""
+    async with (
+        Sandbox(time_scale=0.01, idempotency=account) as sandbox,
+        Chaos(sandbox.base_url, share=SHARE, seed=count, delay=0.4) as chaos,
+    ):
+        verdict = await order_all(sandbox, chaos, count)
+    print(account, verdict, dict(chaos.met))
+    assert (verdict.billed_twice, verdict.lost, verdict.anothers) == (0, 0, 0)
+    assert verdict.known + verdict.unknown + verdict.refused == count
+    assert verdict.known > 0.7 * count
+
+
+@pytest.mark.proof
+async def test_the_same_through_the_official_client(tmp_path: Path) -> None:
+    """For comparison: it is measured, not judged."""
+    count = 2000
+    (tmp_path / "package.json").write_text('{"private": true}')
+    install = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "@flora-ai/flora@0.11.0"]
+    subprocess.run(install, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    program = shutil.copy(Path(__file__).parent / "interop" / "orders.mjs", tmp_path)
+    async with (
+        Sandbox(time_scale=0.01) as sandbox,
+        Chaos(sandbox.base_url, share=SHARE, seed=count, delay=0.4) as chaos,
+    ):
+        process = await asyncio.create_subprocess_exec(
+            *("node", str(program), str(count)),
+            env={**os.environ, "FLORA_API_KEY": sandbox.api_key, "FLORA_BASE_URL": chaos.base_url},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        output, complaints = await process.communicate()
+        assert process.returncode == 0, complaints.decode()
+        await asyncio.sleep(0.5)
+        verdict = judged(sandbox.orders, msgspec.json.decode(output, type=dict[str, str | None]))
+    print("official client", verdict)
+    assert verdict.orders == count
