@@ -1,6 +1,7 @@
 """Nothing paid for is lost: many orders through a proxy that breaks a third of what passes it."""
 
 import asyncio
+import logging
 import os
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from flora_async import CreateOutcomeUnknownError, Flora, FloraError, _pacing
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
+
+log = logging.getLogger("chaos")
 
 SCOPE: dict[str, Any] = {"type": "text", "workspace_id": "ws_1", "project_id": "prj_1"}
 SHARE = 0.3
@@ -76,26 +79,31 @@ async def test_every_order_ends_as_one_run_or_as_one_error_that_names_it(count: 
         Chaos(sandbox.base_url, share=SHARE, seed=count, delay=0.4) as chaos,
     ):
         verdict = await order_all(sandbox, chaos, count)
-    print(account, verdict, dict(chaos.met))
+    log.info("used keys: %s; %s; %s", account, verdict, dict(chaos.met))
     assert (verdict.billed_twice, verdict.lost, verdict.anothers) == (0, 0, 0)
     assert verdict.known + verdict.unknown + verdict.refused == count
     assert verdict.known > 0.7 * count
 
 
-@pytest.mark.proof
-async def test_the_same_through_the_official_client(tmp_path: Path) -> None:
-    """For comparison: it is measured, not judged."""
-    count = 2000
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    """Install the official client beside a program that orders with it."""
     (tmp_path / "package.json").write_text('{"private": true}')
     install = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "@flora-ai/flora@0.11.0"]
     subprocess.run(install, cwd=tmp_path, check=True, capture_output=True, timeout=300)
-    program = shutil.copy(Path(__file__).parent / "interop" / "orders.mjs", tmp_path)
+    return str(shutil.copy(Path(__file__).parent / "interop" / "orders.mjs", tmp_path))
+
+
+@pytest.mark.proof
+async def test_the_same_through_the_official_client(program: str) -> None:
+    """For comparison: it is measured, not judged."""
+    count = 2000
     async with (
         Sandbox(time_scale=0.01) as sandbox,
         Chaos(sandbox.base_url, share=SHARE, seed=count, delay=0.4) as chaos,
     ):
         process = await asyncio.create_subprocess_exec(
-            *("node", str(program), str(count)),
+            *("node", program, str(count)),
             env={**os.environ, "FLORA_API_KEY": sandbox.api_key, "FLORA_BASE_URL": chaos.base_url},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -104,5 +112,5 @@ async def test_the_same_through_the_official_client(tmp_path: Path) -> None:
         assert process.returncode == 0, complaints.decode()
         await asyncio.sleep(0.5)
         verdict = judged(sandbox.orders, msgspec.json.decode(output, type=dict[str, str | None]))
-    print("official client", verdict)
+    log.info("the official client: %s; %s", verdict, dict(chaos.met))
     assert verdict.orders == count

@@ -1,0 +1,248 @@
+"""Creates whose answer was lost: found again, or told with all that is known."""
+
+import asyncio
+import pickle
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from scripted import RUN_ID, Scripted, answer, error, generation, hang_up, started
+from test_faults import fails
+
+from flora_async import (
+    ConfigurationError,
+    ConflictError,
+    CreateOutcomeUnknownError,
+    Flora,
+    IdempotencyConflictError,
+    Order,
+    _pacing,
+)
+from flora_async.sandbox import Sandbox
+
+pytestmark = pytest.mark.anyio
+
+ORDER: dict[str, Any] = {"type": "image", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1"}
+DUPLICATE = error(409, "idempotency_duplicate")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make pauses short."""
+    for name in ("RETRY_FIRST", "RESEND_PAUSE", "RESEND_PAUSE_AFTER_TIMEOUT"):
+        monkeypatch.setattr(_pacing, name, 0.001)
+    monkeypatch.setattr(_pacing, "RECOVERY_CONFIRM", 0.01)
+    monkeypatch.setattr(_pacing, "RECOVERY_PAUSES", (0.01, 0.01))
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Scripted]:
+    """Give a FLORA to be scripted."""
+    async with Scripted() as scripted:
+        yield scripted
+
+
+@pytest.fixture
+async def flora(server: Scripted) -> AsyncIterator[Flora]:
+    """Give a client of it."""
+    async with Flora("sk_1", base_url=server.base_url) as client:
+        yield client
+
+
+def row(run_id: str = RUN_ID, *, age: float = 0.0, **more: Any) -> dict[str, Any]:
+    """Give a run of the history, created so many seconds ago."""
+    return generation(run_id, **{"status": "pending", "created_at": time.time() - age, **more})
+
+
+def history(*rows: dict[str, Any]) -> Any:
+    """Answer with this history."""
+    return answer({"generations": list(rows), "meta": {"next_cursor": None}})
+
+
+async def unknown(call: Any) -> CreateOutcomeUnknownError:
+    """Give the error of a create that stays unknown."""
+    failure = await fails(call)
+    assert isinstance(failure, CreateOutcomeUnknownError), failure
+    return failure
+
+
+async def test_a_run_that_comes_late_into_the_history(flora: Flora, server: Scripted) -> None:
+    """It is looked for again, and must be the only one twice."""
+    server.on("POST", "/generate", hang_up, DUPLICATE).on("GET", "/generations", history(), history(row()))
+    begun = await flora.generations.create(**ORDER)
+    assert (begun.run_id, begun.recovered) == (RUN_ID, True)
+    assert server.count("GET", "/generations") == 3
+    assert server.asked[-1].query == {"limit": "100", "project_id": "prj_1", "workspace_id": "ws_1"}
+
+
+async def test_a_run_that_another_joins(flora: Flora, server: Scripted) -> None:
+    """One look was not enough: it is nobody's for certain."""
+    server.on("POST", "/generate", hang_up, DUPLICATE).on("GET", "/generations", history(row()), history(row(), row("run_2")))
+    assert (await unknown(flora.generations.create(**ORDER))).candidates == (RUN_ID, "run_2")
+
+
+async def test_a_run_that_never_shows(flora: Flora, server: Scripted) -> None:
+    """The error says that it exists."""
+    server.on("POST", "/generate", hang_up, DUPLICATE).on("GET", "/generations", history(row("run_old", age=3600)))
+    failure = await unknown(flora.generations.create(**ORDER))
+    assert (failure.accepted, failure.candidates) == (True, ())
+    assert "was ordered, but nobody knows as which run" in str(failure)
+
+
+async def test_a_history_that_cannot_be_read(flora: Flora, server: Scripted) -> None:
+    """What happened to the create is what is told."""
+    server.on("POST", "/generate", hang_up, DUPLICATE).on("GET", "/generations", error(500))
+    failure = await unknown(flora.generations.create(**ORDER))
+    assert failure.accepted
+    assert "idempotency_duplicate" in str(failure)
+
+
+async def test_without_proof_nothing_is_taken(flora: Flora, server: Scripted) -> None:
+    """The run that is there may be anybody's."""
+    server.on("POST", "/generate", hang_up).on("GET", "/generations", history(row()))
+    failure = await unknown(flora.generations.create(**ORDER))
+    assert (failure.accepted, failure.candidates) == (False, (RUN_ID,))
+
+
+async def test_runs_that_this_client_has_started_are_known(flora: Flora, server: Scripted) -> None:
+    """They are not taken for the lost one."""
+    server.on("POST", "/generate", answer(started("run_1"), 201), hang_up, DUPLICATE)
+    server.on("GET", "/generations", history(row("run_2"), row("run_1")))
+    await flora.generations.create(**ORDER)
+    assert (await flora.generations.create(**ORDER)).run_id == "run_2"
+
+
+async def test_creates_under_way_speak_first(flora: Flora, server: Scripted) -> None:
+    """Their runs may stand in the history before they know them."""
+    release = asyncio.Event()
+    slowly = answer(started("run_slow"), 201)
+
+    async def slow(request: Any) -> Any:
+        await release.wait()
+        step: Any = slowly
+        return await step(request)
+
+    async def listed(request: Any) -> Any:
+        asyncio.get_running_loop().call_later(0.05, release.set)
+        step: Any = history(row("run_lost"), row("run_slow"))
+        return await step(request)
+
+    server.on("POST", "/generate", slow, hang_up, DUPLICATE).on("GET", "/generations", listed)
+    first = asyncio.create_task(flora.generations.create(**ORDER))
+    while not server.asked:
+        await asyncio.sleep(0.001)
+    second = await flora.generations.create(**ORDER)
+    assert (second.run_id, second.recovered) == ("run_lost", True)
+    assert (await first).run_id == "run_slow"
+
+
+async def test_many_lost_at_once_share_their_looks(flora: Flora, server: Scripted) -> None:
+    """Twenty of one order: each gets one of the twenty runs."""
+    posts: dict[str, int] = {}
+
+    async def lose(request: Any) -> Any:
+        key = request.headers["Idempotency-Key"]
+        posts[key] = posts.get(key, 0) + 1
+        step: Any = hang_up if posts[key] == 1 else DUPLICATE
+        return await step(request)
+
+    server.on("POST", "/generate", lose)
+    server.on("GET", "/generations", history(*(row(f"run_{number}") for number in range(20))))
+    runs = await asyncio.gather(*(flora.generations.create(**ORDER) for _ in range(20)))
+    assert {begun.run_id for begun in runs} == {f"run_{number}" for number in range(20)}
+    assert server.count("GET", "/generations") < 20
+
+
+async def test_recover_create_asks_again_under_the_key(flora: Flora, server: Scripted) -> None:
+    """Within half an hour; a replay is the run, and nothing was ordered twice."""
+    server.on("POST", "/generate", hang_up)
+    failure = await unknown(flora.generations.create(**ORDER))
+    server.on("POST", "/generate", answer(started(), 201, {"idempotent-replayed": "true"}))
+    run = await flora.recover_create(failure)
+    assert (run.run_id, run.recovered, run.status) == (RUN_ID, False, "pending")
+    assert {asked.headers["Idempotency-Key"] for asked in server.asked if asked.method == "POST"} == {
+        failure.idempotency_key
+    }
+
+
+async def test_recover_create_learns_that_it_was_accepted(flora: Flora, server: Scripted) -> None:
+    """And finds it."""
+    server.on("POST", "/generate", hang_up)
+    failure = await unknown(flora.generations.create(**ORDER))
+    server.on("POST", "/generate", DUPLICATE).on("GET", "/generations", history(row(), row("run_mine")))
+    again = await unknown(flora.recover_create(failure))
+    assert (again.accepted, again.candidates) == (True, (RUN_ID, "run_mine"))
+    found = await flora.recover_create(again, known=["run_mine"])
+    assert (found.run_id, found.recovered) == (RUN_ID, True)
+
+
+async def test_recover_create_while_flora_is_down(flora: Flora, server: Scripted) -> None:
+    """Still nobody knows."""
+    server.on("POST", "/generate", hang_up)
+    failure = await unknown(flora.generations.create(**ORDER))
+    server.on("POST", "/generate", error(503))
+    again = await unknown(flora.recover_create(failure))
+    assert (again.accepted, again.idempotency_key) == (False, failure.idempotency_key)
+    assert again.window[0] == failure.window[0]
+
+
+async def test_recover_create_after_half_an_hour(flora: Flora, server: Scripted) -> None:
+    """The order is not sent again: FLORA forgets keys."""
+    old = CreateOutcomeUnknownError(
+        order=Order(**ORDER),
+        idempotency_key="key-1",
+        window=(time.time() - 3000, time.time() - 2900),
+        attempts=3,
+        reason="cut",
+    )
+    server.on("GET", "/generations", history(row("run_1", age=2950)))
+    failure = await unknown(flora.recover_create(pickle.loads(pickle.dumps(old))))
+    assert failure.candidates == ("run_1",)
+    assert server.count("POST", "/generate") == 0
+
+
+async def test_a_key_of_ones_own_that_was_used_before(flora: Flora, server: Scripted) -> None:
+    """The run of its first use is found likewise."""
+    server.on("POST", "/generate", DUPLICATE).on("GET", "/generations", history(row(age=1800)))
+    conflict = await fails(flora.generations.create(**ORDER, idempotency_key="batch-1:7"))
+    assert isinstance(conflict, IdempotencyConflictError)
+    assert conflict.order is not None
+    assert (conflict.order.prompt, conflict.idempotency_key) == ("a mug", "batch-1:7")
+    revived: IdempotencyConflictError = pickle.loads(pickle.dumps(conflict))
+    found = await flora.recover_create(revived)
+    assert (found.run_id, found.recovered) == (RUN_ID, True)
+    assert server.count("POST", "/generate") == 1
+
+
+@pytest.mark.parametrize(
+    "what",
+    [None, "run_1", ValueError("x"), ConflictError("x", status=409), IdempotencyConflictError("x", status=409)],
+)
+async def test_what_cannot_be_recovered(flora: Flora, what: Any) -> None:
+    """Said at once."""
+    assert isinstance(await fails(flora.recover_create(what)), ConfigurationError)
+
+
+async def test_a_recovered_run_in_a_batch(server: Scripted) -> None:
+    """It counts like others, and its outcome says that it was recovered."""
+    server.on("POST", "/generate", hang_up, DUPLICATE).on("GET", "/generations", history(row()))
+    server.on("GET", f"/runs/{RUN_ID}", answer(generation(RUN_ID)))
+    async with Flora("sk_1", base_url=server.base_url) as flora:
+        async for outcome in flora.generate_many([Order(**ORDER)], max_cost=1):
+            assert outcome.run is not None
+            assert outcome.run.recovered
+
+
+async def test_the_hook_is_told_before_the_first_byte() -> None:
+    """The key, and the order; and the sandbox replays under it."""
+    told: list[tuple[str, Order]] = []
+    async with (
+        Sandbox(idempotency="replay") as sandbox,
+        Flora(sandbox.api_key, base_url=sandbox.base_url, on_create=lambda *about: told.append(about)) as flora,
+    ):
+        begun = await flora.generations.create(**ORDER)
+        ((key, order),) = told
+        assert order.prompt == "a mug"
+        assert (await flora.generations.create(**ORDER, idempotency_key=key)).run_id == begun.run_id
+        assert sandbox.accepted == 1
