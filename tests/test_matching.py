@@ -102,7 +102,7 @@ WINDOWS = st.tuples(st.integers(0, 6), st.integers(0, 6)).map(sorted)
 @given(st.lists(st.tuples(WINDOWS, st.sampled_from("xyz")), max_size=4), st.lists(st.integers(0, 6), max_size=5))
 def test_a_verdict_holds_in_every_possible_world(wanted: list[tuple[list[int], str]], times: list[int]) -> None:
     """A create is given a run only if every sharing out gives it that run, or one to an order just like it."""
-    creates = [claim(f"k{n}", *window, prompt=prompt) for n, (window, prompt) in enumerate(wanted)]
+    creates = [claim(f"k{n}", first, last, prompt) for n, ((first, last), prompt) in enumerate(wanted)]
     runs = [row(f"r{n}", at) for n, at in enumerate(times)]
     verdicts = judge(creates, runs)
     options = [set(could_be(create, runs)) for create in creates]

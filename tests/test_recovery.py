@@ -78,7 +78,9 @@ async def test_a_run_that_comes_late_into_the_history(flora: Flora, server: Scri
 
 async def test_a_run_that_another_joins(flora: Flora, server: Scripted) -> None:
     """One look was not enough: it is nobody's for certain."""
-    server.on("POST", "/generate", hang_up, DUPLICATE).on("GET", "/generations", history(row()), history(row(), row("run_2")))
+    server.on("POST", "/generate", hang_up, DUPLICATE).on(
+        "GET", "/generations", history(row()), history(row(), row("run_2"))
+    )
     assert (await unknown(flora.generations.create(**ORDER))).candidates == (RUN_ID, "run_2")
 
 

@@ -16,7 +16,9 @@ from flora_async import (
     AuthenticationError,
     BadRequestError,
     ConfigurationError,
+    CreateOutcomeUnknownError,
     Flora,
+    FloraError,
     IdempotencyConflictError,
     InsufficientCreditsError,
     InternalServerError,
@@ -167,6 +169,69 @@ async def test_errors_on_demand(sandbox: Sandbox, flora: Flora) -> None:
     assert (await flora.generations.retrieve(started.run_id)).run_id == started.run_id
     with pytest.raises(ConfigurationError, match="status"):
         sandbox.fail_next(200)
+
+
+BEFORE = ("reset", "hang", "html", "redirect", 503)
+AFTER = ("lost_reply", "half_reply", "repeated_reply", "garbage", "empty", "wrong_run")
+
+
+@pytest.mark.parametrize("fault", [*BEFORE, *AFTER])
+async def test_faults_by_name(fault: Any) -> None:
+    """Before anything is done, or when all is; a create under the same key puts each right."""
+    async with (
+        Sandbox(time_scale=0.01, idempotency="replay") as sandbox,
+        Flora(sandbox.api_key, base_url=sandbox.base_url, max_retries=0, timeout=0.2) as flora,
+    ):
+        sandbox.fail_next(fault, method="POST")
+        try:
+            started = await flora.generations.create(**ORDER, idempotency_key="key-1")
+        except FloraError as error:
+            assert sandbox.accepted == (fault in AFTER)
+            unknown = isinstance(error, CreateOutcomeUnknownError)
+            assert unknown is (fault not in ("redirect", 503))
+            started = await flora.generations.create(**ORDER, idempotency_key="key-1")
+        assert sandbox.accepted == 1
+        assert list(sandbox.orders) == [started.run_id]
+        if fault != "repeated_reply":
+            # aiohttp itself repeats a read whose connection was cut.
+            sandbox.fail_next(fault, path="/runs", times=2 if fault in ("reset", "lost_reply") else 1)
+            with pytest.raises(FloraError):
+                await flora.generations.retrieve(started.run_id)
+        assert (await flora.generations.retrieve(started.run_id)).run_id == started.run_id
+
+
+async def test_faults_by_their_share() -> None:
+    """As many as were asked for, the same ones for the same seed."""
+
+    async def met(**settings: Any) -> str:
+        async with (
+            Sandbox(**settings) as sandbox,
+            Flora(sandbox.api_key, base_url=sandbox.base_url, max_retries=0) as flora,
+        ):
+            seen = ""
+            for _ in range(100):
+                try:
+                    await flora.request("GET", "/models")
+                except FloraError as error:
+                    seen += type(error).__name__[:1]
+                else:
+                    seen += "."
+            return seen
+
+    first = await met(faults={503: 0.2, "garbage": 0.2}, seed=7)
+    assert first == await met(faults={503: 0.2, "garbage": 0.2}, seed=7) != await met(faults={503: 0.2, "garbage": 0.2})
+    assert 10 <= first.count("I") <= 30
+    assert 10 <= first.count("R") <= 30
+    assert await met() == "." * 100
+
+
+@pytest.mark.parametrize(
+    "faults", [{"fire": 0.1}, {200: 0.1}, {503: -0.1}, {503: 0.6, "reset": 0.6}, {503: float("nan")}]
+)
+def test_faults_that_are_none(faults: Any) -> None:
+    """Said at once."""
+    with pytest.raises(ConfigurationError):
+        Sandbox(faults=faults)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_a_call_back_of_floras() -> None:
         "safety_blocked",
     )
     assert (event.signed_at, event.digest) == (NOW, DIGEST)
-    assert verify(bytearray(BODY), {"FLORA-SIGNATURE": GOOD, "Accept": "*/*"}, SECRET, now=NOW) == event
+    assert verify(BODY, {"FLORA-SIGNATURE": GOOD, "Accept": "*/*"}, SECRET, now=NOW) == event
 
 
 def test_the_signature_is_the_documented_one() -> None:

@@ -20,6 +20,7 @@ from errno import EACCES
 from importlib import import_module
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 import anyio
 from anyio.to_thread import run_sync
@@ -180,6 +181,8 @@ class Transport:
                     answer.request_id,
                 )
                 try:
+                    if create and sessions.repeats(response, answer):
+                        raise errors.ProtocolError(f"{request.path}: the answer to another order came again")
                     return self._read(answer, read)
                 except (errors.APIConnectionError, errors.ResponseDecodeError):
                     sessions.distrust(response)
@@ -402,10 +405,23 @@ class _Sessions:
         self.creates = session(aiohttp.TCPConnector(limit=0, keepalive_timeout=CREATE_KEEPALIVE), trace)
         self.media = session(aiohttp.TCPConnector(socket_factory=guarded), auto_decompress=False)
         self._response = TraceableResponse
+        self._last: WeakKeyDictionary[asyncio.Transport, Answer] = WeakKeyDictionary()
 
     @property
     def closed(self) -> bool:
         return self.reads.closed or self.creates.closed
+
+    def repeats(self, response: aiohttp.ClientResponse, answer: Answer) -> bool:
+        """Say whether an answer is the last one of its connection over again, which was to another order."""
+        if not isinstance(response, self._response) or response.wire is None:
+            return False
+        last, self._last[response.wire] = self._last.get(response.wire), answer
+        return (
+            last is not None
+            and last.request.idempotency_key != answer.request.idempotency_key
+            and (last.request_id, last.status, last.body) == (answer.request_id, answer.status, answer.body)
+            and answer.request_id is not None
+        )
 
     def distrust(self, response: aiohttp.ClientResponse) -> None:
         """Never use a connection again that has delivered something strange: it may deliver the next answer too."""

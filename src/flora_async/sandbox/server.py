@@ -8,7 +8,7 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.util import find_spec
 from typing import Literal, Self, get_args
 
@@ -21,6 +21,7 @@ from flora_async.errors import ConfigurationError
 from flora_async.models import GenerationType, Order
 from flora_async.sandbox import catalogue
 from flora_async.sandbox.contract import RefusalError, asked_status, check_run_id, read_order, read_selection, refusal
+from flora_async.sandbox.faults import BEFORE, Dice, Fault, FaultName, befall, check_fault, spoil
 from flora_async.sandbox.runs import (
     EXTENSIONS,
     Runs,
@@ -48,9 +49,9 @@ class _Accepted(Struct, frozen=True):
 
 
 class _Planned(Struct):
-    """An error that was asked for."""
+    """A fault that was asked for."""
 
-    status: int
+    fault: Fault
     times: int
     method: str | None
     path: str
@@ -79,6 +80,9 @@ class Sandbox:
         idempotency: what a create under a used key gets: ``"reject"``, a 409 within 2 hours, as FLORA's reference has
             it; ``"replay"``, the first answer again within 24 hours, as FLORA's developer site has it.
         max_runs: how many runs are kept; the oldest go first.
+        faults: what goes wrong, and for what share of the requests, like ``{"lost_reply": 0.1, 503: 0.05}``;
+            :data:`flora_async.sandbox.FaultName` says what there is.
+        seed: which requests meet the faults; the same ones for the same seed and order of requests.
 
     Raises:
         ConfigurationError: an argument makes no sense, or Pillow and PyAV, the extra ``sandbox``, are not installed.
@@ -94,6 +98,8 @@ class Sandbox:
         time_scale: float = 1.0,
         idempotency: Literal["reject", "replay"] = "reject",
         max_runs: int = 200_000,
+        faults: Mapping[Fault, float] | None = None,
+        seed: int = 0,
     ) -> None:
         if not (time_scale > 0 and math.isfinite(time_scale)):
             raise ConfigurationError(f"time_scale must be a finite number above 0, not {time_scale}")
@@ -116,6 +122,7 @@ class Sandbox:
         self._runs = Runs(max_runs)
         self._keys: dict[tuple[str, str], _Accepted] = {}
         self._planned: list[_Planned] = []
+        self._dice = Dice(faults or {}, seed)
         self._runner: web.AppRunner | None = None
         self._url = ""
         self._clock: Callable[[], float] = time.monotonic
@@ -181,7 +188,7 @@ class Sandbox:
 
     def fail_next(
         self,
-        status: int,
+        fault: Fault,
         *,
         times: int = 1,
         method: str | None = None,
@@ -189,14 +196,13 @@ class Sandbox:
         retry_after: float | None = None,
         code: str | None = None,
     ) -> None:
-        """Answer the next *times* requests with an error instead, before anything is done.
+        """Have the next *times* requests meet a *fault*: an error of that status, or one by its name.
 
         *method* and *path*, how the path below the base URL begins, choose which ones, like ``path="/runs"``.
         *retry_after* is in seconds; *code* is FLORA's usual one for the status by default.
         """
-        if not 400 <= status <= 599:
-            raise ConfigurationError(f"status must be an error, 400 to 599, not {status}")
-        self._planned.append(_Planned(status, times, method, path, retry_after, code))
+        check_fault(fault)
+        self._planned.append(_Planned(fault, times, method, path, retry_after, code))
 
     # -- every request
 
@@ -204,13 +210,14 @@ class Sandbox:
     async def _answered(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
+        fault: Fault | None = None
         try:
             if request.path.startswith("/api/v1/"):
                 path = request.path.removeprefix("/api/v1")
                 self.requests[f"{request.method} /{path.split('/')[1]}"] += 1
                 self._check_key(request)
-                self._refuse_as_planned(request.method, path)
-            response = await handler(request)
+                fault = self._fault(request.method, path)
+            response = await (befall(fault, request) if fault in BEFORE else handler(request))
         except RefusalError as error:
             response = _json(error.body, status=error.status)
             response.headers.update(error.headers)
@@ -221,7 +228,7 @@ class Sandbox:
             log.exception("%s %s failed", request.method, request.path)
             response = _json(refusal(500, message="The sandbox has failed.").body, status=500)
         response.headers["request-id"] = f"req_{secrets.token_hex(12)}"
-        return response
+        return spoil(fault, request, response)
 
     def _check_key(self, request: web.Request) -> None:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
@@ -230,13 +237,21 @@ class Sandbox:
         if not self._any_key and not secrets.compare_digest(key.strip().encode(), self.api_key.encode()):
             raise refusal(401, code="invalid_api_key", message="The API key is not valid.")
 
-    def _refuse_as_planned(self, method: str, path: str) -> None:
+    def _fault(self, method: str, path: str) -> FaultName | None:
+        """Say what goes wrong with a request, and refuse it here if it is to be refused."""
         for planned in self._planned:
             if planned.method in (None, method) and path.startswith(planned.path):
                 planned.times -= 1
                 if planned.times <= 0:
                     self._planned.remove(planned)
-                raise refusal(planned.status, code=planned.code, retry_after=planned.retry_after)
+                break
+        else:
+            planned = None
+        fault = planned.fault if planned else self._dice.throw()
+        if isinstance(fault, int):
+            code, retry_after = (planned.code, planned.retry_after) if planned else (None, None)
+            raise refusal(fault, code=code, retry_after=retry_after)
+        return fault
 
     # -- FLORA's operations
 

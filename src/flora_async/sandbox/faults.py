@@ -1,0 +1,117 @@
+"""What the sandbox can do wrong, so that services are tested against it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from random import Random
+from typing import Literal, TypeAlias, get_args
+
+from aiohttp import web
+
+from flora_async.errors import ConfigurationError
+
+FaultName: TypeAlias = Literal[
+    "reset",
+    "hang",
+    "html",
+    "redirect",
+    "lost_reply",
+    "half_reply",
+    "repeated_reply",
+    "garbage",
+    "empty",
+    "wrong_run",
+]
+"""Before anything is done: ``reset`` cuts the connection, ``hang`` never answers, ``html`` is a proxy's 502 and
+``redirect`` leads elsewhere. When all was done, and billed: ``lost_reply`` cuts the connection instead of an answer,
+``half_reply`` in the middle of it, ``repeated_reply`` sends it twice, ``garbage`` is no JSON, ``empty`` has no body,
+and ``wrong_run`` has a read answered about another run."""
+
+Fault: TypeAlias = FaultName | int
+"""A name, or a status from 400 to 599: that error is answered, and nothing is done."""
+
+BEFORE: frozenset[Fault] = frozenset({"reset", "hang", "html", "redirect"})
+REPEATED_AFTER = 0.005
+"""Seconds between an answer and its repetition."""
+
+
+def check_fault(fault: object) -> None:
+    """Refuse what is no fault."""
+    known = fault in get_args(FaultName) if isinstance(fault, str) else isinstance(fault, int) and 400 <= fault <= 599
+    if not known:
+        names = ", ".join(get_args(FaultName))
+        raise ConfigurationError(f"a fault is a status from 400 to 599, or one of {names}, not {fault!r}")
+
+
+class Dice:
+    """Says which requests meet which fault, by a seed."""
+
+    def __init__(self, shares: Mapping[Fault, float], seed: int) -> None:
+        for fault, share in shares.items():
+            check_fault(fault)
+            if not 0 <= share <= 1:
+                raise ConfigurationError(f"the share of {fault} must be from 0 to 1, not {share}")
+        if sum(shares.values()) > 1 + 1e-9:
+            raise ConfigurationError("the shares of all faults must not be more than 1 together")
+        self._shares = dict(shares)
+        self._random = Random(seed)
+
+    def throw(self) -> Fault | None:
+        """Choose for one request."""
+        if not self._shares:
+            return None
+        point = self._random.random()
+        for fault, share in self._shares.items():
+            point -= share
+            if point < 0:
+                return fault
+        return None
+
+
+async def befall(fault: Fault, request: web.Request) -> web.Response:
+    """Do what a fault does before anything else is done."""
+    if fault == "html":
+        return web.Response(status=502, text="<html><h1>502 Bad Gateway</h1></html>", content_type="text/html")
+    if fault == "redirect":
+        return web.Response(status=302, headers={"Location": "https://elsewhere.example/"})
+    if fault == "hang":
+        await asyncio.Event().wait()
+    return _cut(request)
+
+
+def spoil(fault: Fault | None, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """Do what a fault does to an answer."""
+    if (
+        fault is None
+        or fault in BEFORE
+        or not isinstance(response, web.Response)
+        or not isinstance(response.body, bytes)
+    ):
+        return response
+    if fault == "lost_reply":
+        return _cut(request)
+    if fault == "garbage":
+        response.body = b"]" + response.body
+    elif fault == "empty":
+        response.body = b""
+    elif fault == "wrong_run" and request.method == "POST":
+        return response
+    elif fault == "wrong_run":
+        response.body = response.body.replace(b'"run_id":"run_', b'"run_id":"run_not')
+    elif request.transport is not None:
+        lines = [f"HTTP/1.1 {response.status} {response.reason}", f"Content-Length: {len(response.body)}"]
+        lines += [f"{name}: {value}" for name, value in response.headers.items() if name.lower() != "content-length"]
+        whole = "\r\n".join([*lines, "", ""]).encode() + response.body
+        if fault == "half_reply":
+            request.transport.write(whole[: -len(response.body) // 2])
+            request.transport.close()
+        else:
+            asyncio.get_running_loop().call_later(REPEATED_AFTER, request.transport.write, whole)
+    return response
+
+
+def _cut(request: web.Request) -> web.Response:
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
