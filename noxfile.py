@@ -13,6 +13,7 @@ from pathlib import Path
 import nox
 
 LOCK = "requirements.lock"
+ROOT = Path(__file__).parent
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 STRICT = {"PYTHONDEVMODE": "1"}
 
@@ -82,6 +83,29 @@ def proof(session: nox.Session) -> None:
     """Run what takes long, or needs more than Python (node and npm, for FLORA's official client)."""
     _install(session)
     session.run("python", "-m", "pytest", "-m", "proof", *session.posargs, env=STRICT)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Let atheris feed bytes to all that reads them, for ten minutes, or as its own options say."""
+    _install(session)
+    options = session.posargs or ["-max_total_time=600"]
+    session.chdir(session.create_tmp())
+    session.run("python", str(ROOT / "tests" / "fuzz.py"), "-rss_limit_mb=2048", "-max_len=2000", *options)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Look for known weaknesses, write an SBOM, test without aiohttp's C and with the lowest versions allowed."""
+    _install(session)
+    session.run("pip-audit", "--requirement", LOCK, "--require-hashes", "--disable-pip")
+    session.run("cyclonedx-py", "requirements", LOCK, "--of", "JSON", "--output-file", "sbom.json")
+    session.run("python", "-m", "pytest", "-q", env={**STRICT, "AIOHTTP_NO_EXTENSIONS": "1"})
+    lowest = str(Path(session.create_tmp()) / "lowest.txt")
+    compile_lowest = ("uv", "pip", "compile", "pyproject.toml", "--all-extras", "--resolution", "lowest-direct")
+    session.run(*compile_lowest, "--quiet", "--output-file", lowest)
+    session.install("-r", lowest)
+    session.run("python", "-m", "pytest", "-q", env=STRICT)
 
 
 @nox.session
