@@ -14,14 +14,17 @@ from flora_async import (
     DownloadError,
     FieldError,
     FloraError,
+    IdempotencyConflictError,
     Order,
     PaginationError,
     ProtocolError,
     RateLimitError,
     ResponseDecodeError,
+    ResponseTooLargeError,
     Run,
     RunFailedError,
     RunTimeoutError,
+    WebhookVerificationError,
 )
 
 ORDER = Order(type="image", prompt="a mug", workspace_id="ws_1", project_id="prj_1")
@@ -59,6 +62,21 @@ EXAMPLES: list[tuple[FloraError, list[str]]] = [
         CreateOutcomeUnknownError(order=ORDER, idempotency_key="key-1", window=(1.0, 2.0), attempts=3, reason="cut"),
         ["key-1", "3 attempts", "cut", "image"],
     ),
+    (
+        CreateOutcomeUnknownError(
+            order=ORDER,
+            idempotency_key="key-1",
+            window=(1.0, 2.0),
+            attempts=3,
+            reason="cut",
+            accepted=True,
+            candidates=("run_1", "run_2", "run_3", "run_4", "run_5"),
+        ),
+        ["was ordered", "run_1 or run_2 or run_3 or 2 more", "key-1"],
+    ),
+    (IdempotencyConflictError("used", status=409, code="idempotency_duplicate"), ["409", "idempotency_duplicate"]),
+    (ResponseTooLargeError("more than 1000 bytes", request_id="req_3"), ["1000 bytes", "req_3", "maybe_sent"]),
+    (WebhookVerificationError("not FLORA's"), ["not FLORA's"]),
     (RunFailedError(FAILED), ["run_1", "safety_blocked", "Not this."]),
     (
         RunTimeoutError("run_1", timeout=5, run=FAILED, trouble="503"),
@@ -93,6 +111,17 @@ def test_an_error_says_which_run_it_is_about() -> None:
     error = APIError("No", status=401)
     error.run_id = "run_9"
     assert str(error).endswith("(run_9)")
+
+
+def test_what_cannot_be_printed_is_not() -> None:
+    """A server's words move no terminal's cursor, and forge no line of a log."""
+    assert str(FloraError("a\x1b[2J\r\nb\x00")) == "a\N{REPLACEMENT CHARACTER}[2J b\N{REPLACEMENT CHARACTER}"
+
+
+def test_every_failure_of_a_request_says_whether_it_was_sent() -> None:
+    """Not sent, perhaps, or answered."""
+    assert {error.sent for error, _ in EXAMPLES if isinstance(error, APIError | ResponseDecodeError)} == {"answered"}
+    assert {error.sent for error, _ in EXAMPLES if isinstance(error, CreateOutcomeUnknownError)} == {"maybe_sent"}
 
 
 def test_attempts_are_told() -> None:

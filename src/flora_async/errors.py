@@ -30,8 +30,8 @@ from typing import Literal, TypeAlias
 
 from flora_async.models import FieldError, Order, Run
 
-SendState: TypeAlias = Literal["not_sent", "maybe_sent"]
-"""Whether a request that got no usable answer can have reached FLORA."""
+SendState: TypeAlias = Literal["not_sent", "maybe_sent", "answered"]
+"""Whether a request that failed can have reached FLORA, or has."""
 
 
 class FloraError(Exception):
@@ -74,6 +74,8 @@ class ClientClosedError(FloraError):
 
 class APIError(FloraError):
     """FLORA answered with an error. Reference of the codes: "Errors" in FLORA's public documentation."""
+
+    sent: SendState = "answered"
 
     def __init__(
         self,
@@ -208,6 +210,8 @@ class ResponseTooLargeError(APIConnectionError):
 class ResponseDecodeError(FloraError):
     """An answer came that is not what the API promises."""
 
+    sent: SendState = "answered"
+
     def __init__(
         self, reason: str, *, field: str | None, url: str, status: int, request_id: str | None, excerpt: str
     ) -> None:
@@ -238,6 +242,8 @@ class CreateOutcomeUnknownError(FloraError):
     Nothing was ordered under a second key, and nothing should be before this is cleared up: that would be billed again.
     ``flora.recover_create(error)`` tries again, also later and in another process: the error pickles.
     """
+
+    sent: SendState = "maybe_sent"
 
     def __init__(
         self,
