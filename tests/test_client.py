@@ -409,7 +409,7 @@ async def test_garbage_instead_of_http() -> None:
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+        writer.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
         writer.close()
 
     server = await asyncio.start_server(talk, "127.0.0.1", 0)

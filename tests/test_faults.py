@@ -172,11 +172,11 @@ FAULTS = [
     Fault(22, "length_and_chunked", lines("Transfer-Encoding: chunked\r\n"), ProtocolError, 2),
     Fault(22, "two_lengths", lines("Content-Length: 5\r\n"), ProtocolError, 2),
     Fault(22, "negative_length", whole(length=-1), ProtocolError, 2),
-    Fault(22, "huge_length", whole(length=10**30), ProtocolError, 2),
+    Fault(22, "huge_length", whole(length=10**30), APIConnectionError, 0),
     Fault(
         23, "no_length_cut", lambda r, s: close(head("", status=s) + json.dumps(r).encode()[:50]), APIConnectionError, Y
     ),
-    Fault(24, "not_http", bytes_only(b"SSH-2.0-OpenSSH_9.2\r\n"), ProtocolError, 2),
+    Fault(24, "not_http", bytes_only(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), ProtocolError, 2),
     Fault(24, "garbage_status", bytes_only(b"HTTP/1.1 banana\r\n\r\n"), ProtocolError, 2),
     Fault(30, "hang", lambda r, s: drip(b""), APITimeoutError, Y, timeout=0.15, sent="maybe_sent"),
     Fault(
