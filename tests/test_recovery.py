@@ -17,6 +17,7 @@ from flora_async import (
     Flora,
     IdempotencyConflictError,
     Order,
+    Run,
     _pacing,
 )
 from flora_async.sandbox import Sandbox
@@ -215,6 +216,15 @@ async def test_a_key_of_ones_own_that_was_used_before(flora: Flora, server: Scri
     found = await flora.recover_create(revived)
     assert (found.run_id, found.recovered) == (RUN_ID, True)
     assert server.count("POST", "/generate") == 1
+
+
+async def test_recovering_the_same_create_twice_at_once(flora: Flora, server: Scripted) -> None:
+    """Both find the run."""
+    server.on("POST", "/generate", DUPLICATE).on("GET", "/generations", history(row(age=1800)))
+    conflict: Any = await fails(flora.generations.create(**ORDER, idempotency_key="batch-1:7"))
+    ends = await asyncio.gather(*(flora.recover_create(conflict) for _ in range(2)), return_exceptions=True)
+    assert RUN_ID in {getattr(end, "run_id", None) for end in ends}
+    assert all(isinstance(end, Run | CreateOutcomeUnknownError) for end in ends)
 
 
 @pytest.mark.parametrize(

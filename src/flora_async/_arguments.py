@@ -65,7 +65,7 @@ def encode(name: str, value: object) -> bytes:
         return msgspec.json.encode(plain)
     except errors.ConfigurationError:
         raise
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise errors.ConfigurationError(f"{name} cannot be sent as JSON: {error}") from None
 
 

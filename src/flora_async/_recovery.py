@@ -71,7 +71,7 @@ class Recovery:
                 started = await self._ask_again(unknown)
                 scope.claim(unknown)
             if started is not None:
-                scope.claims.pop(unknown.idempotency_key, None)
+                scope.unclaim(unknown.idempotency_key)
                 return Run(
                     run_id=started.run_id,
                     status="pending",
@@ -147,7 +147,7 @@ class Recovery:
         before: list[str] = []
         try:
             while True:
-                rows = await self._rows(scope, unknown.order, known)
+                rows = await self._rows(scope, unknown, known)
                 runs: list[str] = []
                 if rows is not None:
                     runs = judge(scope.claims.values(), rows).get(key, [])
@@ -167,16 +167,19 @@ class Recovery:
                 before = runs or before
                 await self._transport.pause(pause)
         finally:
-            scope.claims.pop(key, None)
+            scope.unclaim(key)
 
-    async def _rows(self, scope: _Scope, order: Order, known: Collection[str]) -> Sequence[Generation] | None:
+    async def _rows(
+        self, scope: _Scope, unknown: errors.CreateOutcomeUnknownError, known: Collection[str]
+    ) -> Sequence[Generation] | None:
         """Give the runs that nobody accounts for, by a look that begins now; ``None`` if that fails."""
         asked = time.monotonic()
         async with scope.lock:
             if scope.looked < asked:
                 began = time.monotonic()
                 try:
-                    scope.rows = await self._walk(order, min(claim.window[0] for claim in scope.claims.values()))
+                    earliest = min([unknown.window[0], *(claim.window[0] for claim in scope.claims.values())])
+                    scope.rows = await self._walk(unknown.order, earliest)
                 except errors.FloraError as failure:
                     log.info("the history could not be read (%s)", type(failure).__name__)
                     return None
@@ -222,6 +225,12 @@ class _Scope:
     def claim(self, unknown: errors.CreateOutcomeUnknownError) -> None:
         """Have a create take part in the sharing out."""
         self.claims[unknown.idempotency_key] = _claim(unknown)
+
+    def unclaim(self, key: str) -> None:
+        """Have it take part no longer."""
+        self.claims.pop(key, None)
+        if not self.claims:
+            self.rows, self.looked = (), 0.0
 
 
 def _claim(unknown: errors.CreateOutcomeUnknownError) -> Claim:

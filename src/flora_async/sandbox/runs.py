@@ -188,7 +188,7 @@ def decode_cursor(cursor: str) -> int | None:
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         offset = msgspec.json.decode(raw, type=dict[str, int])["offset"]
-    except (ValueError, KeyError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, KeyError, RecursionError):
         return None
     return offset if 0 <= offset <= 10**9 else None
 
