@@ -6,56 +6,35 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from random import Random
-from typing import Self
 
 import msgspec
+from raw import Connections
 
 from flora_async import Order
 
 FAULTS = ("refuse", "delay", "reset_before", "reset_after", "truncate", "duplicate")
 
 
-class Chaos:
+class Chaos(Connections):
     """Passes requests on to *upstream* (``http://host:port/...``) and breaks a *share* of them."""
 
     def __init__(self, upstream: str, *, share: float, seed: int, delay: float) -> None:
+        super().__init__()
         host, _, port = upstream.partition("//")[2].partition("/")[0].partition(":")
         self._upstream = host, int(port)
         self._path = upstream.partition("//")[2].partition("/")[2]
         self._share = share
         self._random = Random(seed)
         self._delay = delay
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.base_url = ""
         self.met: Counter[str] = Counter()
         """How often each fault was met."""
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/{self._path}"
-        return self
+    @property
+    def base_url(self) -> str:
+        """What a client takes as its ``base_url``."""
+        return f"{self.where}/{self._path}"
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            while await self._pass(reader, writer):
-                pass
-        except (OSError, EOFError, asyncio.CancelledError):
-            pass
-        finally:
-            self._tasks.discard(task)
-            writer.transport.abort()
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         request = await _message(reader)
         fault = self._random.choice(FAULTS) if self._random.random() < self._share else "none"
         pause = self._random.uniform(0, 2 * self._delay)

@@ -1,6 +1,20 @@
 """What all tests share."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
+
+OFFICIAL_CLIENT = "@flora-ai/flora@0.11.0"
+
+
+@pytest.fixture
+def official_client(tmp_path: Path) -> Path:
+    """Install FLORA's official npm client in a folder."""
+    (tmp_path / "package.json").write_text('{"private": true}')
+    install = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", OFFICIAL_CLIENT]
+    subprocess.run(install, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    return tmp_path
 
 
 @pytest.fixture

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Self
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -38,26 +41,20 @@ def head(lines: str, *, status: str = "200 OK") -> bytes:
     return f"HTTP/1.1 {status}\r\nrequest-id: req_1\r\n{lines}\r\n".encode("latin-1")
 
 
-def say(content: bytes) -> Step:
+def say(content: bytes, *, stay: bool = True) -> Step:
     """Answer, and keep the connection."""
 
     async def step(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         writer.write(content)
         await writer.drain()
-        return True
+        return stay
 
     return step
 
 
 def close(content: bytes = b"") -> Step:
     """Say something, and close properly."""
-
-    async def step(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        writer.write(content)
-        await writer.drain()
-        return False
-
-    return step
+    return say(content, stay=False)
 
 
 def reset(content: bytes = b"") -> Step:
@@ -106,21 +103,18 @@ def pour(content: bytes, repeat: bytes) -> Step:
     return step
 
 
-class Raw:
-    """The server: for each request the next step, the last again and again. The history is a 404, or what is set."""
+class Connections(ABC):
+    """A server of connections, each of which goes from request to request; all end with it."""
 
-    def __init__(self, *steps: Step) -> None:
-        self.steps = list(steps)
-        self.asked: list[Asked] = []
-        self.history = http({"error": {"code": "not_found"}}, status="404 Not Found")
-        self.base_url = ""
-        self._connections = 0
+    where: str
+    """``http://host:port``, once it listens."""
+
+    def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._converse, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        self.base_url = f"http://127.0.0.1:{port}/api/v1"
+        self.where = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -130,18 +124,12 @@ class Raw:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def count(self, method: str) -> int:
-        """Say how many requests of a kind came, but for the history."""
-        return sum(asked.method == method and "/generations" not in asked.path for asked in self.asked)
-
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        self._connections += 1
-        number = self._connections
         try:
-            while await self._answer(reader, writer, number):
+            while await self._answer(reader, writer):
                 pass
         except (OSError, EOFError, asyncio.CancelledError):
             pass
@@ -149,12 +137,40 @@ class Raw:
             self._tasks.discard(task)
             writer.transport.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> bool:
+    @abstractmethod
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; say whether the connection stays."""
+
+
+class Raw(Connections):
+    """The server: for each request the next step, the last again and again. The history is a 404, or what is set."""
+
+    def __init__(self, *steps: Step) -> None:
+        super().__init__()
+        self.steps = list(steps)
+        self.asked: list[Asked] = []
+        self.history = http({"error": {"code": "not_found"}}, status="404 Not Found")
+        self._numbers: WeakKeyDictionary[asyncio.StreamReader, int] = WeakKeyDictionary()
+        self._connections = itertools.count()
+
+    @property
+    def base_url(self) -> str:
+        """What a client takes as its ``base_url``."""
+        return f"{self.where}/api/v1"
+
+    def count(self, method: str) -> int:
+        """Say how many requests of a kind came, but for the history."""
+        return sum(asked.method == method and "/generations" not in asked.path for asked in self.asked)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         method, path, _ = lines[0].split(" ")
         pairs = (line.partition(": ") for line in lines[1:] if line)
         headers = {name.lower(): value for name, _, value in pairs}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
+        number = self._numbers.get(reader)
+        if number is None:
+            number = self._numbers[reader] = next(self._connections)
         self.asked.append(Asked(method, path, headers, body, number))
         if "/generations" in path:
             return await say(self.history)(reader, writer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Self
 
@@ -80,6 +81,20 @@ def generation(run_id: str, **more: object) -> dict[str, object]:
 def page(*run_ids: str, cursor: str | None = None) -> Answer:
     """Answer with a page of the history."""
     return answer({"generations": [generation(run_id) for run_id in run_ids], "meta": {"next_cursor": cursor}})
+
+
+def row(run_id: str = RUN_ID, *, age: float = 0.0, **more: object) -> dict[str, object]:
+    """Give an item of the history that was begun so many seconds ago."""
+    return generation(run_id, **{"status": "pending", "created_at": time.time() - age, **more})
+
+
+def history(*rows: dict[str, object]) -> Answer:
+    """Answer with this history, on one page."""
+    return answer({"generations": list(rows), "meta": {"next_cursor": None}})
+
+
+DUPLICATE = error(409, "idempotency_duplicate")
+"""FLORA knows the idempotency key already."""
 
 
 class Scripted:

@@ -85,18 +85,10 @@ async def test_every_order_ends_as_one_run_or_as_one_error_that_names_it(count: 
     assert verdict.known > 0  # how many depends on how busy the machine is
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> str:
-    """Install the official client beside a program that orders with it."""
-    (tmp_path / "package.json").write_text('{"private": true}')
-    install = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "@flora-ai/flora@0.11.0"]
-    subprocess.run(install, cwd=tmp_path, check=True, capture_output=True, timeout=300)
-    return str(shutil.copy(Path(__file__).parent / "interop" / "orders.mjs", tmp_path))
-
-
 @pytest.mark.proof
-async def test_the_same_through_the_official_client(program: str) -> None:
+async def test_the_same_through_the_official_client(official_client: Path) -> None:
     """For comparison: it is measured, not judged."""
+    program = str(shutil.copy(Path(__file__).parent / "interop" / "orders.mjs", official_client))
     count = 2000
     async with (
         Sandbox(time_scale=0.01) as sandbox,

@@ -22,7 +22,21 @@ import msgspec
 import pytest
 import trustme
 from raw import Raw, close, drip, http, reset, say
-from scripted import RUN_ID, Scripted, answer, error, generation, hang_up, page, run, silence, started
+from scripted import (
+    DUPLICATE,
+    RUN_ID,
+    Scripted,
+    answer,
+    error,
+    generation,
+    hang_up,
+    history,
+    page,
+    row,
+    run,
+    silence,
+    started,
+)
 from secrets_of import KEY
 from test_faults import ORDER, fails, quick, silent_about_the_key  # noqa: F401 (fixtures)
 
@@ -176,18 +190,14 @@ async def test_case_006_to_008_certificates(trusted: bool, settings: dict[str, A
         assert not asked
 
 
-async def talk(*steps: bytes | None) -> asyncio.Server:
+async def talk(said: bytes | None) -> asyncio.Server:
     """Serve connections without TLS: say something at once, or nothing (None), and close."""
-    connections: set[asyncio.Task[None]] = set()
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        connections.add(task)
-        if steps[0] is None:
+        if said is None:
             await reader.read()
         else:
-            writer.write(steps[0])
+            writer.write(said)
         writer.close()
 
     return await asyncio.start_server(converse, "127.0.0.1", 0)
@@ -357,20 +367,6 @@ async def test_case_038_a_deadline_that_has_passed() -> None:
 
 
 # -- creates whose answer is lost
-
-
-def row(run_id: str = RUN_ID, *, age: float = 0.0, **more: Any) -> dict[str, Any]:
-    """Give a run of the history, created so many seconds ago."""
-    now = datetime.now(UTC).timestamp()
-    return generation(run_id, **{"status": "pending", "created_at": now - age, "model": {"model_id": "m"}, **more})
-
-
-def history(*rows: dict[str, Any]) -> Any:
-    """Answer with this history."""
-    return answer({"generations": list(rows), "meta": {"next_cursor": None}})
-
-
-DUPLICATE = error(409, "idempotency_duplicate")
 
 
 async def test_case_067_a_lost_answer_is_found_in_the_history() -> None:

@@ -157,7 +157,6 @@ def error_status(status: int, code: str = "some_code", headers: str = "") -> Cal
 
 
 HTML = b"<!DOCTYPE html><title>Sign in to this network</title>"
-GZIPPED = gzip.compress(json.dumps(RUN).encode())
 BOMB = gzip.compress(b" " * 2**26)
 
 FAULTS = [

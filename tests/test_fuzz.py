@@ -37,7 +37,6 @@ class Client(RuleBasedStateMachine):
         self.runs: list[str] = []
         self.unknown: list[CreateOutcomeUnknownError] = []
         self.keys: list[str] = []
-        self.closed = False
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Do something, in bounded time."""
@@ -130,7 +129,6 @@ class Client(RuleBasedStateMachine):
     def close(self) -> None:
         """Close the client, perhaps not for the first time."""
         self.run(self.flora.close())
-        self.closed = True
 
     def teardown(self) -> None:
         """Close; nothing was billed twice, and nothing is left running."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from scripted import RUN_ID, Scripted, answer, error, generation, hang_up, started
+from scripted import DUPLICATE, RUN_ID, Scripted, answer, error, generation, hang_up, history, row, started
 from test_faults import fails
 
 from flora_async import (
@@ -25,7 +25,6 @@ from flora_async.sandbox import Sandbox
 pytestmark = pytest.mark.anyio
 
 ORDER: dict[str, Any] = {"type": "image", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1"}
-DUPLICATE = error(409, "idempotency_duplicate")
 
 
 @pytest.fixture(autouse=True)
@@ -49,16 +48,6 @@ async def flora(server: Scripted) -> AsyncIterator[Flora]:
     """Give a client of it."""
     async with Flora("sk_1", base_url=server.base_url) as client:
         yield client
-
-
-def row(run_id: str = RUN_ID, *, age: float = 0.0, **more: Any) -> dict[str, Any]:
-    """Give a run of the history, created so many seconds ago."""
-    return generation(run_id, **{"status": "pending", "created_at": time.time() - age, **more})
-
-
-def history(*rows: dict[str, Any]) -> Any:
-    """Answer with this history."""
-    return answer({"generations": list(rows), "meta": {"next_cursor": None}})
 
 
 async def unknown(call: Any) -> CreateOutcomeUnknownError:

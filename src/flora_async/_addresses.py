@@ -12,15 +12,14 @@ from msgspec import Struct
 
 from flora_async import errors
 
-_HOST = r"(?P<scheme>https?)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+_PLACE = r"(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+_HOST = r"(?P<scheme>https?)://" + _PLACE
 _BASE_URL = re.compile(_HOST + r"(?P<path>(?:/[A-Za-z0-9._~-]+)*)/*", re.IGNORECASE)
 _ABSOLUTE = re.compile(_HOST + r"(?P<rest>[/?#][^\s\\\x00-\x1f\x7f]*)?", re.IGNORECASE)
 _DEFAULT_PORT = {"http": 80, "https": 443}
 _ENCODED_QUERY = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
 
-_PROXY = re.compile(
-    r"https?://(?:[^\s/@\x00-\x1f\x7f]*@)?(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?/?", re.IGNORECASE
-)
+_PROXY = re.compile(r"https?://(?:[^\s/@\x00-\x1f\x7f]*@)?" + _PLACE + "/?", re.IGNORECASE)
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
 

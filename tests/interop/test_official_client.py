@@ -18,26 +18,10 @@ from flora_async.webhooks import sign, verify
 
 pytestmark = [pytest.mark.anyio, pytest.mark.proof]
 
-CLIENT = "@flora-ai/flora@0.11.0"
 
-
-@pytest.fixture
-def client(tmp_path: Path) -> Path:
-    """Install the client in a folder."""
-    (tmp_path / "package.json").write_text('{"private": true}')
-    subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", CLIENT],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
-    return tmp_path
-
-
-async def test_the_official_client(client: Path) -> None:
+async def test_the_official_client(official_client: Path) -> None:
     """It creates, retrieves and pages through 250 runs, and gets its own error classes."""
-    program = str(shutil.copy(Path(__file__).with_name("official.mjs"), client))
+    program = str(shutil.copy(Path(__file__).with_name("official.mjs"), official_client))
     async with Sandbox(time_scale=0.01) as sandbox:
         process = await asyncio.create_subprocess_exec(
             *("node", program),
@@ -105,9 +89,9 @@ def accepted(vector: dict[str, Any]) -> bool:
     return True
 
 
-def test_the_official_clients_verifier_agrees(client: Path) -> None:
+def test_the_official_clients_verifier_agrees(official_client: Path) -> None:
     """On every one of three hundred call-backs."""
-    program = str(shutil.copy(Path(__file__).with_name("webhooks.mjs"), client))
+    program = str(shutil.copy(Path(__file__).with_name("webhooks.mjs"), official_client))
     given = list(vectors())
     output = subprocess.run(
         ["node", program], input=json.dumps(given).encode(), capture_output=True, check=True, timeout=60
