@@ -149,8 +149,10 @@ class SimulatedFlora:
 
     async def _request(self, seconds: float) -> float:
         """Spend a request; give the time at which FLORA looked."""
-        await self._limiter.turn()
-        now = asyncio.get_running_loop().time()
+        loop, limiter = asyncio.get_running_loop(), self._limiter
+        if not limiter.enter(loop.time()):
+            await limiter.turn()
+        now = loop.time()
         self.requests += 1
         self.times.append(now)
         admitted = not self._storm[0] <= now < self._storm[1]
@@ -159,14 +161,17 @@ class SimulatedFlora:
             self._at = now
             admitted = admitted and self._tokens >= 1
             self._tokens -= admitted
-        await asyncio.sleep(seconds / 2)
-        looked = asyncio.get_running_loop().time()
-        await asyncio.sleep(seconds / 2)
+        try:
+            await asyncio.sleep(seconds / 2)
+            looked = loop.time()
+            await asyncio.sleep(seconds / 2)
+            if not admitted:
+                limiter.refused(1.0)
+        finally:
+            limiter.leave(answered=admitted)
         if not admitted:
             self.refused += 1
-            self._limiter.refused(1.0)
             raise RateLimitError("too many", status=429, retry_after=1.0)
-        self._limiter.succeeded()
         if self.chance.random() < self._errors:
             raise APIConnectionError("cut", sent="maybe_sent")
         return looked

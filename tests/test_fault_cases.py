@@ -327,7 +327,7 @@ async def test_case_029_a_server_that_closes_idle_connections(monkeypatch: pytes
         asyncio.get_running_loop().call_later(0.03, writer.transport.close)
         return True
 
-    monkeypatch.setattr("flora_async._transport.CREATE_KEEPALIVE", 0.01)
+    monkeypatch.setattr("flora_async._sessions.CREATE_KEEPALIVE", 0.01)
     async with Raw(brief) as server, Flora(KEY, base_url=server.base_url, max_retries=0) as flora:
         for _ in range(100):
             await flora.generations.create(**ORDER)
@@ -337,7 +337,7 @@ async def test_case_029_a_server_that_closes_idle_connections(monkeypatch: pytes
 
 async def test_case_037_a_queue_costs_nobody_his_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests wait for their turn outside their deadline."""
-    monkeypatch.setattr("flora_async._transport.IN_FLIGHT", 2)
+    monkeypatch.setattr("flora_async._limiter.IN_FLIGHT", 2)
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         await asyncio.sleep(0.1)

@@ -203,6 +203,7 @@ async def test_async_with_ends_the_look_ahead(flora: Flora, server: Scripted, ki
     async with closing:
         walk: Any = aiter(closing)
         await anext(walk)
+        await asyncio.sleep(0)
         assert len(tasks_of_ours()) == len(before) + 1
     assert tasks_of_ours() == before
     with pytest.raises(StopAsyncIteration):

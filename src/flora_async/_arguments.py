@@ -16,7 +16,7 @@ from flora_async import errors
 _Json: TypeAlias = "bool | int | float | str | list[_Json] | tuple[_Json, ...] | dict[str, _Json] | None"
 
 _MAX_ID = 512
-_NOT_IN_IDS = re.compile(r"[\s/\\?#%\x00-\x1f\x7f-\x9f]")
+_ID = re.compile(r"[^\s/\\?#%\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
 
 
@@ -39,14 +39,15 @@ def check_text(name: str, value: object, *, longest: int | None = None) -> str:
 
 def check_id(name: str, value: object, prefix: str) -> str:
     """Check a public id: its prefix, and that it cannot leave its place in a path. Otherwise ids are opaque."""
-    text = check_text(name, value, longest=_MAX_ID)
+    text = value if isinstance(value, str) and len(value) <= _MAX_ID else check_text(name, value, longest=_MAX_ID)
+    if text.startswith(prefix) and _ID.fullmatch(text, len(prefix)):
+        return text
+    check_text(name, text)
     if not text.startswith(prefix) or len(text) == len(prefix):
         raise errors.ConfigurationError(f"{name} must start with {prefix!r} and go on: {text[:80]!r}")
-    if _NOT_IN_IDS.search(text):
-        raise errors.ConfigurationError(
-            f"{name} must not contain white space, control characters or any of / \\ ? # %: {text[:80]!r}"
-        )
-    return text
+    raise errors.ConfigurationError(
+        f"{name} must not contain white space, control characters or any of / \\ ? # %: {text[:80]!r}"
+    )
 
 
 def check_idempotency_key(value: object) -> str:

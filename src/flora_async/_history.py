@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Self, TypeAlias
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from flora_async import errors
 from flora_async._closing import Closing
@@ -36,6 +36,7 @@ class PageIterator(Closing):
         self._fetch = fetch
         self._cursor = cursor
         self._been = {cursor}
+        self._soon: asyncio.Handle | None = None
         self._ahead: asyncio.Task[GenerationPage] | None = None
         self._over = self._circle = False
 
@@ -48,6 +49,8 @@ class PageIterator(Closing):
         if self._circle:
             self._over = True
             raise errors.PaginationError(self._cursor or "")
+        if self._soon is not None:
+            self._soon.cancel()
         ahead, self._ahead = self._ahead, None
         page = await (self._fetch(self._cursor) if ahead is None else ahead)
         self._cursor = page.next_cursor or None
@@ -57,13 +60,21 @@ class PageIterator(Closing):
             self._circle = True
         else:
             self._been.add(self._cursor)
-            self._ahead = asyncio.create_task(self._fetch(self._cursor))
-            self._ahead.add_done_callback(_noticed)
+            # Not at once: a reader who asks for it before anything else could run has nothing to gain from a task.
+            me: ref[PageIterator] = ref(self)
+            self._soon = asyncio.get_running_loop().call_soon(_look_ahead, me)
         return page
+
+    def look_ahead(self) -> None:
+        """Have the next page on its way."""
+        self._ahead = asyncio.create_task(self._fetch(self._cursor))
+        self._ahead.add_done_callback(_noticed)
 
     async def aclose(self) -> None:
         """End the walk, and the look-ahead with it."""
         self._over = True
+        if self._soon is not None:
+            self._soon.cancel()
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.cancel()
@@ -74,6 +85,12 @@ class PageIterator(Closing):
         if ahead is not None and not ahead.done() and not ahead.get_loop().is_closed():
             # The garbage collector may come by on any thread.
             ahead.get_loop().call_soon_threadsafe(ahead.cancel)
+
+
+def _look_ahead(pages: ref[PageIterator]) -> None:
+    iterator = pages()
+    if iterator is not None:
+        iterator.look_ahead()
 
 
 def _noticed(ahead: asyncio.Task[GenerationPage]) -> None:

@@ -6,8 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from copy import copy
 from functools import partial
 from typing import Any, TypeAlias
@@ -49,15 +48,17 @@ class Recovery:
     async def create(self, request: _wire.Request, order: Order, key: str) -> StartedRun:
         """Send an order until it is accepted; if nobody can say whether it was, look for its run."""
         scope = self._scope(order)
-        with scope.creating():
-            try:
-                return await self._transport.call(request, partial(self._read, key))
-            except errors.IdempotencyConflictError as error:
-                self._explain(error, order, key)
-                raise
-            except errors.CreateOutcomeUnknownError as error:
-                unknown = self._dated(error)
-                scope.claim(unknown)
+        spoken = scope.enter()
+        try:
+            return await self._transport.call(request, partial(self._read, key))
+        except errors.IdempotencyConflictError as error:
+            self._explain(error, order, key)
+            raise
+        except errors.CreateOutcomeUnknownError as error:
+            unknown = self._dated(error)
+            scope.claim(unknown)
+        finally:
+            scope.leave(spoken)
         return _as_started(await self._find(unknown, scope, known=()))
 
     async def recover(
@@ -67,9 +68,12 @@ class Recovery:
         unknown = copy(error) if isinstance(error, errors.CreateOutcomeUnknownError) else _unknown(error)
         scope = self._scope(unknown.order)
         if not unknown.accepted and self.now() < unknown.window[0] + _pacing.RESEND_WINDOW:
-            with scope.creating():
+            spoken = scope.enter()
+            try:
                 started = await self._ask_again(unknown)
                 scope.claim(unknown)
+            finally:
+                scope.leave(spoken)
             if started is not None:
                 scope.unclaim(unknown.idempotency_key)
                 return Run(
@@ -134,7 +138,11 @@ class Recovery:
         error.window = now - _pacing.KEY_SECONDS - skew, now + skew
 
     def _scope(self, order: Order) -> _Scope:
-        return self._scopes.setdefault((order.workspace_id, order.project_id), _Scope())
+        place = order.workspace_id, order.project_id
+        scope = self._scopes.get(place)
+        if scope is None:
+            scope = self._scopes[place] = _Scope()
+        return scope
 
     # -- looking for a run
 
@@ -211,16 +219,16 @@ class _Scope:
         self.looked = 0.0
         self.rows: Sequence[Generation] = ()
 
-    @contextmanager
-    def creating(self) -> Generator[None]:
+    def enter(self) -> asyncio.Future[None]:
         """Have others wait until a create has spoken."""
         spoken = asyncio.get_running_loop().create_future()
         self.under_way.add(spoken)
-        try:
-            yield
-        finally:
-            self.under_way.discard(spoken)
-            spoken.set_result(None)
+        return spoken
+
+    def leave(self, spoken: asyncio.Future[None]) -> None:
+        """Have them wait no longer."""
+        self.under_way.discard(spoken)
+        spoken.set_result(None)
 
     def claim(self, unknown: errors.CreateOutcomeUnknownError) -> None:
         """Have a create take part in the sharing out."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import TypeVar, get_args
 from urllib.parse import quote, urlencode
 
@@ -33,12 +33,14 @@ from flora_async.models import (
 
 T = TypeVar("T")
 
+_TYPES = get_args(GenerationType)
 _EXCERPT = 200
 _MAX_CURSOR = 4096
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _COUNTED_FROM = 2**18
 """Bytes of an answer from which its values are counted: no smaller one can hold up the event loop."""
 _MAX_VALUES = 200_000
+_UNRESERVED = re.compile(r"[A-Za-z0-9_.~-]+")
 _RUN_ID = re.compile(rb'"run_id"\s*:\s*"([^"\\]+)"')
 _QUERY = re.compile(r"""(?<=[^\s"'<>])\?[^\s"'<>]*""")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -71,8 +73,8 @@ class Request(Struct, frozen=True, gc=False, kw_only=True):
 
 def check_order(origin: Origin, order: Order) -> bytes:
     """Check an order before it is paid, and encode it. Reference: "Start a generation", Parameters."""
-    if order.type not in get_args(GenerationType):
-        kinds = ", ".join(repr(kind) for kind in get_args(GenerationType))
+    if order.type not in _TYPES:
+        kinds = ", ".join(map(repr, _TYPES))
         raise errors.ConfigurationError(f"type must be one of {kinds}, not {order.type!r}")
     check_text("prompt", order.prompt)
     check_id("workspace_id", order.workspace_id, "ws_")
@@ -81,10 +83,10 @@ def check_order(origin: Origin, order: Order) -> bytes:
         check_text("model", order.model)
     if order.params is not None:
         check_mapping("params", order.params)
-        encode("params", order.params)
+        order = msgspec.structs.replace(order, params=msgspec.Raw(encode("params", order.params)))
     if order.callback_url is not None and not secure(origin, check_text("callback_url", order.callback_url)):
         raise errors.ConfigurationError("callback_url must be an https URL")
-    return encode("the order", order)
+    return msgspec.json.encode(order)
 
 
 def create_request(origin: Origin, order: Order, idempotency_key: str) -> Request:
@@ -95,7 +97,10 @@ def create_request(origin: Origin, order: Order, idempotency_key: str) -> Reques
 
 def retrieve_request(origin: Origin, run_id: str) -> Request:
     """``GET /runs/{runId}``."""
-    return Request(method="GET", url=f"{origin.url}/runs/{quote(check_id('run_id', run_id, 'run_'), safe='')}")
+    place = check_id("run_id", run_id, "run_")
+    if not _UNRESERVED.fullmatch(place):
+        place = quote(place, safe="")
+    return Request(method="GET", url=f"{origin.url}/runs/{place}")
 
 
 def list_request(
@@ -256,8 +261,8 @@ def salvaged_run_id(status: int, beginning: bytes) -> str | None:
 
 def read_started_run(answer: Answer) -> StartedRun:
     """Read the answer to a create: exactly 201, and a run with a proper id; anything else is no receipt."""
-    _refuse_errors(answer)
     if answer.status != 201:
+        _refuse_errors(answer)
         raise _protocol_error(answer, f"answered {answer.status}, where an accepted create is a 201")
     try:
         started = _decoded(answer, _started_run)
@@ -275,7 +280,6 @@ def given_before(answer: Answer, run_id: str) -> errors.ProtocolError:
 
 def read_run(run_id: str, answer: Answer) -> Run:
     """Read a run, and make sure that it is the one that was asked for: a connection can deliver a stray answer."""
-    _refuse_errors(answer)
     run = _decoded(answer, _run)
     if run.run_id != run_id:
         raise _protocol_error(answer, f"asked for {run_id}, answered about {run.run_id[:80]!r}")
@@ -284,7 +288,6 @@ def read_run(run_id: str, answer: Answer) -> Run:
 
 def read_page(answer: Answer) -> GenerationPage:
     """Read one page of the history. An item that cannot be read does not take the others with it."""
-    _refuse_errors(answer)
     try:
         page = _decoded(answer, _page)
     except errors.ResponseDecodeError:
@@ -318,7 +321,6 @@ def _mended_page(answer: Answer) -> GenerationPage:
 
 def read_response(kind: type[T], answer: Answer) -> Response[T]:
     """Read any answer as a *kind* of value; an empty one (204) as an empty object."""
-    _refuse_errors(answer)
     return Response(
         data=_decoded(answer, msgspec.json.Decoder(kind), answer.body or b"{}"),
         status=answer.status,
@@ -347,6 +349,8 @@ def _protocol_error(answer: Answer, message: str, *, retryable: bool = True) -> 
 
 
 def _decoded(answer: Answer, decoder: msgspec.json.Decoder[T], body: bytes | None = None) -> T:
+    if not 200 <= answer.status < 300:
+        _refuse_errors(answer)
     if len(answer.body) > _COUNTED_FROM:
         _refuse_crowds(answer)
     try:
@@ -438,8 +442,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, until - now) if until is not None and now is not None else None
 
 
+@lru_cache(maxsize=64)  # a server says the same one for a second
 def http_date(value: str) -> float | None:
     """Read a date header as Unix seconds."""
+    from email.utils import parsedate_to_datetime  # a tenth of the time that importing this package takes
+
     try:
         return parsedate_to_datetime(value).timestamp() if value.isascii() else None
     except (ValueError, OverflowError):

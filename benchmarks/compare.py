@@ -1,0 +1,359 @@
+"""What a call costs with each client, against aiohttp and msgspec by hand: the floor.
+
+Each contestant is a process of its own on one core, the canned FLORA on another. In each round they do the same
+workloads in shuffled order, one at a time, and each is compared with the floor of its own round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import server
+
+HERE = Path(__file__).parent
+
+CONTESTANTS = {
+    "floor": ["floor"],
+    "flora-async": ["flora"],
+    "floor, uvloop": ["floor", "--uvloop"],
+    "flora-async, uvloop": ["flora", "--uvloop"],
+    "FLORA's npm client": ["npm"],
+    "runwayml (Stainless)": ["stainless"],
+    "runwayml on aiohttp": ["stainless_aiohttp"],
+    "replicate": ["replicate_client"],
+    "httpx + pydantic": ["httpx_pydantic"],
+}
+CLOSE = ("floor", "flora-async")
+"""Whose difference is a few per cent: they take several turns in each round."""
+TURNS = 5
+
+WORKLOADS = {"retrieve": 150, "crowd": 512, "history": 1, "create": 512, "decode": 20}
+"""And how many calls make a turn."""
+TITLES = {
+    "retrieve": "retrieve, one after another",
+    "crowd": "retrieve, 64 at a time",
+    "history": "history, per item",
+    "create": "create, 64 at a time",
+    "decode": "decode a page of 100",
+    "waiting": "memory per waiting run",
+    "import": "import",
+}
+PACKAGES = (
+    "flora-async", "aiohttp", "msgspec", "anyio", "backoff", "uvloop", "runwayml", "replicate", "httpx",
+    "httpx-aiohttp", "pydantic",
+)  # fmt: skip
+
+
+class Worker:
+    """A contestant's process."""
+
+    def __init__(self, name: str, base_url: str, cpus: tuple[int | None, int | None], page: Path) -> None:
+        self.name = name
+        which, *options = CONTESTANTS[name]
+        if which == "npm":
+            pinned = ["taskset", "-c", str(cpus[0])] if cpus[0] is not None else []
+            script = [str(HERE / "worker.mjs"), str(HERE / "contestants" / "npm.mjs"), base_url, str(page)]
+            command = [*pinned, "node", "--expose-gc", *script]
+        else:
+            pinned = ["--cpu", str(cpus[0])] if cpus[0] is not None else []
+            command = [sys.executable, str(HERE / "worker.py"), which, base_url, *pinned, *options]
+        self.missing: str | None = None
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        except FileNotFoundError as error:
+            self.missing = str(error)
+            return
+        ready = self._answer()
+        self.missing = ready.get("missing")
+        self.imports: str | None = ready.get("imports")
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name}: its process has ended")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def do(self, workload: str, calls: int) -> dict[str, float]:
+        """Have it do a workload, and give what it cost."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([workload, calls]) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End it."""
+        if hasattr(self, "_process"):
+            self._process.communicate()
+
+
+@contextmanager
+def canned(cpu: int | None) -> Iterator[tuple[str, int]]:
+    """Run the canned FLORA; give its base URL and its process id."""
+    command = [sys.executable, str(HERE / "server.py"), *(["--cpu", str(cpu)] if cpu is not None else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}", process.pid
+        finally:
+            process.terminate()
+
+
+def busy(pid: int) -> float:
+    """Give the CPU seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def race(workers: list[Worker], rounds: int, scale: float, server_pid: int) -> dict[str, Any]:
+    """Let all do all workloads, in rounds; give each one's figures of each round, and how busy the server was."""
+    figures: dict[str, dict[str, list[float]]] = {workload: {} for workload in WORKLOADS}
+    walls: dict[str, dict[str, list[float]]] = {workload: {} for workload in WORKLOADS}
+    load: dict[str, list[float]] = {workload: [] for workload in WORKLOADS}
+    for number in range(rounds):
+        for workload, calls in WORKLOADS.items():
+            turns = [worker for worker in workers for _ in range(TURNS if worker.name in CLOSE else 1)]
+            costs: dict[str, list[dict[str, float]]] = {}
+            for worker in random.sample(turns, len(turns)):
+                before, began = busy(server_pid), time.monotonic()
+                costs.setdefault(worker.name, []).append(worker.do(workload, max(1, int(calls * scale))))
+                if worker.name == "flora-async":
+                    load[workload].append((busy(server_pid) - before) / (time.monotonic() - began))
+            for name, parts in costs.items():
+                figures[workload].setdefault(name, []).append(statistics.fmean(part["cpu"] for part in parts))
+                walls[workload].setdefault(name, []).append(statistics.fmean(part["wall"] for part in parts))
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    return {"cpu": figures, "wall": walls, "server": {name: statistics.fmean(shares) for name, shares in load.items()}}
+
+
+def memory(names: list[str], url: str, cpus: tuple[int | None, int | None], page: Path, runs: int, rounds: int) -> Any:
+    """Give the bytes that a waiting run costs each, each time in a new process."""
+    figures: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name in random.sample(names, len(names)):
+            worker = Worker(name, url, cpus, page)
+            figures.setdefault(name, []).append(worker.do("waiting", runs)["bytes"])
+            worker.close()
+    return figures
+
+
+def imports(workers: list[Worker], rounds: int) -> dict[str, list[float]]:
+    """Give the CPU seconds that importing each takes, less those of a bare interpreter."""
+    modules = {worker.name: worker.imports for worker in workers if worker.imports and "uvloop" not in worker.name}
+    figures: dict[str, list[float]] = {name: [] for name in modules}
+    for _ in range(rounds):
+        bare = _imported("")
+        for name in random.sample(list(modules), len(modules)):
+            figures[name].append(_imported(f"import {modules[name]}") - bare)
+    return figures
+
+
+def _imported(statement: str) -> float:
+    code = f"{statement}\nimport resource as r\nu = r.getrusage(r.RUSAGE_SELF)\nprint(u.ru_utime + u.ru_stime)"
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return float(ran.stdout)
+
+
+async def prefetch(base_url: str, pages: int) -> dict[str, float]:
+    """Give the seconds to read *pages* of the history at 50 ms each, by a reader who needs 50 ms for each."""
+    from contestants import floor
+
+    from flora_async import Flora
+
+    cursor: str | None = ""
+    async with floor.connect(base_url) as by_hand:
+        await by_hand.retrieve("run_bench")
+        began = time.monotonic()
+        for _ in range(pages):
+            cursor = (await by_hand.page(cursor)).meta.next_cursor
+            await asyncio.sleep(server.LATE)
+    without = time.monotonic() - began
+    async with Flora("any", base_url=base_url) as flora:
+        await flora.generations.retrieve("run_bench")
+        began, left = time.monotonic(), pages
+        async for _page in flora.generations.list(limit=100).pages():
+            await asyncio.sleep(server.LATE)
+            left -= 1
+            if not left:
+                break
+    return {"without": without, "with": time.monotonic() - began}
+
+
+def ratios(figures: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Compare each with the floor of the same round."""
+    floor = figures["floor"]
+    return {name: [own / base for own, base in zip(values, floor, strict=True)] for name, values in figures.items()}
+
+
+def spread(values: list[float]) -> str:
+    """Write a median and its range."""
+    return f"**{statistics.median(values):.2f}** [{min(values):.2f} .. {max(values):.2f}]"
+
+
+def table(results: dict[str, Any]) -> str:
+    """Write the results as a table of Markdown."""
+    columns = [*WORKLOADS, "waiting", "import"]
+    lines = ["| | " + " | ".join(TITLES[column] for column in columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for name in results["contestants"]:
+        cells = []
+        for column in columns:
+            if column == "waiting":
+                values = [size / 1024 for size in results["waiting"].get(name, [])]
+                cells.append(f"{spread(values)} KiB" if values else "-")
+            else:
+                figures = results["import"] if column == "import" else results["cpu"][column]
+                cells.append(spread(ratios(figures)[name]) if name in figures else "-")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def report(results: dict[str, Any]) -> str:
+    """Write what a reader needs to know of a run."""
+    floor = results["cpu"]
+    costs = ", ".join(
+        f"{TITLES[workload]} {1e6 * statistics.median(floor[workload]['floor']):.3g} us" for workload in WORKLOADS
+    )
+    share = ", ".join(f"{TITLES[workload]} {100 * load:.0f} %" for workload, load in results["server"].items())
+    late = results["prefetch"]
+    return "\n\n".join(
+        [
+            f"{results['date']}, {results['machine']}; {results['rounds']} rounds. "
+            + ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+            + ".",
+            "CPU against the floor of the same round, median [least .. most]; memory in KiB:",
+            table(results),
+            f"The floor itself, CPU: {costs}.",
+            f"The server was busy, while flora-async was measured, for: {share}.",
+            (
+                f"{late['pages']} pages, 50 ms each at the server and 50 ms at the reader: {late['with']:.2f} s with "
+                f"the look-ahead of flora-async, {late['without']:.2f} s without: {late['with'] / late['without']:.2f}."
+            ),
+        ]
+    )
+
+
+def draw(results: dict[str, Any], file: Path) -> None:
+    """Draw the CPU of all contestants, in times of the floor."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    workloads = ["retrieve", "crowd", "history", "create"]
+    names = [name for name in results["contestants"] if name != "floor"]
+    figure, axes = plt.subplots(1, len(workloads), figsize=(13, 3.6), sharey=True)
+    for axis, workload in zip(axes, workloads, strict=True):
+        against = ratios(results["cpu"][workload])
+        for place, name in enumerate(reversed(names)):
+            values = against[name]
+            middle = statistics.median(values)
+            axis.barh(place, middle, color="#1b7f5c" if name.startswith("flora-async") else "#9aa5b1")
+            axis.plot([min(values), max(values)], [place, place], color="#30363d", linewidth=1)
+            axis.text(max(max(values), middle) * 1.08, place, f"{middle:.2f}", va="center", fontsize=8)
+        axis.axvline(1, color="#c0392b", linewidth=1, linestyle="--")
+        axis.set_xscale("log")
+        axis.set_xlim(0.5, 60)
+        axis.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+        axis.minorticks_off()
+        axis.set_title(TITLES[workload], fontsize=10)
+        axis.set_yticks(range(len(names)), list(reversed(names)))
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("CPU per call, in times of aiohttp + msgspec by hand (dashed); log scale", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of all that takes part."""
+    found = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    package_json = Path("node_modules/@flora-ai/flora/package.json")
+    if package_json.exists():
+        found["@flora-ai/flora"] = json.loads(package_json.read_text(encoding="utf-8"))["version"]
+        node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False)
+        found["node"] = node.stdout.strip().removeprefix("v")
+    return found
+
+
+def machine() -> str:
+    """Say what this runs on."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    """Measure, print, and write what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller ones")
+    parser.add_argument("--rounds", type=int, help="how many rounds")
+    parser.add_argument("--only", nargs="*", choices=list(CONTESTANTS), help="these contestants, and the floor")
+    parser.add_argument(
+        "--write", type=Path, metavar="DIR", help="write compare.json, compare.md and compare.png there"
+    )
+    arguments = parser.parse_args()
+    rounds = arguments.rounds or (2 if arguments.quick else 9)
+    scale = 0.5 if arguments.quick else 1.0
+    cores = sorted(os.sched_getaffinity(0))
+    cpus = (cores[0], cores[1]) if len(cores) > 1 else (None, None)
+    with ExitStack() as stack:
+        base_url, server_pid = stack.enter_context(canned(cpus[1]))
+        page = Path(stack.enter_context(TemporaryDirectory())) / "page.json"
+        page.write_bytes(server.page(0))
+        workers: list[Worker] = []
+        for name in CONTESTANTS:
+            if arguments.only is not None and name not in (*arguments.only, "floor"):
+                continue
+            worker = Worker(name, base_url, cpus, page)
+            stack.callback(worker.close)
+            if worker.missing:
+                print(f"{name} is left out: {worker.missing}", file=sys.stderr)
+            else:
+                workers.append(worker)
+        names = [worker.name for worker in workers]
+        pages = 20 if arguments.quick else server.PAGES
+        results = {
+            "date": f"{datetime.now(UTC):%Y-%m-%d}",
+            "machine": machine(),
+            "rounds": rounds,
+            "versions": versions(),
+            "contestants": names,
+            **race(workers, rounds, scale, server_pid),
+            "import": imports(workers, rounds),
+            "waiting": memory(names, base_url, cpus, page, *((500, 1) if arguments.quick else (2000, 3))),
+            "prefetch": {"pages": pages, **asyncio.run(prefetch(f"{base_url}/late", pages))},
+        }
+    print(report(results))
+    if arguments.write:
+        arguments.write.joinpath("compare.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        arguments.write.joinpath("compare.md").write_text(report(results) + "\n", encoding="utf-8")
+        draw(results, arguments.write / "compare.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""flora-async, as its README shows it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from flora_async import Flora, GenerationPage, Run, StartedRun
+
+IMPORTS = "flora_async"
+
+decode_page = msgspec.json.Decoder(GenerationPage).decode
+
+
+class Contestant:
+    def __init__(self, flora: Flora) -> None:
+        self._flora = flora
+
+    async def retrieve(self, run_id: str) -> Run:
+        return await self._flora.generations.retrieve(run_id)
+
+    async def create(self, prompt: str) -> StartedRun:
+        return await self._flora.generations.create(
+            type="image", prompt=prompt, workspace_id="ws_bench", project_id="prj_bench"
+        )
+
+    async def history(self) -> int:
+        items = 0
+        async for _ in self._flora.generations.list(limit=100):
+            items += 1
+        return items
+
+    async def wait(self, run_id: str | StartedRun) -> Run:
+        return await self._flora.wait_for_run(run_id, timeout=None)
+
+
+@asynccontextmanager
+async def connect(base_url: str) -> AsyncIterator[Contestant]:
+    async with Flora("sk_live_bench", base_url=base_url) as flora:
+        yield Contestant(flora)

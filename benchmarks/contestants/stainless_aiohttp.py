@@ -1,0 +1,20 @@
+"""A Stainless client in Python, on its aiohttp back end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from runwayml import AsyncRunwayML, DefaultAioHttpClient
+
+from contestants.stainless import Contestant, decode_page
+
+__all__ = ["IMPORTS", "connect", "decode_page"]
+
+IMPORTS = "runwayml, httpx_aiohttp"
+
+
+@asynccontextmanager
+async def connect(base_url: str) -> AsyncIterator[Contestant]:
+    async with AsyncRunwayML(api_key="bench", base_url=base_url, http_client=DefaultAioHttpClient()) as client:
+        yield Contestant(client)

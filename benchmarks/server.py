@@ -1,0 +1,138 @@
+"""A canned FLORA for measurements: a process that answers from prepared bytes, so that the client is what is measured.
+
+It parses no more than it must (the path, the length of a body) and checks nothing. Runs whose id begins with
+``run_slow`` never end; everything else has completed. Below ``/late`` each answer takes 50 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+
+PAGES = 100
+ITEMS = 100
+LATE = 0.05
+
+
+def _head(status: str, request: int, length: int) -> bytes:
+    return (
+        f"HTTP/1.1 {status}\r\nContent-Type: application/json; charset=utf-8\r\n"
+        f"Content-Length: {length}\r\nRequest-Id: req_{request:012}\r\nDate: Tue, 24 Nov 2026 12:00:00 GMT\r\n\r\n"
+    ).encode()
+
+
+def run(run_id: str, status: str) -> dict[str, object]:
+    """Give a run as ``GET /runs/{runId}`` tells it."""
+    return {
+        "run_id": run_id,
+        "status": status,
+        "progress": 100 if status == "completed" else 0,
+        "created_at": 1790000000000,
+        "started_at": 1790000001000,
+        "completed_at": 1790000012000 if status == "completed" else None,
+        "charged_cost": 0.04,
+        "poll_url": f"https://app.flora.ai/api/v1/runs/{run_id}",
+        "outputs": [{"output_id": "output_1", "type": "imageUrl", "url": f"https://media.flora.ai/{run_id}.png"}],
+        "error_code": None,
+        "error_message": None,
+    }
+
+
+def page(number: int) -> bytes:
+    """Give a page of the history, as FLORA sends it."""
+    items = [
+        {
+            **run(f"run_{number:06}{item:06}", "completed"),
+            "generation_id": f"run_{number:06}{item:06}",
+            "project_id": "prj_bench",
+            "workspace_id": "ws_bench",
+            "model": {"model_id": "t2i-flux-2-pro"},
+        }
+        for item in range(ITEMS)
+    ]
+    cursor = f"page_{number + 1}" if number + 1 < PAGES else None
+    meta = {"next_cursor": cursor, "total_estimate": PAGES * ITEMS}
+    return json.dumps({"generations": items, "meta": meta}).encode()
+
+
+def _started(run_id: str) -> bytes:
+    return json.dumps(
+        {
+            "run_id": run_id,
+            "type": "generation",
+            "charged_cost": 0.04,
+            "estimated_seconds": 60,
+            "poll_url": f"https://app.flora.ai/api/v1/runs/{run_id}",
+            "project_id": "prj_bench",
+            "model": {"model_id": "t2i-flux-2-pro"},
+        }
+    ).encode()
+
+
+_PAGES = [page(number) for number in range(PAGES)]
+_STARTED = _started("run_slow%010d").replace(b"%010d", b"%(id)010d")
+_RUN = {status: json.dumps(run("%s", status)).encode().replace(b"%s", b"%(id)s") for status in ("completed", "pending")}
+
+
+class Canned(asyncio.Protocol):
+    """One connection."""
+
+    answered = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._received = b""
+
+    def data_received(self, data: bytes) -> None:
+        received = self._received + data if self._received else data
+        while (end := received.find(b"\r\n\r\n")) >= 0:
+            end += 4
+            if received.startswith(b"POST"):
+                length = received.lower().index(b"content-length:") + 15
+                end += int(received[length : received.index(b"\r", length)])
+                if len(received) < end:
+                    break
+            path = received[received.index(b" ") + 1 : received.index(b" HTTP/")]
+            received = received[end:]
+            if path.startswith(b"/late"):
+                asyncio.get_running_loop().call_later(LATE, self._answer, path)
+            else:
+                self._answer(path)
+        self._received = received
+
+    def _answer(self, path: bytes) -> None:
+        Canned.answered += 1
+        status = "200 OK"
+        where, _, query = path.partition(b"?")
+        if where.endswith(b"/generate"):
+            status, body = "201 Created", _STARTED % {b"id": Canned.answered}
+        elif where.endswith(b"/generations"):
+            cursor = query.partition(b"cursor=page_")[2].partition(b"&")[0]
+            body = _PAGES[int(cursor or b"0")]
+        else:
+            run_id = where.rpartition(b"/")[2]
+            body = _RUN["pending" if run_id.startswith(b"run_slow") else "completed"] % {b"id": run_id}
+        if not self._transport.is_closing():
+            self._transport.write(_head(status, Canned.answered, len(body)) + body)
+
+
+async def serve(cpu: int | None) -> None:
+    """Serve on a free port, which is printed, until told to end."""
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Canned, "127.0.0.1", 0, backlog=4096)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    ended = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    await ended.wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cpu", type=int, help="the core to run on")
+    asyncio.run(serve(parser.parse_args().cpu))

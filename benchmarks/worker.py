@@ -1,0 +1,134 @@
+"""One contestant in a process of its own: takes a workload from each line of its input, answers with what it cost."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import server
+
+AT_ONCE = 64
+LOOK_EVERY = 30.0
+
+
+def spent() -> float:
+    """Give the CPU seconds of this process so far, all threads."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def resident() -> int:
+    """Give the bytes of memory that this process has."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+
+
+async def _crowd(calls: int, call: Callable[[int], Awaitable[object]]) -> None:
+    numbers = iter(range(calls))
+
+    async def one() -> None:
+        for number in numbers:
+            await call(number)
+
+    await asyncio.gather(*(one() for _ in range(AT_ONCE)))
+
+
+async def _waiting(contestant: Any, runs: int) -> float:
+    """Give the bytes that each of *runs* waiting runs costs."""
+
+    async def look_and_sleep(run_id: str) -> None:
+        while (await contestant.retrieve(run_id)).status != "completed":  # noqa: ASYNC110 - a poll is what is measured
+            await asyncio.sleep(LOOK_EVERY)
+
+    wait = getattr(contestant, "wait", look_and_sleep)
+    ids: list[Any] = [f"run_slow{number:010}" for number in range(runs)]
+    if hasattr(contestant, "wait"):
+        ids = [await contestant.create(f"a mug, {number}") for number in range(runs)]
+    await _crowd(4 * AT_ONCE, lambda _: contestant.retrieve("run_bench"))
+    before = resident()
+    waits: list[asyncio.Task[object]] = []
+    for first in range(0, runs, AT_ONCE):
+        waits += [asyncio.create_task(wait(run_id)) for run_id in ids[first : first + AT_ONCE]]
+        await asyncio.sleep(0.25)
+    await asyncio.sleep(1)
+    after = resident()
+    for task in waits:
+        task.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+    return (after - before) / runs
+
+
+def _decode(decode: Callable[[bytes], object], calls: int) -> None:
+    body = server.page(0)
+    for _ in range(calls):
+        decode(body)
+
+
+async def _measure(module: Any, contestant: Any, workload: str, calls: int) -> dict[str, float]:
+    """Do a workload, after warming up; give CPU and wall seconds for each call (for each item, of the history)."""
+    if workload == "waiting":
+        return {"bytes": await _waiting(contestant, calls)}
+    if workload == "decode":
+        _decode(module.decode_page, 2)
+    elif workload == "history":
+        await contestant.retrieve("run_bench")
+    elif workload == "create":
+        await _crowd(AT_ONCE, lambda number: contestant.create(f"a mug, {number}"))
+    else:
+        await _crowd(AT_ONCE if workload == "crowd" else 1, lambda _: contestant.retrieve("run_bench"))
+    gc.collect()
+    began, before = time.perf_counter(), spent()
+    if workload == "decode":
+        _decode(module.decode_page, calls)
+    elif workload == "history":
+        calls = await contestant.history()
+    elif workload == "create":
+        await _crowd(calls, lambda number: contestant.create(f"a mug, {number}"))
+    elif workload == "crowd":
+        await _crowd(calls, lambda _: contestant.retrieve("run_bench"))
+    else:
+        for _ in range(calls):
+            await contestant.retrieve("run_bench")
+    return {"cpu": (spent() - before) / calls, "wall": (time.perf_counter() - began) / calls}
+
+
+async def _work(module: Any, base_url: str) -> None:
+    async with module.connect(base_url) as contestant:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            workload, calls = json.loads(line)
+            print(json.dumps(await _measure(module, contestant, workload, calls)), flush=True)
+
+
+def main() -> None:
+    """Say that it is ready, or what is missing; then work until the input ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("contestant")
+    parser.add_argument("base_url")
+    parser.add_argument("--cpu", type=int, help="the core to run on")
+    parser.add_argument("--uvloop", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.cpu is not None:
+        os.sched_setaffinity(0, {arguments.cpu})
+    try:
+        module = importlib.import_module(f"contestants.{arguments.contestant}")
+        factory = importlib.import_module("uvloop").new_event_loop if arguments.uvloop else None
+    except ImportError as error:
+        print(json.dumps({"missing": str(error)}), flush=True)
+        return
+    print(json.dumps({"imports": module.IMPORTS}), flush=True)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_work(module, arguments.base_url))
+
+
+if __name__ == "__main__":
+    main()

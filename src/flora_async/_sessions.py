@@ -1,0 +1,312 @@
+"""The only room with a socket: aiohttp sessions, and one exchange with a deadline.
+
+aiohttp is most of the time that importing this package would take, so this room is entered when the first request goes
+out. No exception of aiohttp's leaves it: their reprs can hold the key. So can the locals of its frames, which whoever
+records a traceback sees: they are not in ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import platform
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from errno import EACCES
+from io import BytesIO
+from typing import Any, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import BytesIOPayload
+from yarl import URL
+
+from flora_async import errors
+from flora_async._arguments import Secret
+from flora_async._wire import Answer, Request, salvaged_run_id, unpacked
+
+T = TypeVar("T")
+
+_Address: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
+"""What ``getaddrinfo`` gives."""
+
+log = logging.getLogger("flora_async")
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for one attempt at a connection, or nine tenths of the exchange's own, whichever is less."""
+CREATE_KEEPALIVE = 2.0
+"""Seconds that a connection for creates may idle: less than any server allows, so that none closes under a POST."""
+
+
+class Sessions:
+    """The three sessions of a client: reads, creates and media never share a connection."""
+
+    def __init__(
+        self,
+        *,
+        key: Secret,
+        version: str,
+        timeout: float,
+        max_bytes: int,
+        proxy: str | None,
+        borrowed: aiohttp.ClientSession | None,
+        may_connect: Callable[[str], bool] | None,
+    ) -> None:
+        connect = min(CONNECT_TIMEOUT, 0.9 * timeout)
+        agent = f"flora-async/{version} python/{platform.python_version()}"
+
+        def guarded(address: _Address) -> socket.socket:
+            if may_connect is not None and not may_connect(str(address[4][0])):
+                raise PermissionError(EACCES, "the address is not a public one")
+            return socket.socket(address[0], address[1], address[2])
+
+        self._key = key
+        self._max_bytes = max_bytes
+        self._proxy = proxy
+        self._borrowed = borrowed
+        self._headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": agent}
+        self._media_headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": agent}
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=connect, ceil_threshold=math.inf)
+        self._media_timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=connect, sock_read=timeout, ceil_threshold=math.inf
+        )
+        # What is in flight is capped by the limiter, so that waiting for a turn costs nobody's deadline.
+        self._reads = borrowed or _session(aiohttp.TCPConnector(limit=0), self._headers)
+        self._creates = _session(aiohttp.TCPConnector(limit=0, keepalive_timeout=CREATE_KEEPALIVE), self._headers)
+        self._media = _session(aiohttp.TCPConnector(socket_factory=guarded), self._media_headers)
+        self._last: WeakKeyDictionary[asyncio.Transport, Answer] = WeakKeyDictionary()
+        self._closing = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether a session was closed, ours or the caller's own."""
+        return self._reads.closed or self._creates.closed
+
+    async def exchange(self, request: Request, read: Callable[[Answer], T]) -> T:
+        """Send *request*, once, and read its answer."""
+        create = request.order is not None
+        session = self._creates if create else self._reads
+        body = None if request.body is None else _Body(BytesIO(request.body), content_type="application/json")
+        if create:
+            # A deadline that has passed, or a cancellation on its way, ends a create here, before it is paid.
+            await asyncio.sleep(0)
+        began = time.monotonic()
+        failure: errors.FloraError | asyncio.CancelledError
+        try:
+            async with session.request(
+                request.method,
+                URL(request.url, encoded=True),
+                data=body,
+                headers=self._headed(request, session),
+                timeout=self._timeout,
+                allow_redirects=False,
+                auto_decompress=False,
+                proxy=self._proxy,
+            ) as response:
+                answer = Answer(
+                    request=request,
+                    status=response.status,
+                    headers=response.headers,
+                    body=await _read_whole(response, self._max_bytes, request),
+                )
+                if log.isEnabledFor(logging.DEBUG):
+                    took = 1000 * (time.monotonic() - began)
+                    said = answer.status, took, answer.request_id
+                    log.debug("%s %s: %d in %.0f ms (%s)", request.method, request.path, *said)
+                try:
+                    if create and self._repeats(response, answer):
+                        raise errors.ProtocolError(f"{request.path}: the answer to another order came again")
+                    return self._understood(answer, read)
+                except (errors.APIConnectionError, errors.ResponseDecodeError):
+                    _distrust(response)
+                    raise
+        except errors.FloraError:
+            raise
+        except asyncio.CancelledError as error:
+            failure = error
+        except (aiohttp.ClientError, *_FOREIGN) as error:
+            if isinstance(error, RuntimeError) and self.closed:
+                failure = errors.ClientClosedError(f"the session was closed under {request.path}")
+            else:
+                failure = _translated(error, sent=body.sent if body and create else None, where=request.path)
+            if self._closing and not (create and body and body.sent):
+                failure = errors.ClientClosedError("the client was closed while a request was under way")
+        raise failure.with_traceback(None)  # aiohttp's frames hold the key
+
+    def _headed(self, request: Request, session: aiohttp.ClientSession) -> dict[str, str]:
+        """Give a request its headers, the key among them; no frame but aiohttp's own holds them."""
+        headers = {"Authorization": self._key.bearer()}
+        if request.idempotency_key is not None:
+            headers["Idempotency-Key"] = request.idempotency_key
+        return headers | self._headers if session is self._borrowed else headers
+
+    def _understood(self, answer: Answer, read: Callable[[Answer], T]) -> T:
+        if "content-encoding" in answer.headers:
+            answer = unpacked(answer, self._max_bytes)
+        try:
+            return read(answer)
+        except errors.FloraError:
+            if not self._key.stands_in(answer.body, answer.headers):
+                raise
+        # Somebody in between shows what he was sent.
+        return read(
+            Answer(
+                request=answer.request,
+                status=answer.status,
+                headers=self._key.struck_from(answer.headers),
+                body=self._key.struck_out(answer.body),
+            )
+        )
+
+    def _repeats(self, response: aiohttp.ClientResponse, answer: Answer) -> bool:
+        """Say whether an answer is the last one of its connection over again, which was to another order."""
+        if not isinstance(response, TraceableResponse) or response.wire is None:
+            return False
+        last, self._last[response.wire] = self._last.get(response.wire), answer
+        return (
+            last is not None
+            and last.request.idempotency_key != answer.request.idempotency_key
+            and last.body == answer.body
+            and (last.request_id, last.status) == (answer.request_id, answer.status)
+            and answer.request_id is not None
+        )
+
+    async def open_media(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """Open an output's *url*, without our key, cookies or redirects; the deadline is for each read."""
+        try:
+            return await self._media.get(
+                URL(url, encoded=url.isascii()),
+                headers=headers,
+                timeout=self._media_timeout,
+                allow_redirects=False,
+                auto_decompress=False,
+                proxy=self._proxy,
+            )
+        except (aiohttp.ClientError, *_FOREIGN) as error:
+            failure = _translated(error, sent=None, where=url.partition("?")[0])
+        raise failure
+
+    async def chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """Give the bytes of an output as they come: what came before a connection breaks is kept."""
+        try:
+            async for chunk in response.content.iter_any():
+                yield chunk
+            return
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            failure = _translated(error, sent=None, where=str(response.url.with_query(None)))
+        raise failure
+
+    async def close(self) -> None:
+        """Close what was opened here. Requests under way end in an error at once."""
+        self._closing = True
+        own = self._creates, self._media, self._reads
+        for session in own:
+            if session is not self._borrowed:
+                await session.close()
+
+
+def _session(connector: aiohttp.TCPConnector, headers: Mapping[str, str]) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        headers=headers,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        response_class=TraceableResponse,
+    )
+
+
+class TraceableResponse(aiohttp.ClientResponse):
+    """An answer that still knows its connection when it has been read, and the connection is free again."""
+
+    wire: asyncio.Transport | None = None
+
+    async def start(self, connection: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        """Note the connection."""
+        self.wire = connection.transport
+        return await super().start(connection)
+
+
+def _distrust(response: aiohttp.ClientResponse) -> None:
+    """Never use a connection again that has delivered something strange: it may deliver the next answer too."""
+    if isinstance(response, TraceableResponse) and response.wire is not None:
+        response.wire.abort()
+
+
+class _Body(BytesIOPayload):
+    """The body of a request, which knows whether any of it has been sent; the headers go out with its first bytes."""
+
+    sent = False
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        self.sent = True
+        await super().write_with_length(writer, content_length)
+
+
+_FOREIGN = (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError, AssertionError)
+"""What aiohttp and the libraries below it raise besides their own errors, some of it at a server's pleasure."""
+
+
+def check_session(session: object) -> None:
+    """Check a caller's own session: it must not come in the way of the key."""
+    if not isinstance(session, aiohttp.ClientSession):
+        raise errors.ConfigurationError(f"session must be an aiohttp.ClientSession, not {type(session).__name__}")
+    for name, wrong in (
+        ("trust_env", session.trust_env),
+        ("raise_for_status", session.raise_for_status),
+        ("auth", session.auth is not None),
+        ("headers", any(name.lower() in ("authorization", "cookie", "host") for name in session.headers)),
+    ):
+        if wrong:
+            raise errors.ConfigurationError(
+                f"session must not have {name} of its own that come in the way of the key: make it without"
+            )
+
+
+async def _read_whole(response: aiohttp.ClientResponse, limit: int, request: Request) -> bytes:
+    """Read an answer, if it has no more than *limit* bytes."""
+    content = response.content
+    parts: list[bytes] = []
+    size = 0
+    failure: errors.APIConnectionError | None = None
+    length = response.content_length
+    try:
+        while size <= limit and (length is None or length <= limit):
+            part = await content.readany()
+            parts.append(part)
+            size += len(part)
+            if content.at_eof() and size <= limit:
+                return b"".join(parts)
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        failure = _translated(error, sent=None, where=request.path)
+    response.close()
+    if failure is None:
+        failure = errors.ResponseTooLargeError(
+            f"{request.path} answered with more than {limit} bytes", request_id=response.headers.get("request-id")
+        )
+    failure.run_id = salvaged_run_id(response.status, b"".join(parts))
+    raise failure
+
+
+def _translated(error: Exception, *, sent: bool | None, where: str) -> errors.APIConnectionError:
+    """Say in our words what aiohttp ran into; its own exceptions may hold the key, so only names and numbers pass."""
+    name = type(error).__name__
+    connecting = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+    state: errors.SendState = "not_sent" if connecting or sent is False else "maybe_sent"
+    if isinstance(error, TimeoutError):
+        what = "no connection" if state == "not_sent" else "no complete answer"
+        return errors.APITimeoutError(f"{where}: {what} in time ({name})", sent=state)
+    if isinstance(error, aiohttp.ClientSSLError):
+        return errors.APIConnectionError(
+            f"{where}: the server cannot prove who it is ({name})", sent="not_sent", retryable=False
+        )
+    if isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL | ValueError):
+        return errors.ProtocolError(f"{where}: the answer is not proper HTTP ({name})")
+    number = f" {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+    if connecting:
+        return errors.APIConnectionError(f"{where}: cannot connect ({name}{number})", sent=state)
+    hint = "; does it speak https?" if where.startswith("http:") else ""
+    if isinstance(error, aiohttp.ClientError | OSError):
+        return errors.APIConnectionError(f"{where}: the connection broke ({name}{number}){hint}", sent=state)
+    return errors.APIConnectionError(f"{where}: the request failed ({name})", sent=state, retryable=False)
