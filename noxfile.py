@@ -6,6 +6,7 @@ Everything that a session needs comes from ``requirements.lock``, with hashes; t
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ import nox
 LOCK = "requirements.lock"
 ROOT = Path(__file__).parent
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+PEERS = ("runwayml[aiohttp]==5.24.0", "replicate==1.0.7", "httpx==0.28.1", "pydantic>=2.14")
+OFFICIAL_CLIENT = "@flora-ai/flora@0.11.0"
 STRICT = {"PYTHONDEVMODE": "1"}
 
 nox.options.sessions = ["tests", "typing", "lint"]
@@ -59,6 +62,13 @@ def tests(session: nox.Session) -> None:
     _install(session)
     report = "--cov-report=term"
     session.run("python", "-m", "pytest", "--cov", report, "--cov-fail-under=95", *session.posargs, env=STRICT)
+
+
+@nox.session
+def uvloop(session: nox.Session) -> None:
+    """Run the tests on uvloop's event loop."""
+    _install(session)
+    session.run("python", "-m", "pytest", *session.posargs, env={**STRICT, "EVENT_LOOP": "uvloop"})
 
 
 @nox.session
@@ -110,10 +120,17 @@ def audit(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure, side by side; prints ratios within one run."""
+    """Measure, side by side; prints ratios within one run. Peers that cannot be installed are left out."""
     _install(session)
-    for script in ("decode", "polling", "waiting"):
-        session.run("python", f"benchmarks/{script}.py", *session.posargs)
+    folder = session.create_tmp()
+    for peer in PEERS:
+        session.run("python", "-m", "pip", "install", "-q", peer, success_codes=range(256), silent=True)
+    if shutil.which("npm"):
+        install = ("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--prefix", folder)
+        session.run(*install, OFFICIAL_CLIENT, external=True, success_codes=range(256), silent=True)
+    session.run("python", "benchmarks/polling.py", *[word for word in session.posargs if word == "--quick"])
+    session.chdir(folder)
+    session.run("python", str(ROOT / "benchmarks" / "compare.py"), *session.posargs)
 
 
 @nox.session

@@ -310,14 +310,12 @@ def machine() -> str:
 def main() -> None:
     """Measure, print, and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller ones")
+    parser.add_argument("--quick", action="store_true", help="one smaller round, without the memory")
     parser.add_argument("--rounds", type=int, help="how many rounds")
     parser.add_argument("--only", nargs="*", choices=list(CONTESTANTS), help="these contestants, and the floor")
-    parser.add_argument(
-        "--write", type=Path, metavar="DIR", help="write compare.json, compare.md and compare.png there"
-    )
+    parser.add_argument("--write", action="store_true", help="keep the results here: compare.json, .md and .png")
     arguments = parser.parse_args()
-    rounds = arguments.rounds or (2 if arguments.quick else 9)
+    rounds = arguments.rounds or (1 if arguments.quick else 9)
     scale = 0.5 if arguments.quick else 1.0
     cores = sorted(os.sched_getaffinity(0))
     cpus = (cores[0], cores[1]) if len(cores) > 1 else (None, None)
@@ -345,14 +343,14 @@ def main() -> None:
             "contestants": names,
             **race(workers, rounds, scale, server_pid),
             "import": imports(workers, rounds),
-            "waiting": memory(names, base_url, cpus, page, *((500, 1) if arguments.quick else (2000, 3))),
+            "waiting": {} if arguments.quick else memory(names, base_url, cpus, page, runs=2000, rounds=3),
             "prefetch": {"pages": pages, **asyncio.run(prefetch(f"{base_url}/late", pages))},
         }
     print(report(results))
     if arguments.write:
-        arguments.write.joinpath("compare.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        arguments.write.joinpath("compare.md").write_text(report(results) + "\n", encoding="utf-8")
-        draw(results, arguments.write / "compare.png")
+        (HERE / "compare.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (HERE / "compare.md").write_text(report(results) + "\n", encoding="utf-8")
+        draw(results, HERE / "compare.png")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -18,6 +19,6 @@ def official_client(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """Run async tests on asyncio, the only loop that aiohttp knows."""
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Run async tests on asyncio, the only kind of loop that aiohttp knows, by itself or as uvloop has it."""
+    return "asyncio", {"use_uvloop": os.environ.get("EVENT_LOOP") == "uvloop"}

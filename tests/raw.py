@@ -131,7 +131,12 @@ class Connections(ABC):
         try:
             while await self._answer(reader, writer):
                 pass
-        except (OSError, EOFError, asyncio.CancelledError):
+        except (
+            OSError,
+            EOFError,
+            RuntimeError,
+            asyncio.CancelledError,
+        ):  # the peer is gone; uvloop says it by RuntimeError
             pass
         finally:
             self._tasks.discard(task)

@@ -136,7 +136,9 @@ async def test_many_lost_at_once_share_their_looks(flora: Flora, server: Scripte
     async def lose(request: Any) -> Any:
         key = request.headers["Idempotency-Key"]
         posts[key] = posts.get(key, 0) + 1
-        step: Any = hang_up if posts[key] == 1 else DUPLICATE
+        step: Any = error(409, "idempotency_duplicate", {"request-id": f"req_of_{key}"})
+        if posts[key] == 1:
+            step = hang_up
         return await step(request)
 
     server.on("POST", "/generate", lose)

@@ -107,8 +107,13 @@ def spoil(fault: Fault | None, request: web.Request, response: web.StreamRespons
             request.transport.write(whole[: -len(response.body) // 2])
             request.transport.close()
         else:
-            asyncio.get_running_loop().call_later(REPEATED_AFTER, request.transport.write, whole)
+            asyncio.get_running_loop().call_later(REPEATED_AFTER, _repeat, request.transport, whole)
     return response
+
+
+def _repeat(transport: asyncio.Transport, whole: bytes) -> None:
+    if not transport.is_closing():
+        transport.write(whole)
 
 
 def _cut(request: web.Request) -> web.Response:

@@ -1,0 +1,98 @@
+"""What a call costs, in Python's own calls, against the floor: a number that a busy machine does not change."""
+
+import asyncio
+import statistics
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from contestants import floor
+from contestants import flora as ours
+
+pytestmark = pytest.mark.anyio
+
+PAGES, ITEMS = 100, 100
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Count on asyncio's own loop, whatever the others run on: it is written in Python."""
+    return "asyncio"
+
+
+@pytest.fixture
+def canned() -> Iterator[str]:
+    """Give the base URL of the canned FLORA of the benchmarks, in a process of its own."""
+    script = Path(floor.__file__).parents[1] / "server.py"
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        finally:
+            server.terminate()
+
+
+@pytest.fixture
+async def clients(canned: str) -> AsyncIterator[tuple[floor.Contestant, ours.Contestant]]:
+    """Connect aiohttp by hand, and this client."""
+    asyncio.get_running_loop().set_debug(False)  # which makes calls of its own
+    async with floor.connect(canned) as by_hand, ours.connect(canned) as flora:
+        yield by_hand, flora
+
+
+async def calls(operation: Callable[[], Awaitable[object]], times: int) -> float:
+    """Count the calls of Python functions that an operation makes, once it is warm; the loop's and aiohttp's too."""
+    counted = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal counted
+        counted += event == "call"
+
+    await operation()
+    counts: list[int] = []
+    for _ in range(times):
+        counted = 0
+        sys.setprofile(count)
+        try:
+            await operation()
+        finally:
+            sys.setprofile(None)
+        counts.append(counted)
+    return statistics.median(counts)
+
+
+async def test_a_retrieve(clients: tuple[floor.Contestant, ours.Contestant]) -> None:
+    """Not many more than aiohttp makes by itself."""
+    by_hand, flora = clients
+    base = await calls(lambda: by_hand.retrieve("run_bench"), 30)
+    assert await calls(lambda: flora.retrieve("run_bench"), 30) <= 1.16 * base
+
+
+async def test_a_create(clients: tuple[floor.Contestant, ours.Contestant]) -> None:
+    """With its checks, its key and what is remembered of it."""
+    by_hand, flora = clients
+    base = await calls(lambda: by_hand.create("a mug"), 30)
+    assert await calls(lambda: flora.create("a mug"), 30) <= 1.36 * base
+
+
+async def test_an_item_of_the_history(clients: tuple[floor.Contestant, ours.Contestant]) -> None:
+    """Two for each: one that hands it out, one that reads it. And some for each page."""
+    by_hand, flora = clients
+    base = await calls(by_hand.history, 2)
+    assert await calls(flora.history, 2) - base <= PAGES * ITEMS * 2.5
+
+
+async def test_the_count_sees_a_regression(clients: tuple[floor.Contestant, ours.Contestant]) -> None:
+    """A layer that makes forty calls for each retrieve is found."""
+    by_hand, flora = clients
+
+    async def burdened() -> Any:
+        for _ in range(40):
+            len(str(object())), (lambda: None)()
+        return await flora.retrieve("run_bench")
+
+    base = await calls(lambda: by_hand.retrieve("run_bench"), 30)
+    assert await calls(burdened, 30) > 1.16 * base
