@@ -2,9 +2,11 @@
 
 import logging
 
+from flora_async._catalogue import Models, Projects, Workspaces
 from flora_async._client import Flora, RunLike
 from flora_async._generations import Generations, OnCreate
 from flora_async._history import GenerationIterator, GenerationList, PageIterator
+from flora_async._inbox import Inbox
 from flora_async._many import Outcome, Outcomes
 from flora_async._pacing import PollFactory, PollSchedule
 from flora_async._polling import OnUpdate, RunOutcome, RunOutcomes, RunWatch
@@ -45,17 +47,22 @@ from flora_async.models import (
     Generation,
     GenerationPage,
     GenerationType,
+    Model,
+    ModelOption,
+    ModelParam,
     ModelRef,
     Order,
     Output,
     OutputType,
     PageMeta,
+    Project,
     Response,
     Run,
     RunStatus,
     RunType,
     StartedRun,
     TechniqueRef,
+    Workspace,
 )
 
 logging.getLogger("flora_async").addHandler(logging.NullHandler())
@@ -84,9 +91,14 @@ __all__ = [
     "GenerationType",
     "Generations",
     "IdempotencyConflictError",
+    "Inbox",
     "InsufficientCreditsError",
     "InternalServerError",
+    "Model",
+    "ModelOption",
+    "ModelParam",
     "ModelRef",
+    "Models",
     "NotFoundError",
     "OnCreate",
     "OnUpdate",
@@ -101,6 +113,8 @@ __all__ = [
     "PermissionDeniedError",
     "PollFactory",
     "PollSchedule",
+    "Project",
+    "Projects",
     "ProtocolError",
     "RateLimitError",
     "Response",
@@ -120,5 +134,7 @@ __all__ = [
     "TechniqueRef",
     "UnprocessableEntityError",
     "WebhookVerificationError",
+    "Workspace",
+    "Workspaces",
     "__version__",
 ]

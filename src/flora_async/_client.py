@@ -24,9 +24,11 @@ from flora_async._arguments import (
     find_key,
     setting,
 )
+from flora_async._catalogue import Models, Projects, Workspaces
 from flora_async._downloads import Downloads
 from flora_async._entries import Look, Subject
 from flora_async._generations import Birth, Generations, OnCreate
+from flora_async._inbox import Inbox
 from flora_async._many import Batch, Outcomes
 from flora_async._pacing import Estimates, PollFactory
 from flora_async._polling import OnUpdate, RunOutcomes, RunWatch, wait_for_run
@@ -89,6 +91,12 @@ class Flora:
 
     generations: Generations
     """Create, retrieve and list, as in FLORA's reference."""
+    workspaces: Workspaces
+    """The workspaces of the key."""
+    projects: Projects
+    """Their projects."""
+    models: Models
+    """The models that can be ordered, and what each takes."""
 
     def __init__(
         self,
@@ -147,8 +155,12 @@ class Flora:
             )
         )
         self._told_foreign = False
+        self._has_inbox = False
         self._recovery = Recovery(self._origin, self._transport, self._page, adopt=recover == "auto")
         self.generations = Generations(self._origin, self._transport, self._recovery, self._births, on_create=on_create)
+        self.workspaces = Workspaces(self._origin, self._transport)
+        self.projects = Projects(self._origin, self._transport, self.workspaces)
+        self.models = Models(self._origin, self._transport)
         self._downloads = Downloads(
             open_media=self._transport.media,
             check_url=partial(_addresses.media_url, self._origin, allow_private_hosts=allow_private_hosts),
@@ -303,6 +315,21 @@ class Flora:
             error.run_id = started.run_id
             raise
 
+    def inbox(self, secret: str | None = None) -> Inbox:
+        """Take FLORA's call-backs: create runs with a ``callback_url``, and feed what comes there to the inbox.
+
+        From here on, waits for such runs are settled by their call-backs, and polling is a safety net: the first look
+        comes a minute, or twice the estimate, after the create, the next ones ever more rarely.
+
+        Args:
+            secret: the endpoint's, ``whsec_...``; else ``FLORA_WEBHOOK_SECRET``.
+        """
+        found = setting("secret", secret, "FLORA_WEBHOOK_SECRET")
+        if not found:
+            raise errors.ConfigurationError("no webhook secret: pass secret=..., or set FLORA_WEBHOOK_SECRET")
+        self._has_inbox = True
+        return Inbox(self._watcher.announce, found)
+
     async def recover_create(
         self,
         error: errors.CreateOutcomeUnknownError | errors.IdempotencyConflictError,
@@ -420,6 +447,7 @@ class Flora:
                 estimate=self._estimates.expect(order.type, birth.model, run.estimated_seconds),
                 scope=(order.workspace_id, order.project_id),
                 created=birth.unix,
+                told=self._has_inbox and order.callback_url is not None,
             )
         if isinstance(run, Run):
             return Subject(

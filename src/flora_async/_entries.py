@@ -43,6 +43,8 @@ class Subject(Struct, frozen=True):
     scope: Scope = (None, None)
     created: float = math.inf
     """When it was created, in Unix seconds by FLORA's clock, where that is known."""
+    told: bool = False
+    """Whether a call-back will say that it has ended, so that looking is a safety net."""
 
 
 class Entry:
@@ -58,7 +60,8 @@ class Entry:
         self.run_id: str = subject.run_id
         self.scope: Scope = subject.scope
         self.own: bool = poll is None
-        self.schedule: PollSchedule = _pacing.run_schedule(subject.estimate) if poll is None else poll()
+        plan = _pacing.safety_net if subject.told else _pacing.run_schedule
+        self.schedule: PollSchedule = plan(subject.estimate) if poll is None else poll()
         next(self.schedule)
         self.last_delay: float = _pacing.POLL_FLOOR
         self.fresh: bool = subject.born is not None
@@ -86,6 +89,13 @@ class Entry:
         self.due: float = now
         if self.fresh:
             self.plan(now, None)
+
+    def hurry(self, now: float) -> None:
+        """Look now, and as usual from there on: somebody says that the run has ended."""
+        self.due = now
+        if self.own:
+            self.schedule = _pacing.run_schedule(None)
+            next(self.schedule)
 
     def lateness(self, now: float) -> float:
         """Say how long it was not looked at, in its own gaps: what a look at it is worth."""

@@ -66,6 +66,9 @@ POLL_CAP = 12.0
 POLL_JITTER = 0.1
 POLL_LEAST = 0.01
 """The least pause that a caller's own schedule can ask for."""
+NET_FIRST = 60.0
+"""Seconds until the first look at a run that a call-back is expected of; FLORA repeats those after 10 s and 1 min."""
+NET_CAP = 300.0
 NOT_FOUND_GRACE = 10.0
 """A fresh run may not yet be known to the replica that is asked."""
 USUAL_SECONDS: dict[GenerationType, float] = {"text": 3.0, "audio": 6.0, "image": 8.0, "video": 60.0}
@@ -277,6 +280,16 @@ def run_schedule(estimate: float | None) -> Generator[float, Sighting, None]:
         gap = max(POLL_FLOOR, gap, POLL_AIM * (finish - age) if finish is not None else 0.0)
         gap = min(gap, max(POLL_CAP, POLL_FLOOR))
         sighting = yield max(POLL_FLOOR, gap * random.uniform(1 - POLL_JITTER, 1 + POLL_JITTER))
+
+
+def safety_net(estimate: float | None) -> Generator[float, Sighting, None]:
+    """Plan the looks at a run whose end FLORA will call back about: long after it should have come, then ever rarer."""
+    first = max(NET_FIRST, 2 * (estimate or 0.0))
+    sighting = yield 0.0
+    gap = max(POLL_FLOOR, first - sighting.age)
+    while True:
+        yield gap * random.uniform(1 - POLL_JITTER, 1 + POLL_JITTER)
+        gap = min(2 * max(first, gap), max(NET_CAP, first))
 
 
 def _began(run: Run) -> float | None:

@@ -38,6 +38,9 @@ MISSES = 2
 CLOCK_SKEW = 5.0
 """Seconds by which the creation of a run that was not yet seen may be misjudged."""
 
+HEARD = 100_000
+"""Of how many runs that nobody waits for is it known that they have ended."""
+
 _KNOWN = ("pending", "running", "completed", "failed")
 
 
@@ -77,6 +80,7 @@ class Watcher:
         self._pages_under_way: set[int] = set()
         self._pages_from = 0.0
         self._page_failures = 0
+        self._heard: dict[str, None] = {}
 
     def enter(self, subject: Subject, poll: PollFactory | None) -> Entry:
         """Give the entry of a run: the one that others wait on, or one of its own."""
@@ -86,7 +90,30 @@ class Watcher:
             entry = Entry(subject, poll, self._loop.time())
             if subject.poll_url:
                 entry.target = self._eyes.target(entry.run_id, subject.poll_url)
+            if entry.run_id in self._heard:
+                del self._heard[entry.run_id]
+                entry.hurry(self._loop.time())
         return entry
+
+    def announce(self, run_id: str) -> None:
+        """Look at a run now: somebody says that it has ended. From any thread."""
+        if self._loop is None:
+            self._heard[run_id] = None
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._announced, run_id)
+
+    def _announced(self, run_id: str) -> None:
+        loop = asyncio.get_running_loop()
+        entry = self._entries.get(run_id)
+        if entry is None:  # nobody waits for it yet
+            self._heard[run_id] = None
+            if len(self._heard) > HEARD:
+                del self._heard[next(iter(self._heard))]
+        elif entry.busy:  # by a look that may have left before the end
+            loop.call_later(_pacing.POLL_FLOOR, self._announced, run_id)
+        else:
+            entry.hurry(loop.time())
+            self._wake.set()
 
     def wait(self, entry: Entry, *, deadline: float, known: Run | None = None, changes: bool = False) -> Waiter:
         """Wait for a run to finish, or (*changes*) to differ from its *known* record; cancel the future to leave."""

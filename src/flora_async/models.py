@@ -264,6 +264,63 @@ class Response(Struct, Generic[T], frozen=True, kw_only=True):
     """What FLORA's support asks for."""
 
 
+class Workspace(Struct, frozen=True, gc=False, kw_only=True):
+    """Where a key may work. OpenAPI: ``GET /workspaces``."""
+
+    workspace_id: str
+    name: str
+    role: str | None = None
+    created_at: float | None = None
+    """FLORA's own number."""
+
+
+class Project(Struct, frozen=True, gc=False, kw_only=True):
+    """What a workspace is divided into. OpenAPI: ``GET /projects``."""
+
+    project_id: str
+    workspace_id: str
+    name: str
+    created_at: float | None = None
+    """FLORA's own number."""
+
+
+class ModelOption(Struct, frozen=True, kw_only=True):
+    """A value that a parameter can have."""
+
+    value: Any
+    label: str | None = None
+
+
+class ModelParam(Struct, frozen=True, kw_only=True):
+    """A parameter that a model takes."""
+
+    name: str
+    type: str
+    """``string``, ``string[]``, ``bool``, ``int``, ``int?``, ``seed``, ``float`` or ``dict``. Open."""
+    required: bool = False
+    default: Any = None
+    min: float | None = None
+    max: float | None = None
+    options: tuple[ModelOption, ...] | None = None
+    label: str | None = None
+    description: str | None = None
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """What can be ordered. OpenAPI: ``GET /models``."""
+
+    model_id: str
+    """What an order's ``model`` wants."""
+    name: str
+    type: str
+    """What it makes: a :data:`GenerationType`, or what FLORA has learned since."""
+    provider: str | None = None
+    estimated_seconds: float | None = None
+    estimated_credits: float | None = None
+    capabilities: tuple[str, ...] = ()
+    params: tuple[ModelParam, ...] = ()
+
+
 class FieldError(Struct, frozen=True, gc=False, kw_only=True):
     """What FLORA has against one field of a request."""
 

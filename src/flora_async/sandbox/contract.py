@@ -15,6 +15,7 @@ PREFIXES = {"workspace_id": "ws_", "project_id": "prj_", "run_id": "run_"}
 STATUSES = ("pending", "running", "completed", "failed")
 
 _ORDER_FIELDS = ("type", "prompt", "workspace_id", "project_id", "model", "params", "callback_url")
+_CALL_BACK = re.compile(r"https://.|http://(localhost|127\.[0-9.]+|\[::1\])[:/]", re.IGNORECASE)
 _HTTP = re.compile(r"\[http:([45][0-9]{2})\]")
 _REQUIRED = ("type", "prompt", "workspace_id", "project_id")
 
@@ -82,8 +83,8 @@ def read_order(given: dict[str, object]) -> Order:
     if given.get("params") is not None and not isinstance(given["params"], dict):
         wrong["params"] = "Must be an object"
     call_back = given.get("callback_url")
-    if isinstance(call_back, str) and call_back and not call_back.startswith("https://"):
-        wrong["callback_url"] = "Must be an https URL"
+    if isinstance(call_back, str) and call_back and not _CALL_BACK.match(call_back):
+        wrong["callback_url"] = "Must be an https URL, or an http one on this machine"
     if wrong:
         raise RefusalError(400, "input_validation_error", "The request is not valid.", fields=wrong)
     return msgspec.convert(given, Order)

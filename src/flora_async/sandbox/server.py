@@ -20,6 +20,7 @@ from msgspec import Struct
 from flora_async.errors import ConfigurationError
 from flora_async.models import GenerationType, Order
 from flora_async.sandbox import catalogue
+from flora_async.sandbox.callbacks import CallBacks
 from flora_async.sandbox.contract import RefusalError, asked_status, check_run_id, read_order, read_selection, refusal
 from flora_async.sandbox.faults import BEFORE, Dice, Fault, FaultName, befall, check_fault, spoil
 from flora_async.sandbox.runs import (
@@ -65,7 +66,7 @@ class Sandbox:
     ``async with Sandbox() as sandbox: Flora(sandbox.api_key, base_url=sandbox.base_url)``. It keeps the contract of
     FLORA's reference over real HTTP on this machine: credentials, validation, idempotency, runs that queue, run and
     finish, a history in pages, media that open. Any workspace and project id with the right prefix exists. Nothing
-    is billed, and nothing is kept when it is closed.
+    is billed, and nothing is kept when it is closed. A ``callback_url`` is called back: https, or http on this machine.
 
     A prompt can ask for an outcome: ``[fail:safety_blocked]`` (the run fails, with that code), ``[slow]`` (it takes a
     minute at least, whatever the time scale), ``[http:429]`` (the create is answered so, and nothing is started). The
@@ -83,6 +84,7 @@ class Sandbox:
         faults: what goes wrong, and for what share of the requests, like ``{"lost_reply": 0.1, 503: 0.05}``;
             :data:`flora_async.sandbox.FaultName` says what there is.
         seed: which requests meet the faults; the same ones for the same seed and order of requests.
+        lost_callbacks: the share of call-backs that never come.
 
     Raises:
         ConfigurationError: an argument makes no sense, or Pillow and PyAV, the extra ``sandbox``, are not installed.
@@ -100,11 +102,14 @@ class Sandbox:
         max_runs: int = 200_000,
         faults: Mapping[Fault, float] | None = None,
         seed: int = 0,
+        lost_callbacks: float = 0.0,
     ) -> None:
         if not (time_scale > 0 and math.isfinite(time_scale)):
             raise ConfigurationError(f"time_scale must be a finite number above 0, not {time_scale}")
         if idempotency not in KEY_SECONDS:
             raise ConfigurationError(f"idempotency must be 'reject' or 'replay', not {idempotency!r}")
+        if not 0 <= lost_callbacks <= 1:
+            raise ConfigurationError(f"lost_callbacks must be a share from 0 to 1, not {lost_callbacks}")
         if max_runs < 1:
             raise ConfigurationError(f"max_runs must be at least 1, not {max_runs}")
         self.api_key: str = api_key or f"sk_test_{secrets.token_hex(16)}"
@@ -123,6 +128,9 @@ class Sandbox:
         self._keys: dict[tuple[str, str], _Accepted] = {}
         self._planned: list[_Planned] = []
         self._dice = Dice(faults or {}, seed)
+        self._callbacks = CallBacks(time_scale=time_scale, lost=lost_callbacks, seed=seed)
+        self.webhook_secret: str = self._callbacks.secret
+        """What call-backs are signed with: the ``secret`` of ``flora.inbox``."""
         self._runner: web.AppRunner | None = None
         self._url = ""
         self._clock: Callable[[], float] = time.monotonic
@@ -176,6 +184,7 @@ class Sandbox:
     async def close(self) -> None:
         """Stop listening, and forget everything. Again is fine."""
         runner, self._runner = self._runner, None
+        await self._callbacks.close()
         if runner is not None:
             await runner.cleanup()
 
@@ -275,6 +284,7 @@ class Sandbox:
             raise refusal(status, retry_after=1 if status == 429 else None)
         run = plan_run(order, now=now, unix=self._unix_at_zero + now, time_scale=self._time_scale)
         self._runs.add(run)
+        self._callbacks.expect(run)
         self.accepted += 1
         answer = msgspec.json.encode(started_record(run, self.base_url))
         if key:

@@ -1,0 +1,179 @@
+"""Call-backs settle what is waited for, and polling is a safety net."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+from aiohttp import web
+from scripted import Scripted, answer, run, started
+
+from flora_async import ConfigurationError, Flora, Inbox, WebhookVerificationError, _pacing
+from flora_async.sandbox import Sandbox, callbacks
+from flora_async.webhooks import sign
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "whsec_of_a_test"
+ORDER = {"type": "image", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1"}
+
+
+def delivery(run_id: str, number: int = 1, kind: str = "completed") -> bytes:
+    """Write what FLORA posts."""
+    data = {"run_id": run_id, "run_type": "generation", "workspace_id": "ws_1", "status": kind}
+    return msgspec.json.encode({"id": f"whd_{number}", "type": f"run.{kind}", "created_at": 1, "data": data})
+
+
+@asynccontextmanager
+async def endpoint(take: Callable[[bytes, dict[str, str]], object]) -> AsyncIterator[str]:
+    """Serve a URL to call back."""
+
+    async def receive(request: web.Request) -> web.Response:
+        take(await request.read(), dict(request.headers))
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/flora", receive)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/flora"
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_call_back_settles_a_wait() -> None:
+    """With one look, and none before it."""
+    async with Scripted() as server, Flora("any", base_url=server.base_url) as flora:
+        server.on("POST", "/generate", answer(started("run_1", estimated_seconds=0.1), 201))
+        server.on("GET", "/runs/run_1", answer(run(run_id="run_1")))
+        inbox = flora.inbox(SECRET)
+        begun = await flora.generations.create(**ORDER, callback_url="http://127.0.0.1/x")
+        wait = asyncio.create_task(flora.wait_for_run(begun, timeout=None))
+        await asyncio.sleep(0.2)
+        assert server.count("GET", "/runs/run_1") == 0
+        body = delivery("run_1")
+        event = inbox.receive(body, sign(body, SECRET))
+        assert event is not None
+        assert event.data.run_id == "run_1"
+        assert inbox.receive(body, sign(body, SECRET)) is None, "the same delivery came twice"
+        assert (await asyncio.wait_for(wait, 5)).succeeded
+        assert server.count("GET", "/runs/run_1") == 1
+
+
+async def test_a_call_back_that_comes_first() -> None:
+    """Before anybody waits, and before anybody has waited at all; from another thread too."""
+    async with Scripted() as server, Flora("any", base_url=server.base_url) as flora:
+        inbox = flora.inbox(SECRET)
+        for number in (1, 2):
+            run_id = f"run_{number}"
+            server.on("POST", "/generate", answer(started(run_id), 201))
+            server.on("GET", f"/runs/{run_id}", answer(run(run_id=run_id)))
+            begun = await flora.generations.create(**ORDER, callback_url="http://127.0.0.1/x")
+            body = delivery(run_id, number)
+            await asyncio.to_thread(inbox.receive, body, sign(body, SECRET))
+            assert (await flora.wait_for_run(begun, timeout=5)).run_id == run_id
+
+
+async def test_a_call_back_that_is_ahead_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is looked at as usual from there on."""
+    monkeypatch.setattr(_pacing, "POLL_FLOOR", 0.01)
+    monkeypatch.setattr(_pacing, "POLL_CAP", 0.01)
+    async with Scripted() as server, Flora("any", base_url=server.base_url) as flora:
+        running = answer(run("running", run_id="run_1"))
+        server.on("POST", "/generate", answer(started("run_1"), 201))
+        server.on("GET", "/runs/run_1", running, running, answer(run(run_id="run_1")))
+        inbox = flora.inbox(SECRET)
+        begun = await flora.generations.create(**ORDER, callback_url="http://127.0.0.1/x")
+        body = delivery("run_1")
+        inbox.receive(body, sign(body, SECRET))
+        assert (await flora.wait_for_run(begun, timeout=5)).succeeded
+        assert server.count("GET", "/runs/run_1") == 3
+
+
+async def test_without_a_call_back_url_nothing_changes() -> None:
+    """An inbox makes no run slower that has no way to call back."""
+    async with Scripted() as server, Flora("any", base_url=server.base_url) as flora:
+        flora.inbox(SECRET)
+        server.on("POST", "/generate", answer(started("run_1", estimated_seconds=1.0), 201))
+        server.on("GET", "/runs/run_1", answer(run(run_id="run_1")))
+        begun = await flora.generations.create(**ORDER)
+        assert (await flora.wait_for_run(begun, timeout=10)).succeeded
+
+
+async def test_strangers_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a secret there must be; it is not shown."""
+    async with Flora("any") as flora:
+        monkeypatch.delenv("FLORA_WEBHOOK_SECRET", raising=False)
+        with pytest.raises(ConfigurationError, match="FLORA_WEBHOOK_SECRET"):
+            flora.inbox()
+        monkeypatch.setenv("FLORA_WEBHOOK_SECRET", SECRET)
+        inbox = flora.inbox()
+        assert isinstance(inbox, Inbox)
+        assert SECRET not in repr(inbox)
+        body = delivery("run_1")
+        with pytest.raises(WebhookVerificationError):
+            inbox.receive(body, sign(body, "whsec_other"))
+        assert inbox.receive(body, sign(body, SECRET)) is not None
+
+
+def test_the_safety_net() -> None:
+    """Looks long after the end should have come, then ever more rarely."""
+    net = _pacing.safety_net(20.0)
+    next(net)
+    gaps = [net.send(_pacing.Sighting(0.0, None)) for _ in range(6)]
+    assert 54 <= gaps[0] <= 66
+    assert 108 <= gaps[1] <= 132
+    assert all(270 <= gap <= 330 for gap in gaps[3:])
+    late = _pacing.safety_net(600.0)
+    next(late)
+    assert 180 <= late.send(_pacing.Sighting(1000.0, None)) <= 220, "some of it has passed"
+
+
+@pytest.mark.parametrize(
+    ("waits", "lost"), [(50, 0.1), *(pytest.param(1000, lost, marks=pytest.mark.proof) for lost in (0.0, 0.1))]
+)
+async def test_many_waits(waits: int, lost: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most one GET each; with one call-back in ten lost, all still settle."""
+    monkeypatch.setattr(_pacing, "NET_FIRST", 4.0 if waits < 100 else 8.0)
+    async with (
+        Sandbox(time_scale=0.2, lost_callbacks=lost) as sandbox,
+        Flora(sandbox.api_key, base_url=sandbox.base_url) as flora,
+        endpoint(flora.inbox(sandbox.webhook_secret).receive) as url,
+    ):
+        begun = await asyncio.gather(
+            *(
+                flora.generations.create(**{**ORDER, "prompt": f"a mug, {number}"}, callback_url=url)
+                for number in range(waits)
+            )
+        )
+        runs = await asyncio.gather(*(flora.wait_for_run(one, timeout=100) for one in begun))
+        assert {one.run_id for one in runs} == {one.run_id for one in begun}
+        looks = sandbox.requests["GET /runs"] + sandbox.requests["GET /generations"]
+        assert looks <= waits
+
+
+async def test_the_sandbox_repeats_what_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FLORA does, signed, and the same delivery."""
+    monkeypatch.setattr(callbacks, "REPEATS", (0.0, 0.05, 0.05, 0.05))
+    came: list[bytes] = []
+
+    def refuse(body: bytes, _headers: dict[str, str]) -> None:
+        came.append(body)
+        if len(came) < 3:
+            raise web.HTTPBadRequest
+
+    async with (
+        Sandbox(time_scale=0.01) as sandbox,
+        Flora(sandbox.api_key, base_url=sandbox.base_url) as flora,
+        endpoint(refuse) as url,
+    ):
+        failed = {**ORDER, "prompt": "a mug [fail:safety_blocked]"}
+        begun = await flora.generations.create(**failed, callback_url=url)
+        while len(came) < 3:
+            await asyncio.sleep(0.01)
+        assert len(set(came)) == 1
+        assert msgspec.json.decode(came[0])["data"]["error_code"] == "safety_blocked"
+        assert msgspec.json.decode(came[0])["data"]["run_id"] == begun.run_id
