@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,7 +17,7 @@ from flora_async.webhooks import sign
 pytestmark = pytest.mark.anyio
 
 SECRET = "whsec_of_a_test"
-ORDER = {"type": "image", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1"}
+ORDER: dict[str, Any] = {"type": "image", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1"}
 
 
 def delivery(run_id: str, number: int = 1, kind: str = "completed") -> bytes:

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from email.utils import formatdate
 from importlib.util import find_spec
 from typing import Literal, Self, get_args
 
@@ -237,6 +238,8 @@ class Sandbox:
             log.exception("%s %s failed", request.method, request.path)
             response = _json(refusal(500, message="The sandbox has failed.").body, status=500)
         response.headers["request-id"] = f"req_{secrets.token_hex(12)}"
+        # By the clock that its runs go by, which need not be the machine's.
+        response.headers["Date"] = formatdate(self._unix_at_zero + self._clock(), usegmt=True)
         return spoil(fault, request, response)
 
     def _check_key(self, request: web.Request) -> None:
