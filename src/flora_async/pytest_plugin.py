@@ -13,9 +13,10 @@ import functools
 import inspect
 import selectors
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
     from flora_async.sandbox import Sandbox
+
+T = TypeVar("T")
 
 GRACE = 0.0005
 """Real seconds in which something on its way through the kernel may still arrive before time jumps."""
@@ -51,11 +54,13 @@ def flora_sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     from flora_async.sandbox import Sandbox
 
     settings = _settings(request.node)
-    virtual = settings.pop("virtual_time", True)
-    if _is_ours(request.node):
-        loop_factory = VirtualLoop if virtual else None
-        sandbox = Sandbox(**{**({} if virtual else {"time_scale": HURRY}), **settings})
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+    ours = _is_ours(request.node)
+    virtual = settings.pop("virtual_time", True) and ours
+    if not virtual:
+        settings.setdefault("time_scale", HURRY)
+    sandbox = Sandbox(**settings)
+    if ours:
+        with asyncio.Runner(loop_factory=VirtualLoop if virtual else None) as runner:
             request.node.stash[_RUNNER] = runner
             runner.run(_settle_in(runner.get_loop()))
             runner.run(sandbox.start())
@@ -64,7 +69,7 @@ def flora_sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
             finally:
                 runner.run(sandbox.close())
     else:
-        with _in_a_thread(Sandbox(**{"time_scale": HURRY, **settings})) as sandbox:
+        with _in_a_thread(sandbox):
             yield sandbox
 
 
@@ -118,13 +123,13 @@ def _closing(client: Flora, test: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _in_a_thread(sandbox: Sandbox) -> Iterator[Sandbox]:
+def _in_a_thread(sandbox: Sandbox) -> Generator[None]:
     from anyio.from_thread import start_blocking_portal
 
     with start_blocking_portal("asyncio") as portal:
         portal.call(sandbox.start)
         try:
-            yield sandbox
+            yield
         finally:
             portal.call(sandbox.close)
 
@@ -164,9 +169,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Whether a thread works for this loop."""
         return self._executing > 0 or (self.threads is not None and self.threads.borrowed_tokens > 0)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
+    def run_in_executor(self, executor: Executor | None, func: Callable[..., T], *args: object) -> asyncio.Future[T]:
         """Count what threads do."""
-        future: asyncio.Future[Any] = super().run_in_executor(executor, func, *args)
+        future = super().run_in_executor(executor, func, *args)
         self._executing += 1
         future.add_done_callback(self._executed)
         return future
@@ -175,35 +180,22 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._executing -= 1
 
 
-class _Jumping(selectors.BaseSelector):
+class _Jumping(selectors.DefaultSelector):
     """A selector that lets a loop's time pass instead of waiting."""
 
     def __init__(self, loop: VirtualLoop) -> None:
-        self._loop = loop
-        self._real = selectors.DefaultSelector()
+        super().__init__()
+        self._virtual = loop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = self._real.select(0)
+        ready = super().select(0)
         if ready or (timeout is not None and timeout <= 0):
             return ready
-        if self._loop.waits_for_threads:
-            return self._real.select(SLICE)
-        ready = self._real.select(GRACE)
-        if not ready and timeout is not None:
-            self._loop.jump(timeout)
-        return ready if ready or timeout is not None else self._real.select(None)
-
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._real.register(fileobj, events, data)
-
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        return self._real.unregister(fileobj)
-
-    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._real.modify(fileobj, events, data)
-
-    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        return self._real.get_map()
-
-    def close(self) -> None:
-        self._real.close()
+        if self._virtual.waits_for_threads:
+            return super().select(SLICE)
+        if timeout is None:
+            return super().select(None)
+        ready = super().select(GRACE)
+        if not ready:
+            self._virtual.jump(timeout)
+        return ready

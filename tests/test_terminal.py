@@ -1,0 +1,313 @@
+"""The command line: FLORA's own commands as its reference writes them, and what a terminal does to a command."""
+
+import json
+import os
+import pty
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flora_async.cli import main
+from flora_async.cli.parsing import UsageError, read_params
+from flora_async.sandbox import Sandbox
+
+CREATE = """flora generations create \\
+  --api-key 'My API Key' \\
+  --project-id prj_abc123 \\
+  --prompt 'A cinematic product photo of a ceramic mug on a sunlit table' \\
+  --type image \\
+  --workspace-id ws_abc123"""
+RETRIEVE = """flora generations retrieve \\
+  --api-key 'My API Key' \\
+  --run-id {run_id}"""
+LIST = """flora generations list \\
+  --api-key 'My API Key'"""
+
+STARTED = {"charged_cost", "estimated_seconds", "run_id", "type"}
+RUN = {"created_at", "progress", "run_id", "status"}
+GENERATION = RUN | {"generation_id", "project_id", "workspace_id"}
+
+COMMAND = (sys.executable, "-W", "error", "-X", "dev", "-m", "flora_async.cli")
+ORDER = ("--project-id", "prj_1", "--workspace-id", "ws_1", "--type")
+
+
+pytestmark = pytest.mark.flora_sandbox(any_key=True)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, flora_sandbox: Sandbox) -> None:
+    """Point the command at a sandbox."""
+    monkeypatch.setenv("FLORA_BASE_URL", flora_sandbox.base_url)
+    monkeypatch.setenv("FLORA_API_KEY", "sk_live_of_a_test")
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command line; give its code, its output as JSON, and what it told people."""
+
+    def typed(line: str, code: int = 0) -> Any:
+        assert main(shlex.split(line.replace("\\\n", " "))[1:]) == code
+        told = capsys.readouterr()
+        assert "Traceback" not in told.err
+        assert "sk_live" not in told.out + told.err
+        typed.err = told.err  # type: ignore[attr-defined]
+        return json.loads(told.out) if told.out.startswith(("{", "[")) and told.out.count("\n{") == 0 else told.out
+
+    return typed
+
+
+def test_the_commands_of_the_reference(run: Any) -> None:
+    """As they stand, and they print its shapes."""
+    started = run(CREATE)
+    assert set(started) >= STARTED
+    seen = run(RETRIEVE.format(run_id=started["run_id"]))
+    assert set(seen) >= RUN
+    page = run(LIST)
+    assert set(page) == {"generations", "meta"}
+    assert set(page["meta"]) >= {"next_cursor"} or page["meta"] == {}
+    assert set(page["generations"][0]) >= GENERATION
+    assert page["generations"][0]["run_id"] == started["run_id"]
+
+
+def test_create_and_wait(run: Any, tmp_path: Path) -> None:
+    """The finished run is printed, its outputs are saved, people see how it goes."""
+    done = run(f"x generations create {' '.join(ORDER)} text --prompt 'a haiku' --params seed=7 --wait")
+    assert done["status"] == "completed"
+    assert f"{done['run_id']} completed 100 %" in run.err
+    saved = run(f"x generations create {' '.join(ORDER)} image --prompt mug --download {tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == [f"{saved['run_id']}_output_1.png"]
+
+
+def test_a_failed_run_is_one(run: Any) -> None:
+    """And its error is told."""
+    run(f"x generations create {' '.join(ORDER)} text --prompt 'a [fail:safety_blocked]' --wait", 1)
+    assert "safety_blocked" in run.err
+
+
+def test_too_late_is_four(run: Any) -> None:
+    """And the run that goes on is told."""
+    run(f"x generations create {' '.join(ORDER)} text --prompt 'a [slow]' --wait --timeout 0.3", 4)
+    assert "flora-async wait run_" in run.err
+
+
+def test_refusals_are_three(run: Any, flora_sandbox: Sandbox) -> None:
+    """With code and request id."""
+    run("x generations retrieve --run-id run_none", 3)
+    assert "not_found" in run.err
+    assert "req_" in run.err
+    flora_sandbox.fail_next(402)
+    run(f"x generations create {' '.join(ORDER)} text --prompt a", 3)
+    assert "insufficient_credits" in run.err
+
+
+def test_no_connection_is_three(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is there."""
+    monkeypatch.setenv("FLORA_BASE_URL", "http://127.0.0.1:1")
+    run("x workspaces", 3)
+    assert "cannot connect" in run.err
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("x generations retrieve --run-id nonsense", "run_id must start with 'run_'"),
+        (f"x generations create {' '.join(ORDER)} text --prompt a --params seed", "NAME=VALUE"),
+        ("x generations list --limit 500", "1 to 100"),
+    ],
+)
+def test_settings_are_two(run: Any, line: str, told: str) -> None:
+    """One clear line."""
+    run(line, 2)
+    assert told in run.err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "generations create --type image",
+        "generations retrieve --run-id run_1 --api-kye sk_live_of_a_test",
+        "generations list --status sk_live_of_a_test",
+        "sk_live_of_a_test",
+        "generations list --api-key",
+    ],
+)
+def test_usage_is_two(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no key is echoed, wherever it was typed."""
+    with pytest.raises(SystemExit) as ended:
+        main(shlex.split(line))
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "usage: flora-async" in told
+    assert "sk_live_of" not in told
+
+
+def test_without_a_key(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says where to put it."""
+    monkeypatch.delenv("FLORA_API_KEY")
+    run("x models", 2)
+    assert "FLORA_API_KEY" in run.err
+
+
+def test_lists(run: Any) -> None:
+    """As JSON in FLORA's shape, by line, as CSV and as a table."""
+    for number in range(5):
+        run(f"x generations create {' '.join(ORDER)} text --prompt 'number {number}'")
+    page = run("x generations list --limit 2")
+    assert len(page["generations"]) == 2
+    following = run(f"x generations list --limit 2 --cursor {page['meta']['next_cursor']}")
+    assert len(following["generations"]) == 2
+    everything = run("x generations list --all --limit 2 --format jsonl").splitlines()
+    assert len({json.loads(line)["run_id"] for line in everything}) == 5
+    rows = run("x generations list --all --format csv").splitlines()
+    assert rows[0].startswith("run_id,status,progress,created")
+    assert len(rows) == 6
+    assert "charged_cost" in run("x generations list --format table --status pending --workspace-id ws_1")
+    assert run("x generations list --format jsonl --limit 1 --project-id prj_1")["project_id"] == "prj_1"
+
+
+def test_discovery(run: Any) -> None:
+    """Nobody knows their ids."""
+    assert run("x workspaces")["workspaces"][0]["workspace_id"] == "ws_demo"
+    assert {one["project_id"] for one in run("x projects")["projects"]} == {"prj_demo", "prj_other"}
+    assert [one["model_id"] for one in run("x models --type video")["models"]] == ["sandbox-video"]
+    assert "workspace_id,name" in run("x projects --workspace-id ws_demo --format csv").replace("project_id,", "", 1)
+    assert "sandbox-image" in run("x models --format table")
+    assert json.loads(run("x models --format jsonl").splitlines()[0])["model_id"] == "sandbox-image"
+
+
+def test_wait_and_watch(run: Any, tmp_path: Path) -> None:
+    """Several at once; the worst outcome decides the code."""
+    prompts = ("one", "two", "three [fail:provider_error]")
+    ids = [run(f"x generations create {' '.join(ORDER)} text --prompt '{prompt}'")["run_id"] for prompt in prompts]
+    lines = run(f"x wait {' '.join(ids)} --download {tmp_path}", 1).splitlines()
+    assert {json.loads(line)["run_id"] for line in lines} == set(ids)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert run(f"x wait {ids[0]}")["status"] == "completed"
+    run(f"x wait {ids[0]} run_none", 3)
+    assert "run_none" in run.err
+    changes = run(f"x watch {ids[0]} {ids[2]}", 1).splitlines()
+    assert [json.loads(line)["status"] for line in changes] == ["completed", "failed"]
+    slow = run(f"x generations create {' '.join(ORDER)} text --prompt '[slow]'")["run_id"]
+    run(f"x wait {slow} --timeout 0.2", 4)
+    assert f"flora-async wait {slow}" in run.err
+
+
+def test_parameters() -> None:
+    """JSON, or names with values that are JSON or text."""
+    assert read_params(None) is None
+    assert read_params(['{"a": {"b": 1}}', "c=2", "d=true", "e=x y", 'f="2"', "c=[3]"]) == {
+        "a": {"b": 1},
+        "c": [3],
+        "d": True,
+        "e": "x y",
+        "f": "2",
+    }
+    for wrong in ("{", "a", "=1"):
+        with pytest.raises(UsageError):
+            read_params([wrong])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion(run: Any, shell: str) -> None:
+    """For the shells that people have."""
+    assert "generations" in run(f"x completion {shell}")
+
+
+def test_extras_that_lack(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence each, with what mends it."""
+    for module, line in (("shtab", "x completion bash"), ("rich.table", "x models --format table")):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, module, None)
+            run(line, 2)
+            assert "pip install 'flora-async[cli]'" in run.err
+
+
+def begun(process: "subprocess.Popen[str]") -> str:
+    """Wait until a command has told of its run; give what it said."""
+    assert process.stderr is not None
+    told = ""
+    while "pending" not in told and "running" not in told:
+        line = process.stderr.readline()
+        assert line, told
+        told += line
+    return told
+
+
+def create(prompt: str) -> "subprocess.Popen[str]":
+    """Begin to create and wait, as a shell does."""
+    line = (*COMMAND, "generations", "create", *ORDER, "text", "--prompt", prompt, "--wait")
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_interrupted() -> None:
+    """130, the run that goes on, and nothing else."""
+    with create("[slow]") as process:
+        told = begun(process)
+        run_id = next(word for word in told.split() if word.startswith("run_"))
+        process.send_signal(signal.SIGINT)
+        output, complaints = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert output == ""
+    assert complaints.endswith(f"flora-async: still at FLORA, wait for it again: flora-async wait {run_id}\n")
+    assert "Traceback" not in complaints
+
+
+def test_killed() -> None:
+    """As processes are: at once, without a word."""
+    with create("[slow]") as process:
+        begun(process)
+        process.terminate()
+        output, complaints = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGTERM
+    assert output == ""
+    assert "Traceback" not in complaints
+
+
+def test_piped_to_head(run: Any) -> None:
+    """Nobody reads on: it ends, quietly."""
+    for number in range(40):
+        run(f"x generations create {' '.join(ORDER)} text --prompt 'number {number}'")
+    line = (*COMMAND, "generations", "list", "--all", "--format", "jsonl", "--limit", "5")
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("{")
+        process.stdout.close()
+        complaints = process.stderr.read()
+        process.wait(timeout=20)
+    assert process.returncode == 141
+    assert complaints == ""
+
+
+@pytest.mark.parametrize(("terminal", "live"), [("dumb", False), ("xterm-256color", True)])
+def test_on_a_terminal(terminal: str, live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dumb one gets lines, another a bar that moves."""
+    monkeypatch.setenv("TERM", terminal)
+    ours, theirs = pty.openpty()
+    line = (*COMMAND, "generations", "create", *ORDER, "text", "--prompt", "a haiku", "--wait")
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        shown = b""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                some = os.read(ours, 4096)
+            except OSError:
+                break
+            if not some:
+                break
+            shown += some
+        output, _ = process.communicate(timeout=20)
+    os.close(ours)
+    assert process.returncode == 0
+    assert json.loads(output)["status"] == "completed"
+    assert (b"\x1b[" in shown) is live
+    assert b"completed" in shown
+    assert b"Traceback" not in shown
