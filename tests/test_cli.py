@@ -62,18 +62,6 @@ def test_the_sandbox_on_a_port_that_cannot_be(capsys: pytest.CaptureFixture[str]
     assert "time_scale" in capsys.readouterr().err
 
 
-def test_an_interrupt_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has the code that shells give it."""
-
-    def interrupt(coroutine: object) -> None:
-        assert asyncio.iscoroutine(coroutine)
-        coroutine.close()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(asyncio, "run", interrupt)
-    assert main(["demo"]) == 130
-
-
 @pytest.mark.parametrize("arguments", [[], ["paint"], ["sandbox", "--port", "x"]])
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Argparse says what is wrong."""

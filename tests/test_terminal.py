@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import subprocess
@@ -25,7 +26,7 @@ CREATE = """flora generations create \\
   --workspace-id ws_abc123"""
 RETRIEVE = """flora generations retrieve \\
   --api-key 'My API Key' \\
-  --run-id {run_id}"""
+  --run-id run_abc123"""
 LIST = """flora generations list \\
   --api-key 'My API Key'"""
 
@@ -67,8 +68,9 @@ def test_the_commands_of_the_reference(run: Any) -> None:
     """As they stand, and they print its shapes."""
     started = run(CREATE)
     assert set(started) >= STARTED
-    seen = run(RETRIEVE.format(run_id=started["run_id"]))
+    seen = run(RETRIEVE)
     assert set(seen) >= RUN
+    assert seen["run_id"] == "run_abc123"
     page = run(LIST)
     assert set(page) == {"generations", "meta"}
     assert set(page["meta"]) >= {"next_cursor"} or page["meta"] == {}
@@ -230,14 +232,11 @@ def test_extras_that_lack(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def begun(process: "subprocess.Popen[str]") -> str:
-    """Wait until a command has told of its run; give what it said."""
+    """Wait until a command has told of its run; give the run's id."""
     assert process.stderr is not None
-    told = ""
-    while "pending" not in told and "running" not in told:
-        line = process.stderr.readline()
-        assert line, told
-        told += line
-    return told
+    told = process.stderr.readline()
+    assert "ordered" in told
+    return next(word for word in told.split() if word.startswith("run_"))
 
 
 def create(prompt: str) -> "subprocess.Popen[str]":
@@ -246,28 +245,46 @@ def create(prompt: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_interrupted() -> None:
-    """130, the run that goes on, and nothing else."""
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, -signal.SIGTERM, "terminated")],
+)
+def test_interrupted_or_terminated(number: signal.Signals, code: int, word: str) -> None:
+    """The code that shells know, the run that goes on, and nothing else."""
     with create("[slow]") as process:
-        told = begun(process)
-        run_id = next(word for word in told.split() if word.startswith("run_"))
-        process.send_signal(signal.SIGINT)
+        run_id = begun(process)
+        process.send_signal(number)
         output, complaints = process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert output == ""
-    assert complaints.endswith(f"flora-async: still at FLORA, wait for it again: flora-async wait {run_id}\n")
-    assert "Traceback" not in complaints
+    assert complaints.splitlines() == [
+        f"flora-async: {word}",
+        f"flora-async: still at FLORA, wait for it again: flora-async wait {run_id}",
+    ]
 
 
 def test_killed() -> None:
-    """As processes are: at once, without a word."""
-    with create("[slow]") as process:
-        begun(process)
-        process.terminate()
+    """At once, without a word; the run can be awaited again by the id that was told at its start."""
+    with create("a haiku") as process:
+        run_id = begun(process)
+        process.kill()
         output, complaints = process.communicate(timeout=20)
-    assert process.returncode == -signal.SIGTERM
-    assert output == ""
-    assert "Traceback" not in complaints
+    assert process.returncode == -signal.SIGKILL
+    assert output == complaints == ""
+    again = subprocess.run((*COMMAND, "wait", run_id), capture_output=True, text=True, timeout=30, check=True)
+    assert json.loads(again.stdout)["status"] == "completed"
+
+
+def test_interrupted_while_ordering(flora_sandbox: Sandbox) -> None:
+    """Nobody knows yet whether the order was accepted: its key is told."""
+    flora_sandbox.fail_next("hang")
+    with create("a haiku") as process:
+        while not flora_sandbox.requests["POST /generate"]:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert re.search(r"an order under idempotency key [0-9a-f-]{36} may have been accepted", complaints)
 
 
 def test_piped_to_head(run: Any) -> None:

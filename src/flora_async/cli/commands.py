@@ -44,12 +44,15 @@ class Session:
         """Note that it needs nobody any more."""
         self.running.pop(run_id, None)
 
-    def left_behind(self) -> list[str]:
+    def doubtful(self) -> list[str]:
+        """Say what may have been ordered, and paid for, before anybody could be told."""
+        return [f"an order under idempotency key {key} may have been accepted" for key in self.ordering]
+
+    def going_on(self) -> list[str]:
         """Say what goes on without us."""
-        lines = [f"an order under idempotency key {key} may have been accepted" for key in self.ordering]
-        if self.running:
-            lines.append(f"still at FLORA, wait for it again: flora-async wait {' '.join(self.running)}")
-        return lines
+        if not self.running:
+            return []
+        return [f"still at FLORA, wait for it again: flora-async wait {' '.join(self.running)}"]
 
 
 async def _generations(options: argparse.Namespace, session: Session) -> int:
@@ -75,11 +78,16 @@ async def _create(options: argparse.Namespace, session: Session) -> int:
             showing.show(showing.plain(started, estimated_seconds=started.estimated_seconds))
             return 0
         with showing.progress() as move:
-            run = await flora.wait_for_run(started, timeout=options.timeout or PATIENCE, on_update=move)
+            move(started.run_id, "ordered", 0)
+            run = await flora.wait_for_run(started, timeout=_patience(options), on_update=showing.moving(move))
         session.ended(run.run_id)
         await _save(flora, run, options.download)
         showing.show(showing.plain(run))
     return 0
+
+
+def _patience(options: argparse.Namespace) -> float:
+    return PATIENCE if options.timeout is None else options.timeout
 
 
 async def _save(flora: Flora, run: Run, folder: Path | None) -> None:
@@ -139,12 +147,14 @@ async def _wait(options: argparse.Namespace, session: Session) -> int:
 
         async def one(run_id: str) -> None:
             try:
-                run = await flora.wait_for_run(run_id, timeout=options.timeout or PATIENCE, on_update=move)
+                run = await flora.wait_for_run(run_id, timeout=_patience(options), on_update=on_update)
                 await _save(flora, run, options.download)
             except errors.RunFailedError as error:
                 run = error.run
                 codes.add(1)
-            except (errors.RunTimeoutError, errors.APIError, errors.APIConnectionError, errors.DownloadError) as error:
+            except errors.ConfigurationError:
+                raise
+            except errors.FloraError as error:
                 showing.tell(f"{run_id}: {error}")
                 codes.add(4 if isinstance(error, errors.RunTimeoutError) else 3)
                 return
@@ -152,9 +162,10 @@ async def _wait(options: argparse.Namespace, session: Session) -> int:
             (showing.show if len(options.run) == 1 else showing.show_line)(showing.plain(run))
 
         with showing.progress() as move:
+            on_update = showing.moving(move)
             await asyncio.gather(*map(one, dict.fromkeys(options.run)))
     if 4 in codes:
-        showing.tell(*session.left_behind())
+        showing.tell(*session.going_on())
     return next((code for code in (3, 4, 1) if code in codes), 0)
 
 

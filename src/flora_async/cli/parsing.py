@@ -72,7 +72,7 @@ def _generations(generations: argparse.ArgumentParser) -> None:
     create.add_argument("--callback-url", metavar="URL", help="where FLORA calls back when the run has ended")
     create.add_argument("--idempotency-key", metavar="KEY", help="order once only under this key (default: a new one)")
     create.add_argument("--wait", action="store_true", help="wait for the run, and print it as it ended")
-    _waiting(create)
+    _waiting(create, "600")
     retrieve = operations.add_parser("retrieve", help="get a run", parents=[_key()], allow_abbrev=False)
     retrieve.add_argument("--run-id", required=True, metavar="run_...")
     history = operations.add_parser("list", help="list the history, one page", parents=[_key()], allow_abbrev=False)
@@ -86,10 +86,13 @@ def _generations(generations: argparse.ArgumentParser) -> None:
 
 
 def _flora(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
-    for name, words in (("wait", "wait for runs, and print each as it ends"), ("watch", "print each change of runs")):
+    for name, words, patience in (
+        ("wait", "wait for runs, and print each as it ends", "600 for each run"),
+        ("watch", "print each change of runs", "no limit"),
+    ):
         waits = commands.add_parser(name, help=words, parents=[_key()], allow_abbrev=False)
         waits.add_argument("run", nargs="+", metavar="RUN", help="a run's id")
-        _waiting(waits)
+        _waiting(waits, patience)
     models = commands.add_parser("models", help="list the models", parents=[_key()], allow_abbrev=False)
     models.add_argument("--type", choices=get_args(GenerationType))
     workspaces = commands.add_parser("workspaces", help="list the workspaces", parents=[_key()], allow_abbrev=False)
@@ -105,9 +108,9 @@ def _key() -> _Parser:
     return common
 
 
-def _waiting(command: argparse.ArgumentParser) -> None:
+def _waiting(command: argparse.ArgumentParser, patience: str) -> None:
     command.add_argument("--download", type=Path, metavar="DIR", help="wait, and save the outputs there")
-    command.add_argument("--timeout", type=float, metavar="S", help="seconds to wait (default: 600 for each run)")
+    command.add_argument("--timeout", type=float, metavar="S", help=f"seconds to wait (default: {patience})")
 
 
 def _format(command: argparse.ArgumentParser) -> None:

@@ -8,13 +8,16 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
-from flora_async import Generation, Run
+from flora_async import Generation, OnUpdate, Run
 
 FORMATS = ("json", "jsonl", "csv", "table")
+
+Move: TypeAlias = Callable[[str, str, float], object]
+"""Takes a run's id, its state and its progress in percent."""
 
 WIDE = 10_000
 """Columns."""
@@ -123,7 +126,7 @@ def show_list(name: str, listed: Iterable[object], form: str) -> None:
 
 
 @contextmanager
-def progress() -> Generator[Callable[[Run], None]]:
+def progress() -> Generator[Move]:
     """Show how runs go: a live line each on a terminal that can, else a line for each change."""
     if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         try:
@@ -136,11 +139,16 @@ def progress() -> Generator[Callable[[Run], None]]:
             with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
                 lines: dict[str, Any] = {}
 
-                def move(run: Run) -> None:
-                    if run.run_id not in lines:
-                        lines[run.run_id] = bars.add_task(run.run_id, total=100, state=run.status)
-                    bars.update(lines[run.run_id], completed=run.progress, state=run.status)
+                def move(run_id: str, state: str, percent: float) -> None:
+                    if run_id not in lines:
+                        lines[run_id] = bars.add_task(run_id, total=100, state=state)
+                    bars.update(lines[run_id], completed=percent, state=state)
 
                 yield move
             return
-    yield lambda run: tell(f"{run.run_id} {run.status} {run.progress:g} %")
+    yield lambda run_id, state, percent: tell(f"{run_id} {state} {percent:g} %")
+
+
+def moving(move: Move) -> OnUpdate:
+    """Give what moves a run's line with each of its changes."""
+    return lambda run: move(run.run_id, run.status, run.progress)

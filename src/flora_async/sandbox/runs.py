@@ -10,6 +10,7 @@ from itertools import islice
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from flora_async.models import GenerationType, Order
 from flora_async.sandbox.chance import chance
@@ -91,6 +92,17 @@ def plan_run(order: Order, *, now: float, unix: float, time_scale: float) -> San
         failure=failure[1] if failure else None,
         model=order.model or f"sandbox-{order.type}",
     )
+
+
+def example_run(*, now: float, unix: float, time_scale: float) -> SandboxRun:
+    """Give the run of the reference's own examples, so that they can be tried as they stand."""
+    order = Order(
+        type="image",
+        prompt="A cinematic product photo of a ceramic mug on a sunlit table",
+        workspace_id="ws_abc123",
+        project_id="prj_abc123",
+    )
+    return replace(plan_run(order, now=now, unix=unix, time_scale=time_scale), run_id="run_abc123")
 
 
 def started_record(run: SandboxRun, base_url: str) -> dict[str, object]:

@@ -29,6 +29,7 @@ from flora_async.sandbox.runs import (
     Runs,
     SandboxRun,
     encode_cursor,
+    example_run,
     generation_record,
     plan_run,
     run_record,
@@ -66,8 +67,9 @@ class Sandbox:
 
     ``async with Sandbox() as sandbox: Flora(sandbox.api_key, base_url=sandbox.base_url)``. It keeps the contract of
     FLORA's reference over real HTTP on this machine: credentials, validation, idempotency, runs that queue, run and
-    finish, a history in pages, media that open. Any workspace and project id with the right prefix exists. Nothing
-    is billed, and nothing is kept when it is closed. A ``callback_url`` is called back: https, or http on this machine.
+    finish, a history in pages, media that open. Any workspace and project id with the right prefix exists, and so does
+    the ``run_abc123`` of the reference's examples, though not in the history. Nothing is billed, and nothing is kept
+    when it is closed. A ``callback_url`` is called back: https, or http on this machine.
 
     A prompt can ask for an outcome: ``[fail:safety_blocked]`` (the run fails, with that code), ``[slow]`` (it takes a
     minute at least, whatever the time scale), ``[http:429]`` (the create is answered so, and nothing is started). The
@@ -159,6 +161,7 @@ class Sandbox:
         # Runs go by the loop's clock, so that a loop in virtual time takes them along.
         self._clock = asyncio.get_running_loop().time
         self._unix_at_zero = time.time() - self._clock()
+        self._example = example_run(now=self._clock(), unix=time.time(), time_scale=self._time_scale)
         app = web.Application(client_max_size=MAX_BODY, middlewares=[self._answered])
         app.add_routes(
             [
@@ -312,6 +315,8 @@ class Sandbox:
 
     def _run(self, run_id: str) -> SandboxRun:
         run = self._runs.get(run_id)
+        if run is None and run_id == self._example.run_id:
+            return self._example
         if run is None:
             raise refusal(404, message="There is no such run.")
         return run
