@@ -303,6 +303,16 @@ def test_piped_to_head(run: Any) -> None:
     assert complaints == ""
 
 
+def test_narrow_encodings(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON is whole in any of them."""
+    done = run(f"x generations create {' '.join(ORDER)} text --prompt 'a \N{OWL} at dawn' --wait")
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    line = (*COMMAND, "generations", "retrieve", "--run-id", done["run_id"])
+    shown = subprocess.run(line, capture_output=True, timeout=30, check=True).stdout
+    assert json.loads(shown)["outputs"] == done["outputs"]
+    assert "\N{OWL}" in done["outputs"][0]["url"]
+
+
 @pytest.mark.parametrize(("terminal", "live"), [("dumb", False), ("xterm-256color", True)])
 def test_on_a_terminal(terminal: str, live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dumb one gets lines, another a bar that moves."""

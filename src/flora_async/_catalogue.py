@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from flora_async import _wire, errors
@@ -19,6 +20,17 @@ T = TypeVar("T")
 
 _PAGE = "100"
 _NUMBERS = ("int", "int?", "seed", "float")
+_KINDS: dict[str, Any] = {
+    "string": str,
+    "string[]": list[str],
+    "bool": bool,
+    "int": int,
+    "int?": int | None,
+    "seed": int,
+    "float": float,
+    "dict": dict[str, Any],
+}
+"""What FLORA's words for types mean; whatever else there is takes anything."""
 
 
 class _Workspaces(Struct, frozen=True):
@@ -133,14 +145,13 @@ def faults(model: Model, params: Mapping[str, Any]) -> list[FieldError]:
 
 
 def _fault(param: ModelParam, value: object) -> str | None:
-    if value is None and param.type == "int?":
-        return None
-    if not _fits(param.type, value):
+    try:
+        msgspec.convert(value, _KINDS.get(param.type, Any))
+    except msgspec.ValidationError:
         return f"must be of type {param.type}, not {type(value).__name__}"
     if param.options:
         options = [option.value for option in param.options]
-        several = param.type == "string[]"
-        chosen = cast("Sequence[object]", value) if several else [value]
+        chosen = msgspec.convert(value, list[object]) if param.type == "string[]" else [value]
         if any(item not in options for item in chosen):
             return f"must be one of {', '.join(map(str, options))}, not {value!r}"
     if isinstance(value, int | float) and param.type in _NUMBERS:
@@ -149,14 +160,3 @@ def _fault(param: ModelParam, value: object) -> str | None:
         if param.max is not None and value > param.max:
             return f"must be at most {param.max:g}, not {value}"
     return None
-
-
-def _fits(kind: str, value: object) -> bool:
-    if kind in _NUMBERS:
-        return not isinstance(value, bool) and isinstance(value, int | float if kind == "float" else int)
-    if kind == "string[]":
-        return isinstance(value, list | tuple) and all(
-            isinstance(item, str) for item in cast("Sequence[object]", value)
-        )
-    kinds: dict[str, type] = {"string": str, "bool": bool, "dict": Mapping}
-    return isinstance(value, kinds.get(kind, object))

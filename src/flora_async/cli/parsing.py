@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from flora_async import GenerationType
+from flora_async import GenerationType, __version__
 from flora_async.cli.demo import PROMPTS
 from flora_async.cli.showing import FORMATS
 
@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "connection, 4 too late, 130 interrupted.",
         allow_abbrev=False,
     )
+    whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _generations(commands.add_parser("generations", help="FLORA's operations: create, retrieve, list"))
     _flora(commands)

@@ -53,12 +53,17 @@ def plain(value: object, **always: object) -> dict[str, Any]:
 
 def show(value: object) -> None:
     """Print JSON that people can read."""
-    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+    print(json.dumps(value, indent=2, ensure_ascii=not _takes_all()), flush=True)
 
 
 def show_line(value: object) -> None:
     """Print one line of JSON."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    print(json.dumps(value, ensure_ascii=not _takes_all()), flush=True)
+
+
+def _takes_all() -> bool:
+    """Say whether whoever reads takes any character."""
+    return sys.stdout.encoding.lower().startswith("utf")
 
 
 def row_of(run: Run) -> dict[str, object]:
