@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import partial
 from typing import Any, TypeVar
 
@@ -120,6 +119,8 @@ class Models(_Shelf):
         check_mapping("params", params or {})
         known = {listed.model_id: listed for listed in await self.list()}
         if model not in known:
+            from difflib import get_close_matches  # a millisecond of the import, for a slip of the pen
+
             near = get_close_matches(str(model), known, n=3, cutoff=0.4)
             hint = f": did you mean {' or '.join(near)}?" if near else ""
             raise errors.ConfigurationError(f"there is no model {model!r}{hint}")
