@@ -13,14 +13,14 @@ import flora_async
 ORDER = """
     _version _render models errors _arguments _addresses _wire _pacing _places _matching webhooks _closing
     _limiter _sessions _transport _entries _watcher _polling _many _inbox _history _catalogue _downloads
-    _recovery _generations _client __init__ export telemetry durable sandbox pytest_plugin cli
+    _recovery _generations _client __init__ export telemetry durable sandbox _virtual cli
 """
 ROOMS = ORDER.split()
 """The order: a room imports only from rooms before it. A new room takes its place here."""
 
 SANDBOX_MAY = {"sandbox", "_render", "models", "errors", "webhooks"}
 AIOHTTP_MAY = {"_sessions", "sandbox"}
-LATE = {("_transport", "_sessions"), ("pytest_plugin", "sandbox"), ("cli.commands", "sandbox")}
+LATE = {("_transport", "_sessions"), ("cli.commands", "sandbox")}
 """The imports that wait until they are needed, and may stand under TYPE_CHECKING: aiohttp comes with them."""
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from flora_async.pytest_plugin import VirtualLoop
+from flora_async._virtual import VirtualLoop
 
 pytest_plugins = ["pytester"]
 
@@ -203,3 +203,206 @@ def test_threads_hold_the_clock() -> None:
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         assert runner.run(main()) == ["thread", "timer"]
+
+
+def test_asynchronous_fixtures(project: pytest.Pytester) -> None:
+    """Run where the test runs, methods of classes too, and end while the client is still open."""
+    passes(
+        project,
+        """
+        import asyncio
+        import pytest
+        from service import film
+
+        ended = []
+
+        @pytest.fixture
+        async def filmed(flora):
+            return await film(flora, 1)
+
+        @pytest.fixture
+        async def studio(flora):
+            loop = asyncio.get_running_loop()
+            yield loop
+            assert loop is asyncio.get_running_loop()
+            ended.extend(await film(flora, 1))
+
+        class TestStudio:
+            @pytest.fixture
+            async def mine(self, flora):
+                self.loop = asyncio.get_running_loop()
+                return self.loop
+
+            @pytest.mark.parametrize("takes", [1, 2])
+            async def test_it(self, filmed, studio, mine, takes, flora, twice=2):
+                assert self.loop is studio is mine is asyncio.get_running_loop()
+                assert len(await film(flora, takes * twice)) == takes * twice
+                assert filmed[0].succeeded
+
+        def test_the_fixtures_have_ended():
+            assert len(ended) == 2
+        """,
+        3,
+    )
+
+
+def test_a_fixture_that_fails_to_end(project: pytest.Pytester) -> None:
+    """Is an error of its own test; the sandbox and the client are closed all the same, and the next test is well."""
+    project.makepyfile(
+        test_service="""
+        import pytest
+        from service import film
+
+        @pytest.fixture
+        async def studio(flora):
+            await film(flora, 1)
+            yield
+            raise RuntimeError("the lights went out")
+
+        @pytest.fixture
+        async def ruin(flora):
+            await film(flora, 1)
+            raise RuntimeError("no lights at all")
+
+        async def test_it(studio):
+            pass
+
+        async def test_nothing(ruin):
+            pass
+
+        async def test_the_next(flora):
+            assert len(await film(flora, 1)) == 1
+        """
+    )
+    ran = project.runpytest_subprocess("-q", timeout=60)
+    ran.assert_outcomes(passed=2, errors=2)
+    assert "the lights went out" in ran.stdout.str()
+    assert "no lights at all" in ran.stdout.str()
+    assert "ResourceWarning" not in ran.stdout.str()
+
+
+def test_a_mark_with_settings_that_have_no_names(project: pytest.Pytester) -> None:
+    """Is told what to write, and so is a client for more than one test."""
+    project.makepyfile(
+        test_service="""
+        import pytest
+
+        @pytest.mark.flora_sandbox({503: 0.1})
+        async def test_it(flora):
+            pass
+
+        @pytest.fixture(scope="module")
+        def studio(flora):
+            return flora
+
+        async def test_wide(studio):
+            pass
+        """
+    )
+    ran = project.runpytest_subprocess("-q", timeout=60)
+    ran.assert_outcomes(errors=2)
+    ran.stdout.fnmatch_lines(["*takes names: flora_sandbox(faults={503: 0.1})*", "*ScopeMismatch*"])
+
+
+def test_pytest_asyncio_in_strict_mode(project: pytest.Pytester) -> None:
+    """Classes, parameters, its own fixtures and loops that live longer than a test."""
+    passes(
+        project,
+        """
+        import pytest
+        import pytest_asyncio
+        from service import film
+
+        @pytest_asyncio.fixture
+        async def filmed(flora):
+            return await film(flora, 1)
+
+        @pytest.mark.asyncio(loop_scope="class")
+        class TestTheirs:
+            @pytest.mark.parametrize("takes", [1, 2])
+            async def test_it(self, flora, takes):
+                assert len(await film(flora, takes)) == takes
+
+        @pytest.mark.asyncio
+        async def test_theirs(filmed, flora):
+            assert len(filmed) == len(await film(flora, 1)) == 1
+
+        @pytest.fixture
+        async def ours(flora):
+            return await film(flora, 1)
+
+        async def test_ours(ours):
+            assert len(ours) == 1
+        """,
+        4,
+    )
+
+
+def test_anyio_in_automatic_mode(project: pytest.Pytester) -> None:
+    """Runs everything that is a coroutine, fixtures and those of modules too."""
+    passes(
+        project,
+        """
+        import pytest
+        from service import film
+
+        @pytest.fixture(scope="module")
+        def anyio_backend():
+            return "asyncio"
+
+        @pytest.fixture(scope="module")
+        async def everyone():
+            yield 1
+
+        @pytest.fixture
+        async def filmed(flora):
+            yield await film(flora, 1)
+
+        @pytest.mark.parametrize("takes", [1, 2])
+        async def test_filmed(everyone, filmed, flora, takes):
+            assert len(filmed) == everyone
+            assert len(await film(flora, takes)) == takes
+        """,
+        2,
+        "-o",
+        "anyio_mode=auto",
+    )
+
+
+def test_twice_in_one_process(project: pytest.Pytester) -> None:
+    """Nothing is left of the first run, as where one worker runs many."""
+    project.makepyfile(
+        test_service="""
+        from service import film
+
+        async def test_it(flora, flora_sandbox):
+            assert len(await film(flora, 3)) == flora_sandbox.accepted == 3
+        """
+    )
+    for _ in range(2):
+        project.runpytest_inprocess("-q").assert_outcomes(passed=1)
+
+
+def test_without_the_plugin(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be left out by its name, and asked for by it."""
+    project.makepyfile(test_service="def test_it(flora_sandbox):\n    assert flora_sandbox.base_url\n")
+    without = project.runpytest_subprocess("-q", "-p", "no:flora_async", timeout=60)
+    without.assert_outcomes(errors=1)
+    assert "fixture 'flora_sandbox' not found" in without.stdout.str()
+    project.makeini("[pytest]")  # which knows no options of plugins that are not there
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    project.runpytest_subprocess("-q", "-p", "flora_async", timeout=60).assert_outcomes(passed=1)
+
+
+def test_who_only_has_it_installed_pays_nothing(project: pytest.Pytester) -> None:
+    """Pytest finds the plugin without loading the package."""
+    passes(
+        project,
+        """
+        import sys
+
+        def test_it(pytestconfig):
+            assert pytestconfig.pluginmanager.hasplugin("flora_async")
+            assert not {"flora_async", "aiohttp", "msgspec"} & set(sys.modules)
+        """,
+    )

@@ -1,0 +1,186 @@
+"""A pytest plugin: ``flora_sandbox`` and ``flora``, and time that jumps, so that a video costs a test milliseconds.
+
+It comes with the package, and lies beside it, so that pytest finds it without importing the package for tests that
+have nothing to do with FLORA. A test that is a coroutine and uses one of the fixtures is run here, with its
+asynchronous fixtures, in virtual time, with the sandbox in the same event loop: when nothing is ready, the clock jumps
+to the next timer. A test that another plugin runs (anyio's, pytest-asyncio), or that is no coroutine, gets a sandbox in
+a thread, in real time, a hundred times as fast as FLORA.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from flora_async import Flora
+    from flora_async.sandbox import Sandbox
+
+HURRY = 0.01
+"""The time scale of a sandbox in real time."""
+
+_RUNNER = pytest.StashKey["asyncio.Runner"]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the mark known."""
+    config.addinivalue_line(
+        "markers",
+        "flora_sandbox(**settings): settings of the Sandbox of a test, like faults={503: 0.1}, seed=1, time_scale=0.1; "
+        "virtual_time=False keeps real time, for tests that wait for other processes",
+    )
+
+
+@pytest.fixture
+def flora_sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    """A FLORA of the test's own; ``@pytest.mark.flora_sandbox(...)`` gives its settings."""
+    from flora_async.sandbox import Sandbox
+
+    settings = _settings(request.node)
+    ours = _is_ours(request.node)
+    if not (settings.pop("virtual_time", True) and ours):
+        settings.setdefault("time_scale", HURRY)
+    sandbox = Sandbox(**settings)
+    if ours:
+        runner = _runner(request.node)
+        runner.run(sandbox.start())
+        yield sandbox
+        runner.run(sandbox.close())
+    else:
+        with _in_a_thread(sandbox):
+            yield sandbox
+
+
+@pytest.fixture
+def flora(request: pytest.FixtureRequest, flora_sandbox: Sandbox) -> Iterator[Flora]:
+    """A client of ``flora_sandbox``, closed after the test."""
+    import backoff
+
+    from flora_async import Flora
+
+    runner = request.node.stash.get(_RUNNER, None)
+    # In real time it looks as much more often as the sandbox is faster.
+    poll = None if runner else lambda: backoff.constant(interval=repeat(2 * HURRY))
+    client = Flora(flora_sandbox.api_key, base_url=flora_sandbox.base_url, poll=poll)
+    if runner is None and inspect.iscoroutinefunction(request.node.obj):
+        request.node.obj = _closing(client, request.node.obj)
+    yield client
+    if runner is not None:
+        runner.run(client.close())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run the tests that are ours."""
+    runner = pyfuncitem.stash.get(_RUNNER, None)
+    if runner is None:
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    runner.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs}))
+    return True
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Run the asynchronous fixtures of tests that are ours."""
+    function = fixturedef.func
+    generates = inspect.isasyncgenfunction(function)
+    if (
+        not (generates or inspect.iscoroutinefunction(function))
+        or fixturedef.scope != "function"
+        or "flora_sandbox" not in request.fixturenames
+        or not _is_ours(request.node)
+    ):
+        return (yield)
+    # pytest binds the methods of a class, which a wrapper is not.
+    bound: Callable[..., Any] = function.__func__.__get__(request.instance) if inspect.ismethod(function) else function
+    with pytest.MonkeyPatch.context() as patch:
+        run = functools.partial(_generated if generates else _awaited, _runner(request.node), bound)
+        patch.setattr(fixturedef, "func", run)
+        return (yield)
+
+
+def _awaited(runner: asyncio.Runner, fixture: Callable[..., Awaitable[object]], **arguments: object) -> object:
+    async def value() -> object:
+        return await fixture(**arguments)
+
+    return runner.run(value())
+
+
+def _generated(
+    runner: asyncio.Runner, fixture: Callable[..., AsyncGenerator[object]], **arguments: object
+) -> Iterator[object]:
+    each = fixture(**arguments)
+
+    async def step() -> object:
+        return await anext(each, None)
+
+    yield runner.run(step())
+    runner.run(step())
+
+
+def _settings(item: pytest.Item) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for mark in reversed(list(item.iter_markers("flora_sandbox"))):
+        if mark.args:
+            pytest.fail("the mark flora_sandbox takes names: flora_sandbox(faults={503: 0.1})", pytrace=False)
+        settings |= mark.kwargs
+    return settings
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    """Say whether a test is a coroutine that nobody else runs."""
+    if not isinstance(item, pytest.Function) or not inspect.iscoroutinefunction(item.obj):
+        return False
+    marked = any(item.get_closest_marker(name) for name in ("anyio", "asyncio"))
+    return not (marked or "anyio_backend" in item.fixturenames or type(item).__module__.startswith("pytest_asyncio"))
+
+
+def _runner(item: pytest.Item) -> asyncio.Runner:
+    """Give the loop of a test: one for its fixtures and itself, closed after all of them."""
+    runner = item.stash.get(_RUNNER, None)
+    if runner is None:
+        from flora_async._virtual import new_runner
+
+        runner = item.stash[_RUNNER] = new_runner(virtual=_settings(item).get("virtual_time", True))
+        item.addfinalizer(functools.partial(_end, item))
+    return runner
+
+
+def _end(item: pytest.Item) -> None:
+    runner = item.stash[_RUNNER]
+    del item.stash[_RUNNER]  # a test may be run again
+    runner.close()
+
+
+def _closing(client: Flora, test: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a client closed on the loop that it was used on."""
+
+    @functools.wraps(test)
+    async def closing(**arguments: object) -> None:
+        async with client:
+            await test(**arguments)
+
+    return closing
+
+
+@contextmanager
+def _in_a_thread(sandbox: Sandbox) -> Generator[None]:
+    from anyio.from_thread import start_blocking_portal
+
+    with start_blocking_portal("asyncio") as portal:
+        portal.call(sandbox.start)
+        try:
+            yield
+        finally:
+            portal.call(sandbox.close)
