@@ -82,9 +82,10 @@ async def test_the_sandbox_as_a_command(extra: tuple[str, ...], keys: list[str],
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert process.stdout is not None
-    lines = [(await process.stdout.readline()).decode().split() for _ in range(2)]
-    assert [words[0] for words in lines] == ["export", "export"]
+    lines = [(await process.stdout.readline()).decode().split() for _ in range(3)]
+    assert [words[0] for words in lines] == ["export"] * 3
     told = dict(words[1].split("=", 1) for words in lines)
+    assert told["FLORA_WEBHOOK_SECRET"].startswith("whsec_")
     for key in (*keys, told["FLORA_API_KEY"]):
         async with Flora(key, base_url=told["FLORA_BASE_URL"]) as flora:
             assert (await flora.request("GET", "/models")).status == 200

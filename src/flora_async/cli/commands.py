@@ -213,7 +213,8 @@ def _sandbox(options: argparse.Namespace, _session: Session) -> Coroutine[Any, A
 
 async def _serve(sandbox: Sandbox) -> int:
     async with sandbox:
-        print(f"export FLORA_BASE_URL={sandbox.base_url}\nexport FLORA_API_KEY={sandbox.api_key}", flush=True)
+        print(f"export FLORA_BASE_URL={sandbox.base_url}\nexport FLORA_API_KEY={sandbox.api_key}")
+        print(f"export FLORA_WEBHOOK_SECRET={sandbox.webhook_secret}", flush=True)
         stopped = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
