@@ -1,6 +1,7 @@
 """Call-backs settle what is waited for, and polling is a safety net."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from aiohttp import web
 from scripted import Scripted, answer, run, started
 
-from flora_async import ConfigurationError, Flora, Inbox, WebhookVerificationError, _pacing
+from flora_async import ConfigurationError, Flora, Inbox, WebhookVerificationError, _inbox, _pacing, _watcher
+from flora_async._virtual import VirtualLoop
 from flora_async.sandbox import Sandbox, callbacks
 from flora_async.webhooks import sign
 
@@ -133,27 +135,89 @@ def test_the_safety_net() -> None:
     assert 180 <= late.send(_pacing.Sighting(1000.0, None)) <= 220, "some of it has passed"
 
 
-@pytest.mark.parametrize(
-    ("waits", "lost"), [(50, 0.1), *(pytest.param(1000, lost, marks=pytest.mark.proof) for lost in (0.0, 0.1))]
-)
-async def test_many_waits(waits: int, lost: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most one GET each; with one call-back in ten lost, all still settle."""
-    monkeypatch.setattr(_pacing, "NET_FIRST", 4.0 if waits < 100 else 8.0)
-    async with (
-        Sandbox(time_scale=0.2, lost_callbacks=lost) as sandbox,
-        Flora(sandbox.api_key, base_url=sandbox.base_url) as flora,
-        endpoint(flora.inbox(sandbox.webhook_secret).receive) as url,
-    ):
-        begun = await asyncio.gather(
-            *(
-                flora.generations.create(**{**ORDER, "prompt": f"a mug, {number}"}, callback_url=url)
-                for number in range(waits)
-            )
-        )
-        runs = await asyncio.gather(*(flora.wait_for_run(one, timeout=100) for one in begun))
-        assert {one.run_id for one in runs} == {one.run_id for one in begun}
-        looks = sandbox.requests["GET /runs"] + sandbox.requests["GET /generations"]
-        assert looks <= waits
+class Counting(Sandbox):
+    """A sandbox that counts the looks at each run."""
+
+    async def _retrieve(self, request: web.Request) -> web.Response:
+        self.requests[request.match_info["run_id"]] += 1
+        return await super()._retrieve(request)
+
+
+def settle(waits: int, *, lost: float) -> tuple[int, Counter[int]]:
+    """Wait for that many runs at once in virtual time, with the package's own numbers.
+
+    Gives how many call-backs came, and how many runs were looked at how often; looks at several at once are number -1.
+    """
+
+    async def main() -> tuple[int, Counter[int]]:
+        came: set[str] = set()
+        async with (
+            Counting(lost_callbacks=lost) as sandbox,
+            Flora(sandbox.api_key, base_url=sandbox.base_url) as flora,
+        ):
+            inbox = flora.inbox(sandbox.webhook_secret)
+
+            def take(body: bytes, headers: dict[str, str]) -> None:
+                event = inbox.receive(body, headers)
+                assert event is not None
+                came.add(event.data.run_id)
+
+            async def one(number: int, url: str) -> str:
+                run = await flora.generate(**{**ORDER, "prompt": f"mug {number}"}, callback_url=url, timeout=None)
+                assert run.succeeded
+                return run.run_id
+
+            async with endpoint(take) as url:
+                settled = await asyncio.gather(*(one(number, url) for number in range(waits)))
+            assert set(settled) == set(sandbox.orders)
+            looks = Counter(sandbox.requests[run_id] for run_id in settled)
+            looks[-1] = sandbox.requests["GET /generations"]
+            return len(came), looks
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(main())
+
+
+@pytest.mark.parametrize("waits", [50, pytest.param(1000, marks=pytest.mark.proof)])
+def test_call_backs_settle_waits(waits: int) -> None:
+    """All of them, with at most one GET each, pages of the history counted in."""
+    came, looks = settle(waits, lost=0.0)
+    assert came == waits
+    assert set(looks) <= {-1, 0, 1}
+    assert looks[1] + looks[-1] <= waits
+
+
+@pytest.mark.parametrize("waits", [50, pytest.param(1000, marks=pytest.mark.proof)])
+def test_lost_call_backs(waits: int) -> None:
+    """One in ten: all waits are settled, still with at most one GET each."""
+    came, looks = settle(waits, lost=0.1)
+    assert 0.8 * waits <= came < waits, "the sandbox loses some"
+    assert set(looks) <= {-1, 0, 1}
+    assert looks[1] + looks[-1] <= waits
+
+
+async def test_what_nobody_waits_for_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nobody ever waits: what is remembered of call-backs has a bound."""
+    monkeypatch.setattr(_watcher, "HEARD", 10)
+    monkeypatch.setattr(_inbox, "REMEMBERED", 10)
+    async with Flora("any") as flora:
+        inbox = flora.inbox(SECRET)
+        for number in range(50):
+            body = delivery(f"run_{number}", number)
+            inbox.receive(body, sign(body, SECRET))
+        assert len(flora._watcher._heard) == len(inbox._seen) == 10
+
+
+async def test_the_sandbox_that_is_started_again() -> None:
+    """Calls back again."""
+    came: list[bytes] = []
+    sandbox = Sandbox(time_scale=0.001)
+    async with endpoint(lambda body, _: came.append(body)) as url:
+        for times in (1, 2):
+            async with sandbox, Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
+                await flora.generations.create(**ORDER, callback_url=url)
+                while len(came) < times:
+                    await asyncio.sleep(0.01)
 
 
 async def test_the_sandbox_repeats_what_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:

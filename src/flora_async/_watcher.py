@@ -98,22 +98,26 @@ class Watcher:
     def announce(self, run_id: str) -> None:
         """Look at a run now: somebody says that it has ended. From any thread."""
         if self._loop is None:
-            self._heard[run_id] = None
+            self._hear(run_id)
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._announced, run_id)
 
     def _announced(self, run_id: str) -> None:
         loop = asyncio.get_running_loop()
         entry = self._entries.get(run_id)
-        if entry is None:  # nobody waits for it yet
-            self._heard[run_id] = None
-            if len(self._heard) > HEARD:
-                del self._heard[next(iter(self._heard))]
+        if entry is None:
+            self._hear(run_id)
         elif entry.busy:  # by a look that may have left before the end
             loop.call_later(_pacing.POLL_FLOOR, self._announced, run_id)
         else:
             entry.hurry(loop.time())
             self._wake.set()
+
+    def _hear(self, run_id: str) -> None:
+        """Remember that a run has ended that nobody waits for yet."""
+        self._heard[run_id] = None
+        if len(self._heard) > HEARD:
+            self._heard.pop(next(iter(self._heard)), None)
 
     def wait(self, entry: Entry, *, deadline: float, known: Run | None = None, changes: bool = False) -> Waiter:
         """Wait for a run to finish, or (*changes*) to differ from its *known* record; cancel the future to leave."""

@@ -14,6 +14,8 @@ from flora_async.sandbox.runs import FAILURES, SandboxRun
 
 REPEATS = (0.0, 10.0, 60.0, 300.0)
 """Seconds before each attempt at a delivery, at time scale 1."""
+TELLING = 0.001
+"""Seconds from the end of a run to its call-back, so that whoever then looks finds it ended, by whatever rounding."""
 PATIENCE = aiohttp.ClientTimeout(total=10)
 API_VERSION = "2026-06-11"
 
@@ -38,7 +40,7 @@ class CallBacks:
             delivery.add_done_callback(self._deliveries.discard)
 
     async def _deliver(self, run: SandboxRun, url: str) -> None:
-        await asyncio.sleep(run.waiting + run.working)
+        await asyncio.sleep(run.waiting + run.working + TELLING)
         body = msgspec.json.encode(_event(run))
         for pause in REPEATS:
             await asyncio.sleep(pause * self._time_scale)
@@ -62,8 +64,9 @@ class CallBacks:
             delivery.cancel()
         if deliveries:
             await asyncio.wait(deliveries)
-        if self._session is not None:
-            await self._session.close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
 
 def _event(run: SandboxRun) -> dict[str, object]:
