@@ -406,3 +406,23 @@ def test_who_only_has_it_installed_pays_nothing(project: pytest.Pytester) -> Non
             assert not {"flora_async", "aiohttp", "msgspec"} & set(sys.modules)
         """,
     )
+
+
+def test_unittest(project: pytest.Pytester) -> None:
+    """Its asynchronous cases run as they always do, with a sandbox beside them."""
+    passes(
+        project,
+        """
+        import unittest
+        import pytest
+        from service import film
+
+        class TestFilm(unittest.IsolatedAsyncioTestCase):
+            @pytest.fixture(autouse=True)
+            def flora_of_the_test(self, flora):
+                self.flora = flora
+
+            async def test_it(self):
+                assert len(await film(self.flora, 2)) == 2
+        """,
+    )
