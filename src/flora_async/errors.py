@@ -1,4 +1,4 @@
-"""What can go wrong: one tree, and nothing but this tree (or cancellation) leaves the package.
+"""What can go wrong: one tree, and nothing but this tree (or cancellation) leaves the package::
 
     FloraError
     ├─ ConfigurationError (ValueError)   a bad argument, key, base_url or id; nothing was sent
@@ -117,7 +117,7 @@ class APIError(FloraError):
 
 
 class BadRequestError(APIError):
-    """400: the request is malformed; :attr:`fields` says where. Not worth repeating."""
+    """400: the request is malformed; ``fields`` says where. Not worth repeating."""
 
 
 class AuthenticationError(APIError):
@@ -158,7 +158,7 @@ class UnprocessableEntityError(APIError):
 
 
 class RateLimitError(APIError):
-    """429: too many requests for the workspace; :attr:`retry_after` says for how long, where FLORA does."""
+    """429: too many requests for the workspace; ``retry_after`` says for how long, where FLORA does."""
 
 
 class InternalServerError(APIError):
@@ -282,7 +282,7 @@ class CreateOutcomeUnknownError(FloraError):
 
 
 class RunFailedError(FloraError):
-    """FLORA gave the run up; :attr:`run` is its last word. A failed run is not charged."""
+    """FLORA gave the run up; ``run`` is its last word. A failed run is not charged."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
