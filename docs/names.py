@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 from collections.abc import Iterable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,6 +138,7 @@ def _defined(module: ModuleType) -> dict[str, tuple[ast.stmt, str]]:
     return _definitions(Path(inspect.getfile(module)))
 
 
+@cache
 def _definitions(path: Path) -> dict[str, tuple[ast.stmt, str]]:
     """Give the classes, functions and assignments of a file that have a docstring, and it."""
     body = ast.parse(path.read_text(encoding="utf-8")).body

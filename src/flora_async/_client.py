@@ -185,7 +185,7 @@ class Flora:
         await self.close()
 
     async def close(self) -> None:
-        """Close the client's connections; again is fine. Waits and requests under way end in `ClientClosedError`.
+        """Close the client's connections; again is fine. Waits and requests under way end in :class:`ClientClosedError`.
 
         Runs that were started go on at FLORA.
         """

@@ -1,0 +1,58 @@
+"""The documentation says what is so: its programs and commands run, and each public name has its page."""
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+import flora_async
+import names
+from flora_async.sandbox import Sandbox
+from programs import PAGES, ROOT, Ending, Example, commands, programs, run_all
+
+PROGRAMS = [program for page in PAGES for program in programs(page)]
+COMMANDS = [command for page in PAGES for command in commands(page)]
+NOTEBOOK = ROOT / "docs" / "notebook" / "first_steps.ipynb"
+
+
+def _named(examples: Iterable[Example]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("example", [pytest.param(example, id=example.name) for example in examples])
+
+
+@pytest.fixture(scope="module")
+def endings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ending]:
+    """Run all examples that are tested, before the first of them is looked at."""
+    chosen = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
+    examples = [chosen.params["example"] for chosen in chosen if chosen and "example" in chosen.params]
+    return run_all(examples, tmp_path_factory.mktemp("examples"))
+
+
+@_named(PROGRAMS)
+def test_each_program_runs(example: Example, endings: dict[str, Ending]) -> None:
+    """As it stands, with key and URL from the environment, without a warning."""
+    ending = endings[example.name]
+    assert ending.complaints == ""
+    assert ending.code == 0
+    assert ending.output
+
+
+@_named(COMMANDS)
+def test_each_command_runs(example: Example, endings: dict[str, Ending]) -> None:
+    """As it stands, with $RUN the id of a run."""
+    ending = endings[example.name]
+    assert ending.code == 0, ending.complaints
+    assert ending.output
+
+
+def test_each_public_name_has_its_page() -> None:
+    """Those of the front door and of each module that is public, and the fixtures."""
+    pages = names.pages()
+    assert {f"flora_async.{name}" for name in flora_async.__all__} <= pages.keys()
+    assert {f"flora_async.webhooks.{name}" for name in ("verify", "sign", "WebhookEvent", "SIGNATURE_HEADER")} <= pages.keys()
+    assert {f"flora_async.sandbox.{name}" for name in import_module("flora_async.sandbox").__all__} <= pages.keys()
+    assert {"flora_async.pytest_plugin.flora", "flora_async.pytest_plugin.flora_sandbox"} <= pages.keys()
