@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from docutils import nodes
+from docutils.nodes import document
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
-from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 
 import flora_async
 
@@ -27,6 +27,8 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = project
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = html_show_copyright = False
 
 autodoc_member_order = "bysource"
@@ -55,7 +57,7 @@ def _write_pages(_app: Sphinx) -> None:
 def _read_google_style(_app: Sphinx, what: str, _name: str, _value: object, _options: object, lines: list[str]) -> None:
     """Read the sections of docstrings; those of attributes have none, and their colons are mere colons."""
     if what not in ("attribute", "data", "property"):
-        lines[:] = GoogleDocstring(lines, Config(napoleon_use_rtype=False)).lines()
+        lines[:] = GoogleDocstring(lines).lines()
 
 
 def _hide_signature(
@@ -66,7 +68,7 @@ def _hide_signature(
     return ("", "") if signature and (what == "exception" or (what == "class" and made_here)) else None
 
 
-def _unlink_builtins(_app: Sphinx, doctree: nodes.document) -> None:
+def _unlink_builtins(_app: Sphinx, doctree: document) -> None:
     """Leave ``type`` what it is in annotations: Sphinx would take it for any attribute of that name."""
     for reference in list(doctree.findall(pending_xref)):
         if reference["reftarget"] == "type":

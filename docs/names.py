@@ -13,8 +13,6 @@ from pathlib import Path
 from textwrap import indent
 from types import ModuleType
 
-from msgspec import Struct
-
 import flora_async
 from flora_async import errors, models
 
@@ -62,8 +60,8 @@ def pages() -> dict[str, str]:
 def _index(chapters: Iterable[str]) -> str:
     listed = "".join(f"   {chapter}\n" for chapter in chapters)
     return (
-        f"{_title('Reference')}\nEach public name has a page. The first three chapters are what ``flora_async`` itself hands "
-        f"on; the others are modules of their own.\n\n.. toctree::\n   :maxdepth: 1\n\n{listed}"
+        f"{_title('Reference')}\nEach public name has a page. The first three chapters are what ``flora_async`` itself "
+        f"hands on; the others are modules of their own.\n\n.. toctree::\n   :maxdepth: 1\n\n{listed}"
     )
 
 
@@ -84,7 +82,8 @@ def _page(name: str) -> str:
     if isinstance(value, type):
         kind = "exception" if issubclass(value, BaseException) else "class"
         bases = "   :show-inheritance:\n" if kind == "exception" or value.__base__ in vars(flora_async).values() else ""
-        return f"{head}.. auto{kind}:: {name}\n{bases}   :members:\n   :undoc-members:\n   :inherited-members: {_OBVIOUS}\n"
+        members = f"   :members:\n   :undoc-members:\n   :inherited-members: {_OBVIOUS}\n"
+        return f"{head}.. auto{kind}:: {name}\n{bases}{members}"
     node, text = _definition(name)
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not _is_fixture(value):
         return f"{head}.. autofunction:: {name}\n"
@@ -147,7 +146,13 @@ def _definitions(path: Path) -> dict[str, tuple[ast.stmt, str]]:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             found[node.name] = node, ast.get_docstring(node) or ""
         elif isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AnnAssign) else None
+            target = (
+                node.targets[0]
+                if isinstance(node, ast.Assign)
+                else node.target
+                if isinstance(node, ast.AnnAssign)
+                else None
+            )
             if isinstance(target, ast.Name):
                 found[target.id] = node, inspect.cleandoc(str(following.value.value))
     return {name: (node, text) for name, (node, text) in found.items() if text}

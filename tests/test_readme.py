@@ -1,8 +1,9 @@
 """The README says what is so: its commands are the ones that are tested, and its programs, which test_docs runs."""
 
+from programs import README, ROOT, examples, programs
+
 import flora_async
 from flora_async.cli import PROGRAM
-from programs import README, ROOT, examples, programs
 
 
 def test_the_first_program_is_the_one_that_the_demo_prints() -> None:

@@ -1,4 +1,6 @@
-"""What can go wrong: one tree, and nothing but this tree (or cancellation) leaves the package::
+"""What can go wrong: one tree, and nothing but this tree (or cancellation) leaves the package.
+
+::
 
     FloraError
     ├─ ConfigurationError (ValueError)   a bad argument, key, base_url or id; nothing was sent
