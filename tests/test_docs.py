@@ -15,6 +15,7 @@ from programs import PAGES, ROOT, Ending, Example, commands, examples, programs,
 from sphinx.util.inventory import InventoryFile
 
 import flora_async
+from flora_async.cli.commands import COMMANDS as COMMANDS_OF_OURS
 from flora_async.sandbox import Sandbox
 
 PROGRAMS = [program for page in PAGES for program in programs(page)]
@@ -49,6 +50,12 @@ def test_each_command_runs(example: Example, endings: dict[str, Ending]) -> None
     ending = endings[example.name]
     assert ending.code == 0, ending.complaints
     assert ending.output
+
+
+def test_each_command_is_shown() -> None:
+    """Somewhere."""
+    pages = " ".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert all(f"flora-async {command}" in pages for command in COMMANDS_OF_OURS)
 
 
 def test_nothing_that_should_run_goes_by_another_name() -> None:
@@ -90,20 +97,8 @@ def test_each_public_name_gets_a_page() -> None:
 @pytest.mark.proof
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     """And each public name is explained on its page there."""
-    build = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-q",
-        "-W",
-        "--keep-going",
-        "-n",
-        "-b",
-        "html",
-        f"{ROOT}/docs",
-        f"{tmp_path}",
-    ]
-    built = subprocess.run(build, capture_output=True, text=True, check=False)
+    build = (sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-b", "html")
+    built = subprocess.run([*build, ROOT / "docs", tmp_path], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     inventory = InventoryFile.loads((tmp_path / "objects.inv").read_bytes(), uri="").data
     explained = {
