@@ -19,8 +19,8 @@ PAGES = (README, *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_bui
 
 AT_ONCE = 6
 """They mostly sleep between looks at a run, and else start up."""
-ENDLESS = ("sandbox", "demo")
-"""Commands that serve until they are interrupted, or have tests of their own."""
+ELSEWHERE = {"sandbox", "demo", "--open"}
+"""What serves until it is interrupted, takes long, or opens a browser, is tested where it is at home."""
 
 SLOW = re.compile(r"^Executing .* took [0-9.]+ seconds\n", re.MULTILINE)
 """What asyncio says of a busy machine, as it debugs."""
@@ -66,7 +66,7 @@ def commands(page: Path) -> list[Example]:
 
 def _is_ours(block: str) -> bool:
     lines = [line.split() for line in block.replace("\\\n", "").splitlines() if line.strip()]
-    return all(words[0] == "flora-async" and words[1] not in ENDLESS and "--open" not in words for words in lines)
+    return all(words[0] == "flora-async" and ELSEWHERE.isdisjoint(words) for words in lines)
 
 
 def run_all(wanted: Iterable[Example], folder: Path) -> dict[str, Ending]:
