@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import indent
@@ -25,11 +26,13 @@ CHAPTERS = {
     "telemetry": "Telemetry",
     "durable": "Durable runs",
     "sandbox": "The sandbox",
-    "pytest_plugin": "Fixtures for pytest",
+    "fixtures": "Fixtures for pytest",
 }
 """By the module that they are about; one that is not there has no chapter. The first three are the front door."""
 
 _FRONT = {"client": flora_async, "models": models, "errors": errors}
+_PLUGIN = entry_points(group="pytest11")["flora_async"].module
+"""Where the fixtures are. Their names are theirs alone, without a module."""
 _OBVIOUS = "BaseException, Struct, Closing"
 """Ancestors whose members nobody looks for here."""
 
@@ -40,10 +43,10 @@ def public_names() -> dict[str, list[str]]:
     for name in flora_async.__all__:
         chapter = next((chapter for chapter in ("models", "errors") if name in _defined(_FRONT[chapter])), "client")
         names[chapter].append(f"flora_async.{name}")
-    for chapter in CHAPTERS.keys() - _FRONT.keys():
+    for chapter in CHAPTERS.keys() - _FRONT.keys() - {"fixtures"}:
         if find_spec(f"flora_async.{chapter}") is not None:
-            module = import_module(f"flora_async.{chapter}")
-            names[chapter] = [f"{module.__name__}.{name}" for name in _offered(module)]
+            names[chapter] = [f"flora_async.{chapter}.{name}" for name in _offered(_module(chapter))]
+    names["fixtures"] = [name for name, value in vars(_module("fixtures")).items() if _is_fixture(value)]
     return {chapter: names[chapter] for chapter in CHAPTERS if chapter in names}
 
 
@@ -66,7 +69,7 @@ def _index(chapters: Iterable[str]) -> str:
 
 
 def _chapter(chapter: str, names: list[str]) -> str:
-    module = _FRONT.get(chapter) or import_module(f"flora_async.{chapter}")
+    module = _module(chapter)
     rows = "".join(f"   * - :py:obj:`~{name}`\n     - {_summary(name)}\n" for name in names)
     listed = "".join(f"   {name}\n" for name in names)
     return (
@@ -77,8 +80,8 @@ def _chapter(chapter: str, names: list[str]) -> str:
 
 def _page(name: str) -> str:
     module, _, last = name.rpartition(".")
-    value = getattr(import_module(module), last)
-    head = f"{_title(last)}\n.. py:currentmodule:: {module}\n\n"
+    value = getattr(import_module(module or _PLUGIN), last)
+    head = f"{_title(last)}\n.. py:currentmodule:: {module or 'None'}\n\n"
     if isinstance(value, type):
         kind = "exception" if issubclass(value, BaseException) else "class"
         bases = "   :show-inheritance:\n" if kind == "exception" or value.__base__ in vars(flora_async).values() else ""
@@ -111,11 +114,14 @@ def _title(text: str) -> str:
     return f"{shown}\n{'=' * len(shown)}\n"
 
 
+def _module(chapter: str) -> ModuleType:
+    return _FRONT.get(chapter) or import_module(_PLUGIN if chapter == "fixtures" else f"flora_async.{chapter}")
+
+
 def _offered(module: ModuleType) -> list[str]:
-    """Give what a module means others to use: what it lists, else its fixtures, else what has a docstring."""
+    """Give what a module means others to use: what it lists, else what has a docstring."""
     listed: list[str] | None = getattr(module, "__all__", None)
-    fixtures = [name for name, value in vars(module).items() if _is_fixture(value)]
-    return listed or fixtures or [name for name in _defined(module) if not name.startswith("_")]
+    return listed or [name for name in _defined(module) if not name.startswith("_")]
 
 
 def _is_fixture(value: object) -> bool:
@@ -125,7 +131,7 @@ def _is_fixture(value: object) -> bool:
 def _definition(name: str) -> tuple[ast.stmt, str]:
     """Find where a name is defined: in its own module, or behind the front door."""
     module, _, last = name.rpartition(".")
-    source = Path(inspect.getfile(import_module(module)))
+    source = Path(inspect.getfile(import_module(module or _PLUGIN)))
     for path in [source, *sorted(source.parent.glob("*.py"))]:
         found = _definitions(path).get(last)
         if found is not None:
