@@ -73,7 +73,7 @@ def _chapter(chapter: str, names: list[str]) -> str:
     rows = "".join(f"   * - :py:obj:`~{name}`\n     - {_summary(name)}\n" for name in names)
     listed = "".join(f"   {name}\n" for name in names)
     return (
-        f"{_title(CHAPTERS[chapter])}\n.. automodule:: {module.__name__}\n   :no-index:\n\n"
+        f"{_title(CHAPTERS[chapter])}\n.. automodule:: {module.__name__}\n\n"
         f".. list-table::\n   :widths: 30 70\n\n{rows}\n.. toctree::\n   :hidden:\n\n{listed}"
     )
 
