@@ -38,7 +38,10 @@ python_maximum_signature_line_length = 88
 
 # Names of others: no inventory of theirs is read.
 nitpick_ignore_regex = [
-    ("py:.*", r"(aiohttp|asyncio|backoff|collections|datetime|msgspec|os|pathlib|pytest|typing)\..*"),
+    (
+        "py:.*",
+        r"(aiohttp|asyncio|backoff|collections|datetime|msgspec|opentelemetry|os|pandas|pathlib|polars|pyarrow|pytest|typing)\..*",
+    ),
     ("py:.*", r"flora_async\..*\.T"),
     ("py:class", r"Any|Callable|Generator|Mapping|Outputs|T"),
 ]
@@ -63,8 +66,8 @@ def _read_google_style(_app: Sphinx, what: str, _name: str, _value: object, _opt
 def _hide_signature(
     _app: Sphinx, what: str, _name: str, value: object, _options: object, signature: str | None, _returns: str
 ) -> tuple[str, str] | None:
-    """Show how those classes are made that users make: the client, the sandbox and records."""
-    made_here = getattr(value, "__module__", "").startswith("flora_async._") and value is not flora_async.Flora
+    """Show how those classes are made that users make: those that explain their arguments, and public records."""
+    made_here = "._" in getattr(value, "__module__", "") and "Args:" not in (value.__doc__ or "")
     return ("", "") if signature and (what == "exception" or (what == "class" and made_here)) else None
 
 

@@ -106,7 +106,7 @@ def _directive(name: str, node: ast.stmt) -> str:
 def _summary(name: str) -> str:
     """Give the first sentence of what is said of a name."""
     paragraph = " ".join(_definition(name)[1].split("\n\n")[0].split())
-    return re.split(r"(?<=[.])\s", paragraph)[0]
+    return re.sub(r":attr:`(\w+)`", r"``\1``", re.split(r"(?<=[.])\s", paragraph)[0])
 
 
 def _title(text: str) -> str:
