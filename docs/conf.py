@@ -36,12 +36,12 @@ autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 
-# Names of others: no inventory of theirs is read.
+OTHERS = """
+    aiohttp asyncio backoff collections datetime msgspec opentelemetry os pandas pathlib polars pyarrow pytest typing
+"""
+"""Whose names are no links: no inventory of theirs is read."""
 nitpick_ignore_regex = [
-    (
-        "py:.*",
-        r"(aiohttp|asyncio|backoff|collections|datetime|msgspec|opentelemetry|os|pandas|pathlib|polars|pyarrow|pytest|typing)\..*",
-    ),
+    ("py:.*", rf"({'|'.join(OTHERS.split())})\..*"),
     ("py:.*", r"flora_async\..*\.T"),
     ("py:class", r"Any|Callable|Generator|Mapping|Outputs|T"),
 ]
