@@ -24,7 +24,7 @@ CHAPTERS = {
     "webhooks": "Webhooks",
     "export": "Export",
     "telemetry": "Telemetry",
-    "durable": "Durable runs",
+    "durable": "Durable batches",
     "sandbox": "The sandbox",
     "fixtures": "Fixtures for pytest",
 }
