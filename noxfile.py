@@ -134,6 +134,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation in docs/_build/html, with warnings as errors."""
+    _install(session)
+    session.run("python", "-m", "sphinx", "-W", "--keep-going", "-n", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Run the demonstration, in a temporary folder."""
     _install(session)

@@ -185,9 +185,9 @@ class Flora:
         await self.close()
 
     async def close(self) -> None:
-        """Close the client's connections; again is fine. Waits and requests under way end in `ClientClosedError`.
+        """Close the client's connections; again is fine.
 
-        Runs that were started go on at FLORA.
+        Waits and requests under way end in :class:`ClientClosedError`. Runs that were started go on at FLORA.
         """
         await self._transport.close()
         await self._watcher.close()

@@ -16,7 +16,7 @@ from flora_async.models import Order, Run, StartedRun
 
 
 class Outcome(Struct, frozen=True):
-    """What became of an order: :attr:`run` if it has completed, else :attr:`error`."""
+    """What became of an order: ``run`` if it has completed, else ``error``."""
 
     order: Order
     run: Run | None

@@ -25,7 +25,7 @@ OnUpdate: TypeAlias = Callable[[Run], object]
 
 
 class RunOutcome(Struct, frozen=True):
-    """How a run ended: :attr:`run` if it has completed, else :attr:`error`."""
+    """How a run ended: ``run`` if it has completed, else ``error``."""
 
     run_id: str
     run: Run | None

@@ -1,5 +1,7 @@
 """What can go wrong: one tree, and nothing but this tree (or cancellation) leaves the package.
 
+::
+
     FloraError
     ├─ ConfigurationError (ValueError)   a bad argument, key, base_url or id; nothing was sent
     ├─ ClientClosedError                 used after close
@@ -90,7 +92,9 @@ class APIError(FloraError):
     ) -> None:
         super().__init__(message)
         self.message = message
+        """FLORA's words, for people."""
         self.status = status
+        """The HTTP status."""
         self.code = code
         """FLORA's machine-readable word for it; ``None`` when something in between has answered."""
         self.fields = fields
@@ -117,7 +121,7 @@ class APIError(FloraError):
 
 
 class BadRequestError(APIError):
-    """400: the request is malformed; :attr:`fields` says where. Not worth repeating."""
+    """400: the request is malformed; ``fields`` says where. Not worth repeating."""
 
 
 class AuthenticationError(APIError):
@@ -158,7 +162,7 @@ class UnprocessableEntityError(APIError):
 
 
 class RateLimitError(APIError):
-    """429: too many requests for the workspace; :attr:`retry_after` says for how long, where FLORA does."""
+    """429: too many requests for the workspace; ``retry_after`` says for how long, where FLORA does."""
 
 
 class InternalServerError(APIError):
@@ -171,11 +175,13 @@ class APIConnectionError(FloraError):
     def __init__(self, message: str, *, sent: SendState, retryable: bool = True, request_id: str | None = None) -> None:
         super().__init__(message)
         self.message = message
+        """What has happened, for people."""
         self.sent: SendState = sent
         """``"not_sent"``: FLORA cannot have seen the request. ``"maybe_sent"``: it can have."""
         self.retryable = retryable
         """Whether the same request may fare better in a moment."""
         self.request_id = request_id
+        """What FLORA's support asks for, if an answer had begun."""
         self.attempts = 1
         """How often the request was tried."""
 
@@ -217,12 +223,15 @@ class ResponseDecodeError(FloraError):
     ) -> None:
         super().__init__(reason)
         self.reason = reason
+        """What is wrong with it."""
         self.field = field
         """Where in the answer, like ``$.generations[0].status``; ``None`` if it is no JSON object at all."""
         self.url = url
         """What was asked for, without its query."""
         self.status = status
+        """The HTTP status."""
         self.request_id = request_id
+        """What FLORA's support asks for."""
         self.excerpt = excerpt
         """The beginning of the answer."""
         self.attempts = 1
@@ -258,11 +267,13 @@ class CreateOutcomeUnknownError(FloraError):
     ) -> None:
         super().__init__(reason)
         self.order = order
+        """What was ordered."""
         self.idempotency_key = idempotency_key
         """The one key under which every attempt was sent."""
         self.window = window
         """Unix seconds by FLORA's clock, as far as that is known: a run of this order was created between them."""
         self.attempts = attempts
+        """How often it was sent."""
         self.reason = reason
         """What became of the last attempt."""
         self.accepted = accepted
@@ -282,13 +293,16 @@ class CreateOutcomeUnknownError(FloraError):
 
 
 class RunFailedError(FloraError):
-    """FLORA gave the run up; :attr:`run` is its last word. A failed run is not charged."""
+    """FLORA gave the run up; ``run`` is its last word. A failed run is not charged."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        """The run as it ended."""
         self.run_id: str | None = run.run_id
         self.code: str | None = run.error_code
+        """FLORA's machine-readable word for why, like ``safety_blocked``. Open."""
         self.message: str | None = run.error_message
+        """FLORA's words for it, for people."""
         super().__init__(f"{run.run_id} failed: {self.code or 'no code'}: {self.message or 'no message'}")
 
 

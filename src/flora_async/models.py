@@ -166,6 +166,7 @@ class Run(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     charged_cost: float | None = None
     """USD."""
     outputs: Outputs = ()
+    """What it has made, each an :class:`Output`; empty until it has completed."""
     error_code: str | None = None
     error_message: str | None = None
     poll_url: str | None = None

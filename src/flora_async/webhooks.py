@@ -20,8 +20,11 @@ from msgspec import Struct
 from flora_async import errors
 
 SIGNATURE_HEADER = "Flora-Signature"
+"""The header that proves a call-back: its time and its signatures."""
 ID_HEADER = "Flora-Webhook-Id"
+"""The header with the delivery's id; it is in the body too, where it is signed."""
 EVENT_HEADER = "Flora-Event"
+"""The header with the event's type; it is in the body too, where it is signed."""
 
 _MAX_BODY = 2**20
 _MAX_HEADER = 4096

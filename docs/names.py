@@ -1,0 +1,164 @@
+"""The public names of the package, and the page that each of them has in the documentation."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from textwrap import indent
+from types import ModuleType
+
+import flora_async
+from flora_async import errors, models
+
+CHAPTERS = {
+    "client": "The client",
+    "models": "What FLORA says",
+    "errors": "What can go wrong",
+    "webhooks": "Webhooks",
+    "export": "Export",
+    "telemetry": "Telemetry",
+    "durable": "Durable batches",
+    "sandbox": "The sandbox",
+    "fixtures": "Fixtures for pytest",
+}
+"""By the module that they are about; one that is not there has no chapter. The first three are the front door."""
+
+_FRONT = {"client": flora_async, "models": models, "errors": errors}
+_PLUGIN = entry_points(group="pytest11")["flora_async"].module
+"""Where the fixtures are. Their names are theirs alone, without a module."""
+_OBVIOUS = "BaseException, Struct, Closing"
+"""Ancestors whose members nobody looks for here."""
+
+
+def public_names() -> dict[str, list[str]]:
+    """Give the full names of each chapter."""
+    names: dict[str, list[str]] = {chapter: [] for chapter in _FRONT}
+    for name in flora_async.__all__:
+        chapter = next((chapter for chapter in ("models", "errors") if name in _defined(_FRONT[chapter])), "client")
+        names[chapter].append(f"flora_async.{name}")
+    for chapter in CHAPTERS.keys() - _FRONT.keys() - {"fixtures"}:
+        if find_spec(f"flora_async.{chapter}") is not None:
+            names[chapter] = [f"flora_async.{chapter}.{name}" for name in _offered(_module(chapter))]
+    names["fixtures"] = [name for name, value in vars(_module("fixtures")).items() if _is_fixture(value)]
+    return {chapter: names[chapter] for chapter in CHAPTERS if chapter in names}
+
+
+def pages() -> dict[str, str]:
+    """Write the index, and a page for each chapter and each name, in reStructuredText."""
+    chapters = public_names()
+    written = {"index": _index(chapters)}
+    for chapter, names in chapters.items():
+        written[chapter] = _chapter(chapter, names)
+        written |= {name: _page(name) for name in names}
+    return written
+
+
+def _index(chapters: Iterable[str]) -> str:
+    listed = "".join(f"   {chapter}\n" for chapter in chapters)
+    return (
+        f"{_title('Reference')}\nEach public name has a page. The first three chapters are what ``flora_async`` itself "
+        f"hands on; the others are modules of their own.\n\n.. toctree::\n   :maxdepth: 1\n\n{listed}"
+    )
+
+
+def _chapter(chapter: str, names: list[str]) -> str:
+    module = _module(chapter)
+    rows = "".join(f"   * - :py:obj:`~{name}`\n     - {_summary(name)}\n" for name in names)
+    listed = "".join(f"   {name}\n" for name in names)
+    return (
+        f"{_title(CHAPTERS[chapter])}\n.. automodule:: {module.__name__}\n\n"
+        f".. list-table::\n   :widths: 30 70\n\n{rows}\n.. toctree::\n   :hidden:\n\n{listed}"
+    )
+
+
+def _page(name: str) -> str:
+    module, _, last = name.rpartition(".")
+    value = getattr(import_module(module or _PLUGIN), last)
+    head = f"{_title(last)}\n.. py:currentmodule:: {module or 'None'}\n\n"
+    if isinstance(value, type):
+        kind = "exception" if issubclass(value, BaseException) else "class"
+        bases = "   :show-inheritance:\n" if kind == "exception" or value.__base__ in vars(flora_async).values() else ""
+        members = f"   :members:\n   :undoc-members:\n   :inherited-members: {_OBVIOUS}\n"
+        return f"{head}.. auto{kind}:: {name}\n{bases}{members}"
+    node, text = _definition(name)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not _is_fixture(value):
+        return f"{head}.. autofunction:: {name}\n"
+    return f"{head}{_directive(last, node)}\n{indent(text, '   ')}\n"
+
+
+def _directive(name: str, node: ast.stmt) -> str:
+    """Give what autodoc does not know of: aliases, which have no docstring of their own, constants and fixtures."""
+    if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Subscript):
+        return f".. py:data:: {name}\n   :type: {ast.unparse(node.returns.slice)}\n"
+    value = ast.unparse(node.value) if isinstance(node, ast.Assign | ast.AnnAssign) and node.value else ""
+    if isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias":
+        return f".. py:type:: {name}\n   :canonical: {value}\n"
+    return f".. py:data:: {name}\n   :value: {value}\n"
+
+
+def _summary(name: str) -> str:
+    """Give the first sentence of what is said of a name."""
+    paragraph = " ".join(_definition(name)[1].split("\n\n")[0].split())
+    return re.sub(r":attr:`(\w+)`", r"``\1``", re.split(r"(?<=[.])\s", paragraph)[0])
+
+
+def _title(text: str) -> str:
+    shown = f"``{text}``" if text.startswith("_") else text
+    return f"{shown}\n{'=' * len(shown)}\n"
+
+
+def _module(chapter: str) -> ModuleType:
+    return _FRONT.get(chapter) or import_module(_PLUGIN if chapter == "fixtures" else f"flora_async.{chapter}")
+
+
+def _offered(module: ModuleType) -> list[str]:
+    """Give what a module means others to use: what it lists, else what has a docstring."""
+    listed: list[str] | None = getattr(module, "__all__", None)
+    return listed or [name for name in _defined(module) if not name.startswith("_")]
+
+
+def _is_fixture(value: object) -> bool:
+    return type(value).__name__ == "FixtureFunctionDefinition"
+
+
+def _definition(name: str) -> tuple[ast.stmt, str]:
+    """Find where a name is defined: in its own module, or behind the front door."""
+    module, _, last = name.rpartition(".")
+    source = Path(inspect.getfile(import_module(module or _PLUGIN)))
+    for path in [source, *sorted(source.parent.glob("*.py"))]:
+        found = _definitions(path).get(last)
+        if found is not None:
+            return found
+    raise LookupError(f"{name} has no docstring")
+
+
+def _defined(module: ModuleType) -> dict[str, tuple[ast.stmt, str]]:
+    return _definitions(Path(inspect.getfile(module)))
+
+
+@cache
+def _definitions(path: Path) -> dict[str, tuple[ast.stmt, str]]:
+    """Give the classes, functions and assignments of a file that have a docstring, and it."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    found: dict[str, tuple[ast.stmt, str]] = {}
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found[node.name] = node, ast.get_docstring(node) or ""
+        elif isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            target = (
+                node.targets[0]
+                if isinstance(node, ast.Assign)
+                else node.target
+                if isinstance(node, ast.AnnAssign)
+                else None
+            )
+            if isinstance(target, ast.Name):
+                found[target.id] = node, inspect.cleandoc(str(following.value.value))
+    return {name: (node, text) for name, (node, text) in found.items() if text}

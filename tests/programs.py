@@ -1,0 +1,112 @@
+"""What the README and the guide show, taken out of them to be run: whole programs, and commands of the terminal."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flora_async import Flora
+from flora_async.sandbox import Sandbox
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = (README, *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts))
+
+AT_ONCE = 6
+"""They mostly sleep between looks at a run, and else start up."""
+ELSEWHERE = {"sandbox", "demo", "--open"}
+"""What serves until it is interrupted, takes long, or opens a browser, is tested where it is at home."""
+
+SLOW = re.compile(r"^Executing .* took [0-9.]+ seconds\n", re.MULTILINE)
+"""What asyncio says of a busy machine, as it debugs."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A block of a page."""
+
+    name: str
+    """Page and line."""
+    language: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How it ended."""
+
+    code: int | None
+    output: str
+    complaints: str
+
+
+def examples(page: Path) -> list[Example]:
+    """Read the blocks of a page."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        Example(f"{page.stem}:{text.count(chr(10), 0, block.start())}", block[2], textwrap.dedent(block[3]))
+        for block in re.finditer(r"^([ \t]*)```(\w+)\n(.*?)^[ \t]*```", text, re.DOTALL | re.MULTILINE)
+    ]
+
+
+def programs(page: Path) -> list[Example]:
+    """Give the programs of a page."""
+    return [example for example in examples(page) if example.language == "python"]
+
+
+def commands(page: Path) -> list[Example]:
+    """Give the blocks of a page that are commands of ours and nothing else."""
+    return [example for example in examples(page) if example.language == "sh" and _is_ours(example.text)]
+
+
+def _is_ours(block: str) -> bool:
+    lines = [line.split() for line in block.replace("\\\n", "").splitlines() if line.strip()]
+    return all(words[0] == "flora-async" and ELSEWHERE.isdisjoint(words) for words in lines)
+
+
+def run_all(wanted: Iterable[Example], folder: Path) -> dict[str, Ending]:
+    """Run examples side by side against one sandbox, each in an empty folder of its own."""
+    return asyncio.run(_run_all(list(wanted), folder))
+
+
+async def _run_all(wanted: list[Example], folder: Path) -> dict[str, Ending]:
+    places = asyncio.Semaphore(AT_ONCE)
+    async with Sandbox(time_scale=0.01) as sandbox:
+        async with Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
+            started = await flora.generations.create(
+                type="image", prompt="a mug", workspace_id="ws_demo", project_id="prj_demo"
+            )
+        settings = {
+            "FLORA_API_KEY": sandbox.api_key,
+            "FLORA_BASE_URL": sandbox.base_url,
+            "FLORA_WEBHOOK_SECRET": sandbox.webhook_secret,
+            "RUN": started.run_id,
+        }
+
+        async def run(example: Example, home: Path) -> Ending:
+            async with places:
+                return await _run(example, home, settings)
+
+        homes = [folder / f"{number}" for number in range(len(wanted))]
+        endings = await asyncio.gather(*map(run, wanted, homes))
+    return {example.name: ending for example, ending in zip(wanted, endings, strict=True)}
+
+
+async def _run(example: Example, home: Path, settings: dict[str, str]) -> Ending:
+    home.mkdir()
+    if example.language == "python":
+        (home / "program.py").write_text(example.text, encoding="utf-8")
+        command = [sys.executable, "-W", "error", "-X", "dev", "program.py"]
+        settings = {**settings, "PATH": ""}
+    else:
+        command = ["/bin/sh", "-e", "-c", example.text]
+        settings = {**settings, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    pipe = subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, cwd=home, env=settings, stdout=pipe, stderr=pipe)
+    output, complaints = await process.communicate()
+    return Ending(process.returncode, output.decode(), SLOW.sub("", complaints.decode()))
