@@ -133,8 +133,8 @@ class Generations:
         async def fetch(cursor: str | None) -> GenerationPage:
             return await transport.call(request_at(cursor), _wire.read_page)
 
-        request_at(cursor)  # refuses bad arguments here and now
-        return GenerationList(fetch, cursor)
+        first = request_at(cursor)  # refuses bad arguments here and now
+        return GenerationList(fetch, cursor, first.url)
 
 
 class Birth(Struct, frozen=True):
