@@ -46,6 +46,20 @@ if TYPE_CHECKING:
     import polars
     import pyarrow
 
+__all__ = [
+    "Exported",
+    "RecordBatches",
+    "Row",
+    "record_batches",
+    "rows",
+    "to_arrow",
+    "to_csv",
+    "to_jsonl",
+    "to_pandas",
+    "to_parquet",
+    "to_polars",
+]
+
 Row: TypeAlias = dict[str, object]
 """The columns of one run, by name."""
 
