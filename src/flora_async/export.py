@@ -27,6 +27,7 @@ import csv
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from importlib import import_module
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -242,6 +243,7 @@ async def to_parquet(listing: GenerationList, path: str | PathLike[str], *, sinc
         ConfigurationError: pyarrow is missing.
     """
     _need("pyarrow", "'flora-async[export]'")
+    await run_sync(import_module, "pyarrow.parquet")  # a quarter of a second, which must not stop the loop
     return await save(listing, path, since, _parquet)
 
 
