@@ -125,7 +125,8 @@ class Once:
 def warn_of_broken(page: GenerationPage) -> None:
     """Have the log name the items of a page that cannot be read."""
     for item in page.broken:
-        log.warning("an item of the history cannot be read, at %s (%s)", item.field, item.request_id)
+        said = {"field": item.field, "request_id": item.request_id}
+        log.warning("an item of the history cannot be read, at %s (%s)", item.field, item.request_id, extra=said)
 
 
 class GenerationIterator(Closing):

@@ -76,7 +76,8 @@ async def _collect(listing: GenerationList, path: Path, since: datetime | None) 
     except errors.BadRequestError:
         if last is None:
             raise
-        log.warning("FLORA does not take the cursor in %s any more; the export begins anew", path)
+        said = {"pages": str(path)}
+        log.warning("FLORA does not take the cursor in %s any more; the export begins anew", path, extra=said)
         await run_sync(path.unlink)
         await run_sync(_resume, path, begun)
         await _walk(listing, path, since, None)
