@@ -157,7 +157,7 @@ def test_the_front_door_hands_on_all_that_is_public() -> None:
     assert len(set(names)) == len(names)
     assert [name for name in names if name.startswith("_")] == ["__version__"]
     assert all(hasattr(flora_async, name) for name in names)
-    for module in (flora_async.models, flora_async.errors):
+    for module in (flora_async.models, flora_async.errors, flora_async._events):
         public = {
             name
             for name, value in vars(module).items()
