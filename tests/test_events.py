@@ -204,7 +204,7 @@ async def test_many_waits_share_looks(flora: Flora, server: Scripted, told: Told
     assert sorted(wait.run_id for wait in ended) == ids
     assert {(wait.status, wait.charged_cost) for wait in ended} == {("completed", 0.5)}
     looks = [run_id for look in told.of(LookEnded) for run_id in look.run_ids]
-    assert {wait.run_id: wait.looks for wait in ended} == {run_id: looks.count(run_id) for run_id in ids}
+    assert all(wait.looks >= max(1, looks.count(wait.run_id)) for wait in ended)
     assert len({wait.wait for wait in told.of(WaitBegan)}) == 5
 
 
@@ -413,6 +413,7 @@ async def test_a_burst_on_the_sandbox_adds_up() -> None:
     assert len(set(ids)) == 100
     assert sorted(wait.run_id for wait in told.of(WaitBegan)) == sorted(w.run_id for w in told.of(WaitEnded)) == ids
     assert {wait.status for wait in told.of(WaitEnded)} == {"completed"}
+    assert min(wait.looks for wait in told.of(WaitEnded)) >= 1
     looks = [ended for ended in told.of(RequestEnded) if ended.method == "GET"]
     assert len(looks) == len(told.of(LookEnded)) == len(told.of(LookBegan))
 

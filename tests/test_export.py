@@ -369,8 +369,9 @@ async def test_cancelling_leaves_no_half_file(
     path = tmp_path / "h.csv"
     async with asyncio.TaskGroup() as group:
         export_ = group.create_task(export.to_csv(flora.generations.list(), path))
-        while not (tmp_path / "h.csv.part").exists():
-            await asyncio.sleep(0)
+        with anyio.fail_after(30):
+            while not (tmp_path / "h.csv.part").exists():
+                await asyncio.sleep(0)
         export_.cancel()
     assert names(tmp_path) == ["h.csv.pages"]
 

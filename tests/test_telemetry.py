@@ -4,10 +4,11 @@ import asyncio
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import backoff
 import pytest
 from opentelemetry import trace
@@ -79,6 +80,13 @@ async def flora(server: Scripted, kept: Kept) -> AsyncIterator[Flora]:
         yield client
 
 
+async def until(so: Callable[[], object]) -> None:
+    """Let the loop run until something is so."""
+    with anyio.fail_after(30):
+        while not so():
+            await asyncio.sleep(0.001)
+
+
 def id_of(span: ReadableSpan | trace.SpanContext | None) -> int:
     """Give the id of a span."""
     found = span.context if isinstance(span, ReadableSpan) else span
@@ -134,12 +142,10 @@ async def test_how_a_wait_ended(flora: Flora, server: Scripted, kept: Kept, way:
             await flora.wait_for_run(RUN_ID, timeout=0.05)
     else:
         waiting = asyncio.create_task(flora.wait_for_run(RUN_ID))
-        while not server.asked:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.asked)
         waiting.cancel()
         await asyncio.wait([waiting])
-    while not kept.spans("flora.wait"):
-        await asyncio.sleep(0)
+    await until(lambda: kept.spans("flora.wait"))
     (wait,) = kept.spans("flora.wait")
     attributes = wait.attributes or {}
     status, told = {

@@ -110,7 +110,7 @@ class WaitEnded(Event, frozen=True, gc=False, kw_only=True):
     """Else why the wait has: the name of an error, ``CancelledError`` if nobody waits any more."""
     seconds: float
     looks: int
-    """How many requests have asked for the run meanwhile; a page of the history asks for many runs at once."""
+    """How many requests have asked for the run or told of it; a page of the history does so for many at once."""
     lag: float | None
     """Seconds from the run's end (or the wait's beginning, if that came later) until this client knew, as far as this
     machine's clock agrees with FLORA's; ``None``: FLORA does not say when it ended."""

@@ -412,6 +412,7 @@ class Watcher:
             entry = self._entries.get(row.run_id)
             if entry is not None and not (row.finished and self._incomplete(entry, row, now)):
                 entry.alone, entry.misses = False, 0
+                entry.looks += not entry.busy  # it came along
                 self._seen(entry, as_run(row), now)
         cursors = self._places.cursors
         if scope == self._scope and number < len(cursors) and cursors[number] == cursor:
