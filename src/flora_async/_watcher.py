@@ -67,7 +67,7 @@ class Watcher:
 
     def __init__(self, eyes: Eyes) -> None:
         self._eyes = eyes
-        self.tell = eyes.tell
+        self.tell: Tell | None = eyes.tell
         self._entries: dict[str, Entry] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
