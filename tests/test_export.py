@@ -397,6 +397,18 @@ async def test_record_batches(flora: Flora, server: Scripted, monkeypatch: pytes
     assert seen == [(["run_6", "run_5", "run_4"], "b", 1), (["run_3", "run_2"], None, 1)]
 
 
+async def test_record_batches_after_an_error(flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read before it is in the next batch."""
+    monkeypatch.setattr(export, "BATCH", 2)
+    server.on("GET", "/generations", page("run_2", cursor="a"), *[error(500)] * 3, page("run_1"))
+    batches = export.record_batches(flora.generations.list())
+    with pytest.raises(InternalServerError):
+        await anext(batches)
+    assert (await anext(batches))["run_id"].to_pylist() == ["run_2", "run_1"]
+    with pytest.raises(StopAsyncIteration):
+        await anext(batches)
+
+
 # -- what cannot be
 
 

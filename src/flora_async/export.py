@@ -164,7 +164,10 @@ def _arrow_schema() -> pyarrow.Schema:
 
 
 class RecordBatches(Closing):
-    """The history as Arrow record batches of about 10,000 rows, one at a time: ``async for`` over it."""
+    """The history as Arrow record batches of about 10,000 rows, one at a time: ``async for`` over it.
+
+    After an error it can be asked again, and goes on with the page that it did not get.
+    """
 
     next_cursor: str | None
     """Where the history goes on after the batch that came last; ``list(cursor=...)`` begins there."""
@@ -176,24 +179,26 @@ class RecordBatches(Closing):
         self.broken = 0
         self._pages = listing.pages()
         self._once = Once()
+        self._cursor: str | None = None
+        self._generations: list[Generation] = []
+        """What was read since the last batch: it outlives an error."""
 
     def __aiter__(self) -> RecordBatches:
         return self
 
     async def __anext__(self) -> pyarrow.RecordBatch:
-        generations: list[Generation] = []
-        cursor = self.next_cursor
         async for page in self._pages:
             warn_of_broken(page)
             self.broken += len(page.broken)
-            generations += self._once.fresh(page.generations)
-            cursor = page.next_cursor
-            if len(generations) >= BATCH:
+            self._generations += self._once.fresh(page.generations)
+            self._cursor = page.next_cursor
+            if len(self._generations) >= BATCH:
                 break
-        if not generations:
+        if not self._generations:
             raise StopAsyncIteration
-        batch = await run_sync(_record_batch, generations)
-        self.next_cursor = cursor
+        batch = await run_sync(_record_batch, self._generations)
+        self._generations = []
+        self.next_cursor = self._cursor
         return batch
 
     async def aclose(self) -> None:
