@@ -302,14 +302,14 @@ async def test_a_watch_is_one_wait(flora: Flora, server: Scripted, told: Told) -
     assert (ended.wait, ended.looks, ended.status) == (began.wait, 4, "completed")
 
 
-@pytest.mark.parametrize("way", ["aclose", "break", "loop"])
+@pytest.mark.parametrize("way", ["closed", "dropped"])
 async def test_a_watch_that_is_left(flora: Flora, server: Scripted, told: Told, way: str) -> None:
     """Between two changes, ends once: when it is closed or dropped."""
     server.on("GET", f"/runs/{RUN_ID}", answer(run("running")))
     watch = flora.watch_run([RUN_ID])
     await anext(watch)
     assert told.of(WaitEnded) == []
-    if way == "aclose":
+    if way == "closed":
         await watch.aclose()
     del watch
     gc.collect()
