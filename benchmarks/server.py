@@ -1,6 +1,7 @@
 """A canned FLORA for measurements: a process that answers from prepared bytes, so that the client is what is measured.
 
-It parses no more than it must (the path, the length of a body) and checks nothing. Runs whose id begins with
+It parses no more than it must (the path, the length of a body) and checks nothing. Of a long history the first hundred
+pages are prepared. Runs whose id begins with
 ``run_slow`` never end; everything else has completed. Below ``/late`` each answer takes 50 ms.
 """
 
@@ -11,6 +12,7 @@ import asyncio
 import json
 import os
 import signal
+from collections.abc import Sequence
 
 PAGES = 100
 ITEMS = 100
@@ -41,8 +43,8 @@ def run(run_id: str, status: str) -> dict[str, object]:
     }
 
 
-def page(number: int) -> bytes:
-    """Give a page of the history, as FLORA sends it."""
+def page(number: int, pages: int = PAGES) -> bytes:
+    """Give a page of a history of so many pages, as FLORA sends it."""
     items = [
         {
             **run(f"run_{number:06}{item:06}", "completed"),
@@ -53,8 +55,8 @@ def page(number: int) -> bytes:
         }
         for item in range(ITEMS)
     ]
-    cursor = f"page_{number + 1}" if number + 1 < PAGES else None
-    meta = {"next_cursor": cursor, "total_estimate": PAGES * ITEMS}
+    cursor = f"page_{number + 1}" if number + 1 < pages else None
+    meta = {"next_cursor": cursor, "total_estimate": pages * ITEMS}
     return json.dumps({"generations": items, "meta": meta}).encode()
 
 
@@ -72,7 +74,6 @@ def _started(run_id: str) -> bytes:
     ).encode()
 
 
-_PAGES = [page(number) for number in range(PAGES)]
 _STARTED = _started("run_slow%010d").replace(b"%010d", b"%(id)010d")
 _RUN = {status: json.dumps(run("%s", status)).encode().replace(b"%s", b"%(id)s") for status in ("completed", "pending")}
 
@@ -81,6 +82,8 @@ class Canned(asyncio.Protocol):
     """One connection."""
 
     answered = 0
+    pages = PAGES
+    prepared: Sequence[bytes] = ()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -112,7 +115,8 @@ class Canned(asyncio.Protocol):
             status, body = "201 Created", _STARTED % {b"id": Canned.answered}
         elif where.endswith(b"/generations"):
             cursor = query.partition(b"cursor=page_")[2].partition(b"&")[0]
-            body = _PAGES[int(cursor or b"0")]
+            number = int(cursor or b"0")
+            body = self.prepared[number] if number < len(self.prepared) else page(number, self.pages)
         else:
             run_id = where.rpartition(b"/")[2]
             body = _RUN["pending" if run_id.startswith(b"run_slow") else "completed"] % {b"id": run_id}
@@ -120,10 +124,12 @@ class Canned(asyncio.Protocol):
             self._transport.write(_head(status, Canned.answered, len(body)) + body)
 
 
-async def serve(cpu: int | None) -> None:
+async def serve(cpu: int | None, pages: int) -> None:
     """Serve on a free port, which is printed, until told to end."""
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})
+    Canned.pages = pages
+    Canned.prepared = [page(number, pages) for number in range(min(pages, PAGES))]
     loop = asyncio.get_running_loop()
     server = await loop.create_server(Canned, "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
@@ -135,4 +141,6 @@ async def serve(cpu: int | None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cpu", type=int, help="the core to run on")
-    asyncio.run(serve(parser.parse_args().cpu))
+    parser.add_argument("--pages", type=int, default=PAGES, help="how long the history is; a page has 100 items")
+    arguments = parser.parse_args()
+    asyncio.run(serve(arguments.cpu, arguments.pages))

@@ -8,10 +8,14 @@ from typing import Any, assert_type
 
 import backoff
 import msgspec
+import pandas
+import polars
+import pyarrow
 
 from flora_async import (
     APIError,
     CreateOutcomeUnknownError,
+    Event,
     FieldError,
     Flora,
     FloraError,
@@ -33,6 +37,9 @@ from flora_async import (
     RunTimeoutError,
     RunWatch,
     StartedRun,
+    WaitEnded,
+    export,
+    telemetry,
 )
 from flora_async.sandbox import Sandbox
 
@@ -127,6 +134,29 @@ async def fail(flora: Flora) -> None:
     except APIError as error:
         assert_type(error.fields, tuple[FieldError, ...])
         assert_type(error.retry_after, float | None)
+
+
+def hear(event: Event) -> None:
+    """Hear of what happens."""
+    match event:
+        case WaitEnded():
+            assert_type(event.lag, float | None)
+        case _:
+            pass
+
+
+async def see() -> None:
+    """Make tables of the history, and look inside."""
+    async with Flora(on_event=hear) as flora, Flora(on_event=telemetry.observe()):
+        listing = flora.generations.list(limit=100)
+        assert_type(await export.to_parquet(listing, "h.parquet"), export.Exported)
+        async for batch in export.record_batches(listing):
+            assert_type(batch, pyarrow.RecordBatch)
+        runs = [generation async for generation in listing]
+        assert_type(export.rows(runs), list[dict[str, object]])
+        assert_type(export.to_arrow(runs), pyarrow.Table)
+        assert_type(export.to_pandas(runs), pandas.DataFrame)
+        assert_type(export.to_polars(runs), polars.DataFrame)
 
 
 async def sandbox() -> None:

@@ -11,8 +11,8 @@ import pytest
 import flora_async
 
 ORDER = """
-    _version _render models errors _arguments _addresses _wire _pacing _places _matching webhooks _closing
-    _limiter _sessions _transport _entries _watcher _polling _many _inbox _history _catalogue _downloads
+    _version _render models errors _events _arguments _addresses _wire _pacing _places _matching webhooks _closing
+    _limiter _sessions _transport _entries _waits _watcher _polling _many _inbox _history _saving _catalogue _downloads
     _recovery _generations _client __init__ export telemetry durable sandbox _virtual cli
 """
 ROOMS = ORDER.split()
@@ -157,7 +157,7 @@ def test_the_front_door_hands_on_all_that_is_public() -> None:
     assert len(set(names)) == len(names)
     assert [name for name in names if name.startswith("_")] == ["__version__"]
     assert all(hasattr(flora_async, name) for name in names)
-    for module in (flora_async.models, flora_async.errors):
+    for module in (flora_async.models, flora_async.errors, flora_async._events):
         public = {
             name
             for name, value in vars(module).items()

@@ -277,7 +277,7 @@ async def test_what_a_walk_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch)
         pages[str(number)] = a_page(f"run_{number - 1}", f"run_{number}", cursor=cursor)
     walk = aiter(GenerationList(Book(pages).fetch, None))
     assert await ids(walk) == [f"run_{number}" for number in range(50)]
-    assert len(walk._seen) <= 4
+    assert len(walk._once._seen) <= 4
 
 
 @given(st.lists(st.lists(st.integers(0, 30), max_size=5), min_size=1, max_size=8), st.none() | st.integers(0, 7))

@@ -4,6 +4,18 @@ import logging
 
 from flora_async._catalogue import Models, Projects, Workspaces
 from flora_async._client import Flora, RunLike
+from flora_async._events import (
+    Event,
+    LookBegan,
+    LookEnded,
+    OnEvent,
+    RateLimited,
+    RequestEnded,
+    RetryPlanned,
+    RunCreated,
+    WaitBegan,
+    WaitEnded,
+)
 from flora_async._generations import Generations, OnCreate
 from flora_async._history import GenerationIterator, GenerationList, PageIterator
 from flora_async._inbox import Inbox
@@ -22,6 +34,7 @@ from flora_async.errors import (
     ConflictError,
     CreateOutcomeUnknownError,
     DownloadError,
+    ExportError,
     FloraError,
     IdempotencyConflictError,
     InsufficientCreditsError,
@@ -81,6 +94,8 @@ __all__ = [
     "ConflictError",
     "CreateOutcomeUnknownError",
     "DownloadError",
+    "Event",
+    "ExportError",
     "FieldError",
     "Flora",
     "FloraError",
@@ -94,6 +109,8 @@ __all__ = [
     "Inbox",
     "InsufficientCreditsError",
     "InternalServerError",
+    "LookBegan",
+    "LookEnded",
     "Model",
     "ModelOption",
     "ModelParam",
@@ -101,6 +118,7 @@ __all__ = [
     "Models",
     "NotFoundError",
     "OnCreate",
+    "OnEvent",
     "OnUpdate",
     "Order",
     "Outcome",
@@ -117,10 +135,14 @@ __all__ = [
     "Projects",
     "ProtocolError",
     "RateLimitError",
+    "RateLimited",
+    "RequestEnded",
     "Response",
     "ResponseDecodeError",
     "ResponseTooLargeError",
+    "RetryPlanned",
     "Run",
+    "RunCreated",
     "RunFailedError",
     "RunLike",
     "RunOutcome",
@@ -133,6 +155,8 @@ __all__ = [
     "StartedRun",
     "TechniqueRef",
     "UnprocessableEntityError",
+    "WaitBegan",
+    "WaitEnded",
     "WebhookVerificationError",
     "Workspace",
     "Workspaces",

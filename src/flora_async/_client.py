@@ -27,6 +27,7 @@ from flora_async._arguments import (
 from flora_async._catalogue import Models, Projects, Workspaces
 from flora_async._downloads import Downloads
 from flora_async._entries import Look, Subject
+from flora_async._events import OnEvent, teller
 from flora_async._generations import Birth, Generations, OnCreate
 from flora_async._inbox import Inbox
 from flora_async._many import Batch, Outcomes
@@ -82,6 +83,8 @@ class Flora:
             run from the history if it can be no other; ``"strict"`` never does, and raises with the candidates.
         on_create: called with the idempotency key and the order before each create: write them down, and no crash or
             cancellation can make you forget what you may have paid for.
+        on_event: called with each :class:`Event` as it happens: a request ended, a run was created, a wait began or
+            ended. A plain, quick function; what it raises is logged once, and changes nothing.
         allow_insecure: let *base_url* be http on another machine; everybody on the way can read the key.
         allow_private_hosts: download outputs from private addresses too.
 
@@ -113,6 +116,7 @@ class Flora:
         batch_polling: bool = True,
         recover: Literal["auto", "strict"] = "auto",
         on_create: OnCreate | None = None,
+        on_event: OnEvent | None = None,
         allow_insecure: bool = False,
         allow_private_hosts: bool = False,
     ) -> None:
@@ -130,6 +134,7 @@ class Flora:
             raise errors.ConfigurationError(f"recover must be 'auto' or 'strict', not {recover!r}")
         if on_create is not None and not callable(on_create):
             raise errors.ConfigurationError("on_create must be a function that takes an idempotency key and an Order")
+        tell = teller(on_event)
         self._poll = _checked_poll(poll)
         if proxy is not None:
             _addresses.check_proxy(self._origin, check_text("proxy", proxy), allow_insecure=allow_insecure)
@@ -142,6 +147,7 @@ class Flora:
             proxy=proxy,
             session=session,
             may_connect=self._may_connect,
+            tell=tell,
         )
         self._births: dict[str, Birth] = {}
         self._estimates = Estimates()
@@ -152,12 +158,15 @@ class Flora:
                 target=self._poll_target,
                 held_up=self._transport.held_up,
                 finished=self._learn,
+                tell=tell,
             )
         )
         self._told_foreign = False
         self._has_inbox = False
         self._recovery = Recovery(self._origin, self._transport, self._page, adopt=recover == "auto")
-        self.generations = Generations(self._origin, self._transport, self._recovery, self._births, on_create=on_create)
+        self.generations = Generations(
+            self._origin, self._transport, self._recovery, self._births, on_create=on_create, tell=tell
+        )
         self.workspaces = Workspaces(self._origin, self._transport)
         self.projects = Projects(self._origin, self._transport, self.workspaces)
         self.models = Models(self._origin, self._transport)
@@ -465,7 +474,8 @@ class Flora:
         target = _addresses.poll_target(self._origin, poll_url)
         if target is None and not self._told_foreign:
             self._told_foreign = True
-            log.warning("a poll_url leads away from %s and is not used; said once", self._origin.url)
+            where = self._origin.url
+            log.warning("a poll_url leads away from %s and is not used; said once", where, extra={"run_id": run_id})
         return None if target == _wire.retrieve_request(self._origin, run_id).url else target
 
     def _learn(self, run: Run, age: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextvars import Context, copy_context
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -51,9 +52,9 @@ class Entry:
     """A run that somebody waits for."""
 
     __slots__ = (
-        "alone", "born", "busy", "created", "direct", "due", "exact", "failures", "floor", "fresh", "gap", "known_age",
-        "last_delay", "look", "misses", "own", "run", "run_id", "schedule", "scope", "seen_at", "target", "trouble",
-        "waiters",
+        "alone", "born", "busy", "context", "created", "direct", "due", "exact", "failures", "floor", "fresh", "gap",
+        "known_age", "last_delay", "look", "looks", "misses", "own", "run", "run_id", "schedule", "scope", "seen_at",
+        "target", "trouble", "waiters",
     )  # fmt: skip
 
     def __init__(self, subject: Subject, poll: PollFactory | None, now: float) -> None:
@@ -82,6 +83,10 @@ class Entry:
         """The first page that it can be on, for all that was read since it was last seen."""
         self.busy: bool = False
         self.look: asyncio.Task[None] | None = None
+        self.looks: int = 0
+        """How often it was asked for."""
+        self.context: Context = copy_context()
+        """Of a wait for it: it is looked at as if that looked, so that a trace of the request knows what it is for."""
         self.failures: int = 0
         self.trouble: str | None = None
         self.seen_at: float = now

@@ -14,6 +14,7 @@ from msgspec import Struct
 from flora_async import _wire
 from flora_async._addresses import Origin
 from flora_async._arguments import check_idempotency_key
+from flora_async._events import RunCreated, Tell
 from flora_async._history import GenerationList
 from flora_async._recovery import Recovery
 from flora_async._transport import Transport
@@ -39,12 +40,14 @@ class Generations:
         births: dict[str, Birth],
         *,
         on_create: OnCreate | None,
+        tell: Tell | None,
     ) -> None:
         self._origin = origin
         self._transport = transport
         self._recovery = recovery
         self._births = births
         self._on_create = on_create
+        self._tell = tell
 
     async def create(
         self,
@@ -86,16 +89,27 @@ class Generations:
         request = _wire.create_request(self._origin, order, key)
         if self._on_create is not None:
             self._on_create(key, order)
-        log.info("create of an %s under idempotency key %s", type, key)
+        log.info("create of an %s under idempotency key %s", type, key, extra={"idempotency_key": key})
         started = await self._recovery.create(request, order, key)
-        log.info("started %s for %g USD", started.run_id, started.charged_cost)
+        said = {"run_id": started.run_id, "charged_cost": started.charged_cost, "idempotency_key": key}
+        log.info("started %s for %g USD", started.run_id, started.charged_cost, extra=said)
+        named = started.model.model_id if started.model else None
+        if self._tell is not None:
+            self._tell(
+                RunCreated(
+                    run_id=started.run_id,
+                    type=type,
+                    model_id=named or model,
+                    charged_cost=started.charged_cost,
+                    recovered=started.recovered,
+                )
+            )
         if started.recovered:  # a while ago, nobody saw when
             return started
         now = asyncio.get_running_loop().time()
         births = self._births
         while births and (oldest := next(iter(births.items())))[1].at < now - REMEMBERED_SECONDS:
             del births[oldest[0]]
-        named = started.model.model_id if started.model else None
         births[started.run_id] = Birth(now, self._recovery.now(), order, named or model, started.estimated_seconds)
         return started
 
@@ -133,8 +147,8 @@ class Generations:
         async def fetch(cursor: str | None) -> GenerationPage:
             return await transport.call(request_at(cursor), _wire.read_page)
 
-        request_at(cursor)  # refuses bad arguments here and now
-        return GenerationList(fetch, cursor)
+        first = request_at(cursor)  # refuses bad arguments here and now
+        return GenerationList(fetch, cursor, first.url)
 
 
 class Birth(Struct, frozen=True):

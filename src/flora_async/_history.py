@@ -99,6 +99,36 @@ def _noticed(ahead: asyncio.Task[GenerationPage]) -> None:
         ahead.exception()
 
 
+class Once:
+    """Tells what of a page was not on one before it: pages shift by what is new."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._seen_by_page: deque[set[str]] = deque()
+
+    def fresh(self, generations: Sequence[Generation]) -> Sequence[Generation]:
+        """Give the generations that come for the first time."""
+        ids = {generation.run_id for generation in generations}
+        if len(ids) < len(generations) or not ids.isdisjoint(self._seen):
+            unseen: dict[str, Generation] = {}
+            for generation in generations:
+                if generation.run_id not in self._seen:
+                    unseen.setdefault(generation.run_id, generation)
+            generations, ids = list(unseen.values()), set(unseen)
+        self._seen |= ids
+        self._seen_by_page.append(ids)
+        if len(self._seen) > REMEMBERED:
+            self._seen -= self._seen_by_page.popleft()
+        return generations
+
+
+def warn_of_broken(page: GenerationPage) -> None:
+    """Have the log name the items of a page that cannot be read."""
+    for item in page.broken:
+        said = {"field": item.field, "request_id": item.request_id}
+        log.warning("an item of the history cannot be read, at %s (%s)", item.field, item.request_id, extra=said)
+
+
 class GenerationIterator(Closing):
     """The items of the history, newest first, each once: an item that pages shift to is not handed out again.
 
@@ -108,8 +138,7 @@ class GenerationIterator(Closing):
     def __init__(self, pages: PageIterator) -> None:
         self._pages = pages
         self._items: Iterator[Generation] = iter(())
-        self._seen: set[str] = set()
-        self._seen_by_page: deque[set[str]] = deque()
+        self._once = Once()
         self._broken: BrokenItem | None = None
 
     def __aiter__(self) -> Self:
@@ -122,11 +151,10 @@ class GenerationIterator(Closing):
             except StopAsyncIteration:
                 self._tell_of_the_broken()
                 raise
-            for item in page.broken:
-                log.warning("an item of the history cannot be read, at %s (%s)", item.field, item.request_id)
+            warn_of_broken(page)
             if page.broken:
                 self._broken = self._broken or page.broken[0]
-            self._items = iter(self._fresh(page.generations))
+            self._items = iter(self._once.fresh(page.generations))
         return generation
 
     def _tell_of_the_broken(self) -> None:
@@ -140,20 +168,6 @@ class GenerationIterator(Closing):
                 request_id=item.request_id,
                 excerpt=item.excerpt,
             ) from None
-
-    def _fresh(self, generations: Sequence[Generation]) -> Sequence[Generation]:
-        ids = {generation.run_id for generation in generations}
-        if len(ids) < len(generations) or not ids.isdisjoint(self._seen):
-            unseen: dict[str, Generation] = {}
-            for generation in generations:
-                if generation.run_id not in self._seen:
-                    unseen.setdefault(generation.run_id, generation)
-            generations, ids = list(unseen.values()), set(unseen)
-        self._seen |= ids
-        self._seen_by_page.append(ids)
-        if len(self._seen) > REMEMBERED:
-            self._seen -= self._seen_by_page.popleft()
-        return generations
 
     async def aclose(self) -> None:
         """End the walk, and the look-ahead with it."""
@@ -171,7 +185,9 @@ class GenerationList(Closing):
             is among ``page.broken`` instead.
     """
 
-    def __init__(self, fetch: FetchPage, cursor: str | None) -> None:
+    def __init__(self, fetch: FetchPage, cursor: str | None, url: str = "") -> None:
+        self.url = url
+        """What its first page is asked with: the same for the same arguments."""
         self._fetch = fetch
         self._cursor = cursor
         self._walks: WeakSet[PageIterator] = WeakSet()
@@ -179,9 +195,12 @@ class GenerationList(Closing):
     def __aiter__(self) -> GenerationIterator:
         return GenerationIterator(self.pages())
 
-    def pages(self) -> PageIterator:
-        """Walk page by page; ``page.next_cursor`` is where ``list(cursor=...)`` can go on another day."""
-        pages = PageIterator(self._fetch, self._cursor)
+    def pages(self, *, cursor: str | None = None) -> PageIterator:
+        """Walk page by page, from a saved *cursor* or from the beginning.
+
+        ``page.next_cursor`` is where ``list(cursor=...)`` can go on another day.
+        """
+        pages = PageIterator(self._fetch, self._cursor if cursor is None else cursor)
         self._walks.add(pages)
         return pages
 

@@ -48,6 +48,7 @@ class Inbox:
         self._seen[event.id] = None
         if len(self._seen) > REMEMBERED:
             self._seen.pop(next(iter(self._seen)), None)
-        log.info("%s: a call-back says %s", event.data.run_id, event.type)
+        said = {"run_id": event.data.run_id, "event": event.type, "webhook_id": event.id}
+        log.info("%s: a call-back says %s", event.data.run_id, event.type, extra=said)
         self._announce(event.data.run_id)
         return event

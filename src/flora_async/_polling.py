@@ -15,6 +15,7 @@ from flora_async import errors
 from flora_async._closing import Closing
 from flora_async._entries import Entry, Subject, Waiter
 from flora_async._pacing import PollFactory
+from flora_async._waits import Wait
 from flora_async._watcher import Watcher
 from flora_async.models import Run
 
@@ -94,7 +95,10 @@ async def wait_for_run(
     if run is None or not run.finished:
         if on_update is None:
             entry = watcher.enter(subject, poll)
-            run = _in_time(await watcher.wait(entry, deadline=_deadline(timeout)), entry, timeout)
+            waiter = watcher.wait(entry, deadline=_deadline(timeout))
+            if watcher.tell is not None:
+                Wait(watcher.tell, entry).follow(waiter)
+            run = _in_time(await waiter, entry, timeout)
         else:
             async for run in RunWatch(watcher, [subject], poll=poll, timeout=timeout):
                 on_update(run)
@@ -131,6 +135,8 @@ class _Waits(Closing):
         self._finished: deque[Run] = deque()
         self._unseen: deque[Subject] = deque()
         self._entries: dict[Waiter, Entry] = {}
+        self._waits: dict[str, Wait] = {}
+        """Those that are told, by run."""
         self._ends: Ends[Run | None] = Ends()
         self._progress: dict[str, float] = {}
         for subject in subjects:
@@ -150,6 +156,11 @@ class _Waits(Closing):
         waiter = self._watcher.wait(entry, deadline=self._deadline, known=known, changes=changes)
         self._entries[waiter] = entry
         self._ends.add(waiter)
+        if self._watcher.tell is not None:
+            wait = self._waits.get(entry.run_id)
+            if wait is None:
+                wait = self._waits[entry.run_id] = Wait(self._watcher.tell, entry)
+            wait.follow(waiter)
 
     async def _next(self) -> Run:
         """Give the next run that has news; raise what ended a wait instead."""
@@ -165,9 +176,15 @@ class _Waits(Closing):
         self._finished.clear()
         self._unseen.clear()
         self._ends.cancel()
+        self._drop_waits()
 
     def __del__(self) -> None:
         self._ends.drop()
+        self._drop_waits()
+
+    def _drop_waits(self) -> None:
+        for wait in self._waits.values():
+            wait.drop()
 
 
 class RunWatch(_Waits):

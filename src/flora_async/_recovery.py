@@ -164,8 +164,12 @@ class Recovery:
                     raise unknown
                 if runs and (runs == before or runs == [unknown.run_id]):
                     self._give(runs[0], key)
-                    log.warning("the answer to the create under key %s was lost; %s is its run", key, runs[0])
-                    return next(replace(row, recovered=True) for row in rows or () if row.run_id == runs[0])
+                    run_id = runs[0]
+                    said = {"idempotency_key": key, "run_id": run_id}
+                    log.warning(
+                        "the answer to the create under key %s was lost; %s is its run", key, run_id, extra=said
+                    )
+                    return next(replace(row, recovered=True) for row in rows or () if row.run_id == run_id)
                 if runs and not before:
                     pause = _pacing.RECOVERY_CONFIRM
                 elif pauses:
@@ -189,7 +193,8 @@ class Recovery:
                     earliest = min([unknown.window[0], *(claim.window[0] for claim in scope.claims.values())])
                     scope.rows = await self._walk(unknown.order, earliest)
                 except errors.FloraError as failure:
-                    log.info("the history could not be read (%s)", type(failure).__name__)
+                    name = type(failure).__name__
+                    log.info("the history could not be read (%s)", name, extra={"error": name})
                     return None
                 scope.looked = began
             rows = scope.rows

@@ -115,7 +115,14 @@ class Sessions:
                 if log.isEnabledFor(logging.DEBUG):
                     took = 1000 * (time.monotonic() - began)
                     said = answer.status, took, answer.request_id
-                    log.debug("%s %s: %d in %.0f ms (%s)", request.method, request.path, *said)
+                    extra = {
+                        "method": request.method,
+                        "path": request.template,
+                        "status": answer.status,
+                        "seconds": took / 1000,
+                        "request_id": answer.request_id,
+                    }
+                    log.debug("%s %s: %d in %.0f ms (%s)", request.method, request.path, *said, extra=extra)
                 try:
                     if create and self._repeats(response, answer):
                         raise errors.ProtocolError(f"{request.path}: the answer to another order came again")

@@ -9,10 +9,11 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from anyio.to_thread import run_sync
@@ -20,6 +21,7 @@ from msgspec import Struct
 
 from flora_async import _pacing, errors
 from flora_async._arguments import Secret, bind_loop
+from flora_async._events import RateLimited, RequestEnded, RetryPlanned, Tell
 from flora_async._limiter import Limiter
 from flora_async._pacing import RetryBudget
 from flora_async._wire import Answer, Request
@@ -56,6 +58,7 @@ class Transport:
         proxy: str | None,
         session: aiohttp.ClientSession | None,
         may_connect: Callable[[str], bool],
+        tell: Tell | None,
     ) -> None:
         if session is not None:
             from flora_async._sessions import check_session
@@ -68,6 +71,7 @@ class Transport:
         self._max_bytes = max_bytes
         self._proxy = proxy
         self._may_connect = may_connect
+        self._tell = tell
         self._process = os.getpid()
         self._borrowed = session
         self._sessions: Sessions | None = None
@@ -94,22 +98,39 @@ class Transport:
             try:
                 sessions = self._opened() or await self._open()
                 entered = limiter.enter(now) or await limiter.turn()
-                value = await sessions.exchange(request, read)
+                if self._tell is None:
+                    value = await sessions.exchange(request, read)
+                else:
+                    value = await _told(self._tell, len(failures) + 1, sessions.exchange, request, read)
                 answered = True
                 return value
             except errors.FloraError as error:
                 failures.append(error)
                 if isinstance(error, errors.RateLimitError):
-                    limiter.refused(error.retry_after)
+                    self._refused(error, request)
             finally:
                 if entered:
                     limiter.leave(answered=answered)
             pause = self._pause_after(failures, request, elapsed=loop.time() - began, retries=retries)
             if pause is None:
                 raise _conclusion(request, failures, window=(opened, time.time())).with_traceback(None)
-            log.info("%s %s: again in %.1f s after %s", request.method, request.path, pause, _named(failures[-1]))
+            self._say(request, failures, pause)
             await self.pause(pause)
             now = loop.time()
+
+    def _refused(self, error: errors.RateLimitError, request: Request) -> None:
+        self._limiter.refused(error.retry_after)
+        if self._tell is not None:
+            asked, pause = error.retry_after, self._limiter.wait()
+            self._tell(RateLimited(path=request.template, retry_after=asked, pause=pause))
+
+    def _say(self, request: Request, failures: list[errors.FloraError], pause: float) -> None:
+        failure, attempt = failures[-1], len(failures)
+        named, method, path = type(failure).__name__, request.method, request.template
+        said = {"method": method, "path": path, "error": named, "attempt": attempt, "pause": pause}
+        log.info("%s %s: again in %.1f s after %s", method, request.path, pause, _named(failure), extra=said)
+        if self._tell is not None:
+            self._tell(RetryPlanned(method=method, path=path, error=named, attempt=attempt, pause=pause))
 
     def _pause_after(
         self, failures: list[errors.FloraError], request: Request, *, elapsed: float, retries: int | None
@@ -180,6 +201,44 @@ class Transport:
         if self._sessions is not None and self._loop is asyncio.get_running_loop():
             with anyio.move_on_after(5, shield=True):
                 await self._sessions.close()
+
+
+async def _told(
+    tell: Tell,
+    attempt: int,
+    exchange: Callable[[Request, Callable[[Answer], T]], Coroutine[Any, Any, T]],
+    request: Request,
+    read: Callable[[Answer], T],
+) -> T:
+    """Make an exchange, and tell how it ended."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    heard: list[Answer] = []
+    failure: BaseException | None = None
+    try:
+        return await exchange(request, partial(_heard, heard, read))
+    except (errors.FloraError, asyncio.CancelledError) as error:
+        failure = error
+        raise
+    finally:
+        answer = heard[-1] if heard else None
+        tell(
+            RequestEnded(
+                method=request.method,
+                path=request.template,
+                status=answer.status if answer else None,
+                error=type(failure).__name__ if failure else None,
+                seconds=loop.time() - began,
+                attempt=attempt,
+                request_id=answer.request_id if answer else None,
+            )
+        )
+        failure = None  # which refers to this frame
+
+
+def _heard(heard: list[Answer], read: Callable[[Answer], T], answer: Answer) -> T:
+    heard.append(answer)
+    return read(answer)
 
 
 def _named(failure: errors.FloraError) -> str:

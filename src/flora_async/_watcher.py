@@ -17,13 +17,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from copy import copy
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 
 from flora_async import _pacing, errors
 from flora_async._arguments import bind_loop
 from flora_async._entries import Entry, Look, Scope, Subject, Waiter, as_run, is_news
+from flora_async._events import LookBegan, LookEnded, Tell
 from flora_async._pacing import PollFactory, Rate
 from flora_async._places import Places
 from flora_async.models import Generation, GenerationPage, Run
@@ -57,6 +58,8 @@ class Eyes(Struct, frozen=True):
     """For how many seconds nothing may go out."""
     finished: Callable[[Run, float], object]
     """Told of each run that has finished, and how old it was."""
+    tell: Tell | None = None
+    """Told of each look."""
 
 
 class Watcher:
@@ -64,6 +67,7 @@ class Watcher:
 
     def __init__(self, eyes: Eyes) -> None:
         self._eyes = eyes
+        self.tell: Tell | None = eyes.tell
         self._entries: dict[str, Entry] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -293,10 +297,17 @@ class Watcher:
 
     # -- looks
 
-    def _start(self, look: Coroutine[Any, Any, None], entries: list[Entry]) -> asyncio.Task[None]:
+    def _start(
+        self, how: Literal["run", "page"], look: Callable[[], Coroutine[Any, Any, None]], entries: list[Entry]
+    ) -> asyncio.Task[None]:
         for entry in entries:
             entry.busy = True
-        task = asyncio.get_running_loop().create_task(look)
+            entry.looks += 1
+        task = asyncio.get_running_loop().create_task(
+            look() if self.tell is None else _told(self.tell, how, look, tuple(entry.run_id for entry in entries)),
+            # A page serves many waits, and can be part of one: of the first.
+            context=entries[0].context.copy(),
+        )
         self._looks.add(task)
         task.add_done_callback(partial(self._looked, entries))
         return task
@@ -312,7 +323,7 @@ class Watcher:
         self._wake.set()
 
     def _look_at(self, entry: Entry) -> None:
-        entry.look = self._start(self._look(entry), [entry])
+        entry.look = self._start("run", partial(self._look, entry), [entry])
 
     async def _look(self, entry: Entry) -> None:
         try:
@@ -344,7 +355,8 @@ class Watcher:
         if isinstance(failure, errors.RateLimitError):
             self._rate.refused(now, now + pause)
         entry.due = now + pause
-        log.info("%s: a look failed (%s), waiting goes on", entry.run_id, type(failure).__name__)
+        said = {"run_id": entry.run_id, "error": type(failure).__name__}
+        log.info("%s: a look failed (%s), waiting goes on", entry.run_id, type(failure).__name__, extra=said)
 
     def _seen(self, entry: Entry, run: Run, now: float) -> None:
         """Take in a record of a run, whichever way it came."""
@@ -359,7 +371,8 @@ class Watcher:
         if run.poll_url and not entry.direct:
             entry.target = self._eyes.target(entry.run_id, run.poll_url)
         if run.status not in _KNOWN and (before is None or before.status != run.status):
-            log.warning("%s: unknown status %r, waiting goes on", run.run_id, run.status)
+            said = {"run_id": run.run_id, "status": run.status}
+            log.warning("%s: unknown status %r, waiting goes on", run.run_id, run.status, extra=said)
         entry.plan(now, run)
         if is_news(run, before):
             entry.run = run
@@ -382,7 +395,8 @@ class Watcher:
 
     def _read_page(self, number: int, members: list[Entry]) -> None:
         self._pages_under_way.add(number)
-        self._start(self._page(number, self._places.cursors[number], self._scope, members), members)
+        page = partial(self._page, number, self._places.cursors[number], self._scope, members)
+        self._start("page", page, members)
 
     async def _page(self, number: int, cursor: str | None, scope: Scope, members: list[Entry]) -> None:
         read: Callable[[str | None, Scope], Awaitable[GenerationPage]] | None = self._eyes.page
@@ -402,6 +416,7 @@ class Watcher:
             entry = self._entries.get(row.run_id)
             if entry is not None and not (row.finished and self._incomplete(entry, row, now)):
                 entry.alone, entry.misses = False, 0
+                entry.looks += not entry.busy  # it came along
                 self._seen(entry, as_run(row), now)
         cursors = self._places.cursors
         if scope == self._scope and number < len(cursors) and cursors[number] == cursor:
@@ -443,4 +458,18 @@ class Watcher:
         if isinstance(failure, errors.RateLimitError):
             self._rate.refused(now, now + pause)
         self._pages_from = now + pause
-        log.info("a page of the history failed (%s), runs are asked one by one", type(failure).__name__)
+        name = type(failure).__name__
+        log.info("a page of the history failed (%s), runs are asked one by one", name, extra={"error": name})
+
+
+async def _told(
+    tell: Tell, how: Literal["run", "page"], look: Callable[[], Coroutine[Any, Any, None]], run_ids: tuple[str, ...]
+) -> None:
+    """Tell of a look as it begins and ends."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    tell(LookBegan(how=how, run_ids=run_ids))
+    try:
+        await look()
+    finally:
+        tell(LookEnded(how=how, run_ids=run_ids, seconds=loop.time() - began))

@@ -41,6 +41,7 @@ _COUNTED_FROM = 2**18
 """Bytes of an answer from which its values are counted: no smaller one can hold up the event loop."""
 _MAX_VALUES = 200_000
 _UNRESERVED = re.compile(r"[A-Za-z0-9_.~-]+")
+_ID_IN_PATH = re.compile(r"(?<=/)(?:run|ws|prj|tech|asset|whd)_[^/]+")
 _RUN_ID = re.compile(rb'"run_id"\s*:\s*"([^"\\]+)"')
 _QUERY = re.compile(r"""(?<=[^\s"'<>])\?[^\s"'<>]*""")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -59,6 +60,8 @@ class Request(Struct, frozen=True, gc=False, kw_only=True):
     body: bytes | None = None
     idempotency_key: str | None = None
     order: Order | None = None
+    template: str = "/runs/{id}"
+    """Its path below the base URL, without ids: what events tell."""
 
     @property
     def repeatable(self) -> bool:
@@ -92,7 +95,14 @@ def check_order(origin: Origin, order: Order) -> bytes:
 def create_request(origin: Origin, order: Order, idempotency_key: str) -> Request:
     """``POST /generate``, under one key for all its attempts."""
     body = check_order(origin, order)
-    return Request(method="POST", url=f"{origin.url}/generate", body=body, idempotency_key=idempotency_key, order=order)
+    return Request(
+        method="POST",
+        url=f"{origin.url}/generate",
+        body=body,
+        idempotency_key=idempotency_key,
+        order=order,
+        template="/generate",
+    )
 
 
 def retrieve_request(origin: Origin, run_id: str) -> Request:
@@ -124,7 +134,7 @@ def list_request(
         query["status"] = check_text("status", status)
     if workspace_id is not None:
         query["workspace_id"] = check_id("workspace_id", workspace_id, "ws_")
-    return Request(method="GET", url=_with_query(f"{origin.url}/generations", query))
+    return Request(method="GET", url=_with_query(f"{origin.url}/generations", query), template="/generations")
 
 
 def plain_request(
@@ -151,6 +161,7 @@ def plain_request(
         url=_with_query(origin.url + encoded, query),
         body=None if json is None else encode("json", json),
         idempotency_key=None if idempotency_key is None else check_idempotency_key(idempotency_key),
+        template=_ID_IN_PATH.sub("{id}", encoded),
     )
 
 

@@ -20,6 +20,7 @@
     ├─ RunTimeoutError (TimeoutError)    our patience has ended, the run goes on
     ├─ PaginationError                   the history leads in a circle
     ├─ DownloadError                     an output that was not saved
+    ├─ ExportError                       a file of the history that was not written
     └─ WebhookVerificationError          a call-back that nobody knows to be FLORA's
 
 Each pickles, and its text is one line that holds what a log reader or FLORA's support needs. None holds the API key.
@@ -331,6 +332,10 @@ class PaginationError(FloraError):
 
 class DownloadError(FloraError):
     """An output was not saved. No part of it stays behind, and FLORA still has it."""
+
+
+class ExportError(FloraError):
+    """A file of the history was not written. The pages read so far stay beside it: the same call goes on from there."""
 
 
 class WebhookVerificationError(FloraError):

@@ -1,0 +1,557 @@
+"""The history as data: files and frames with the same columns, and exports that go on where they were cut off."""
+
+import asyncio
+import csv
+import json
+import logging
+import re
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pandas
+import polars
+import pyarrow
+import pyarrow.parquet
+import pytest
+from scripted import Scripted, answer, error, generation, page, silence
+
+from flora_async import (
+    BadRequestError,
+    ConfigurationError,
+    ExportError,
+    Flora,
+    Generation,
+    InternalServerError,
+    Output,
+    Run,
+    _pacing,
+    _saving,
+    export,
+)
+from flora_async.sandbox import Sandbox
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parent.parent
+COLUMNS = [
+    *("run_id", "status", "progress", "created", "started", "completed", "charged_cost"),
+    *("model_id", "project_id", "workspace_id", "error_code", "error_message", "outputs"),
+]
+MOMENT = datetime(2026, 9, 21, 14, 13, 20, 250000, tzinfo=UTC)
+DONE = generation(
+    "run_2",
+    created_at=1790000000250,
+    started_at=1790000001,
+    completed_at=1790000012000,
+    charged_cost=0.04,
+    model={"model_id": "t2i-flux-2-pro"},
+    outputs=[{"output_id": "output_1", "type": "text", "url": 'a "text",\nof =two lines é'}],
+)
+ODD = generation(
+    "run_1",
+    status="dreaming",
+    created_at=-1e300,
+    completed_at=1e300,
+    outputs=None,
+    model={"model_id": None},
+    error_code="=cmd()",
+    error_message="-1",
+)
+BROKEN = {"run_id": "run_0", "status": 7}
+LAST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+WRITERS = {"jsonl": export.to_jsonl, "csv": export.to_csv, "parquet": export.to_parquet}
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Scripted]:
+    """Give a FLORA to be scripted."""
+    async with Scripted() as scripted:
+        yield scripted
+
+
+@pytest.fixture
+async def flora(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Flora]:
+    """Give a client of it."""
+    monkeypatch.setattr(_pacing, "RETRY_FIRST", 0.001)
+    async with Flora("sk_1", base_url=server.base_url) as client:
+        yield client
+
+
+@pytest.fixture(params=list(WRITERS))
+def kind(request: pytest.FixtureRequest) -> str:
+    """Name each format."""
+    return str(request.param)
+
+
+def items(*rows: object, cursor: str | None = None) -> Any:
+    """Answer with a page of these items."""
+    return answer({"generations": list(rows), "meta": {"next_cursor": cursor}})
+
+
+def ids(path: Path) -> list[str]:
+    """Read the ids in a file."""
+    if path.suffix == ".parquet":
+        return [str(run_id) for run_id in pyarrow.parquet.read_table(path)["run_id"].to_pylist()]
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            return [row["run_id"] for row in csv.DictReader(file)]
+    return [json.loads(line)["run_id"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def names(folder: Path) -> list[str]:
+    """List a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def cursors(server: Scripted) -> list[str | None]:
+    """Tell which pages were asked for."""
+    return [asked.query.get("cursor") for asked in server.asked]
+
+
+# -- what is in the files
+
+
+async def test_json_lines(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """All columns of each run; times in UTC, what no datetime holds as its nearest end; texts as they are."""
+    server.on("GET", "/generations", items(DONE, ODD))
+    exported = await export.to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
+    assert exported == export.Exported(path=tmp_path / "h.jsonl", rows=2, broken=0)
+    done, odd = (json.loads(line) for line in exported.path.read_text(encoding="utf-8").splitlines())
+    assert list(done) == list(odd) == COLUMNS
+    assert done == {
+        "run_id": "run_2",
+        "status": "completed",
+        "progress": 100,
+        "created": "2026-09-21T14:13:20.250000Z",
+        "started": "2026-09-21T14:13:21Z",
+        "completed": "2026-09-21T14:13:32Z",
+        "charged_cost": 0.04,
+        "model_id": "t2i-flux-2-pro",
+        "project_id": "prj_1",
+        "workspace_id": "ws_1",
+        "error_code": None,
+        "error_message": None,
+        "outputs": DONE["outputs"],
+    }
+    assert (odd["status"], odd["created"], odd["started"]) == ("dreaming", "0001-01-01T00:00:00Z", None)
+    assert (odd["completed"], odd["model_id"], odd["outputs"]) == ("9999-12-31T23:59:59Z", None, [])
+
+
+async def test_csv(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """Outputs as JSON, nothing as nothing; what a spreadsheet takes for a formula with an apostrophe in front."""
+    server.on("GET", "/generations", items(DONE, ODD))
+    exported = await export.to_csv(flora.generations.list(), tmp_path / "h.csv")
+    with exported.path.open(encoding="utf-8", newline="") as file:
+        header, done, odd = csv.reader(file)
+    assert header == COLUMNS
+    said = dict(zip(COLUMNS, done, strict=True))
+    assert json.loads(said["outputs"]) == DONE["outputs"]
+    assert (said["created"], said["progress"], said["error_code"]) == ("2026-09-21T14:13:20.250000Z", "100.0", "")
+    said = dict(zip(COLUMNS, odd, strict=True))
+    assert (said["error_code"], said["error_message"], said["outputs"]) == ("'=cmd()", "'-1", "[]")
+    frame = pandas.read_csv(exported.path, parse_dates=["started"])
+    assert frame["started"][0] == pandas.Timestamp("2026-09-21T14:13:21Z")
+
+
+async def test_parquet_is_read_by_all(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """By pyarrow, pandas and polars, with times that know that they are UTC."""
+    server.on("GET", "/generations", items(DONE, ODD))
+    path = (await export.to_parquet(flora.generations.list(), tmp_path / "h.parquet")).path
+    table = pyarrow.parquet.read_table(path)
+    assert table.column_names == COLUMNS
+    for name in ("created", "started", "completed"):
+        assert table.schema.field(name).type == pyarrow.timestamp("us", tz="UTC")
+        assert str(pandas.read_parquet(path)[name].dtype) == "datetime64[us, UTC]"
+        assert polars.read_parquet(path)[name].dtype == polars.Datetime("us", "UTC")
+    done, odd = table.to_pylist()
+    assert (done["created"], done["outputs"], done["charged_cost"]) == (MOMENT, DONE["outputs"], 0.04)
+    assert (odd["completed"], odd["started"], odd["model_id"], odd["error_message"]) == (LAST, None, None, "-1")
+    assert polars.read_parquet(path).row(0, named=True) == done
+    assert pandas.read_parquet(path)["created"][0] == pandas.Timestamp(MOMENT)
+
+
+RUNS = [
+    Generation(
+        run_id="run_2",
+        generation_id="run_2",
+        project_id="prj_1",
+        workspace_id="ws_1",
+        status="completed",
+        progress=100,
+        created_at=1790000000250,
+        outputs=(Output(output_id="output_1", type="text", url="a text"),),
+    ),
+    Run(run_id="run_1", status="pending", progress=0, created_at=1e300),
+]
+
+
+def test_runs_in_memory_as_a_frame() -> None:
+    """Of records with any kind of run; the way that comes to mind first gives one column of objects."""
+    assert pandas.DataFrame(RUNS).shape[1] != len(COLUMNS)
+    for frame in (export.to_pandas(RUNS), pandas.DataFrame(export.rows(RUNS))):
+        assert list(frame.columns) == COLUMNS
+        assert frame["created"][0] == pandas.Timestamp(MOMENT)
+        assert frame["workspace_id"][0] == "ws_1"
+    wide = export.to_polars(RUNS)
+    assert wide.columns == COLUMNS
+    assert wide["created"].to_list() == [MOMENT, LAST]
+    assert wide["outputs"].to_list() == [[{"output_id": "output_1", "type": "text", "url": "a text"}], []]
+    assert export.to_arrow(RUNS).to_pylist() == wide.to_dicts() == export.rows(RUNS)
+
+
+def test_no_runs_have_the_same_columns() -> None:
+    """With the same types, so that frames can be put together."""
+    for time in ("created", "started", "completed"):
+        assert str(export.to_pandas([])[time].dtype) == str(export.to_pandas(RUNS)[time].dtype)
+    assert export.to_polars([]).schema == export.to_polars(RUNS).schema
+    assert export.to_arrow([]).schema == export.to_arrow(RUNS).schema
+
+
+async def test_an_empty_history(flora: Flora, server: Scripted, tmp_path: Path, kind: str) -> None:
+    """Is an empty file of its format."""
+    server.on("GET", "/generations", items())
+    exported = await WRITERS[kind](flora.generations.list(), tmp_path / f"h.{kind}")
+    assert (exported.rows, ids(exported.path)) == (0, [])
+
+
+async def test_broken_items_are_counted(
+    flora: Flora, server: Scripted, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And named in the log; the others are written."""
+    server.on("GET", "/generations", items(DONE, BROKEN, cursor="a"), items(BROKEN, ODD))
+    exported = await WRITERS[kind](flora.generations.list(), tmp_path / f"h.{kind}")
+    assert (exported.rows, exported.broken, ids(exported.path)) == (2, 2, ["run_2", "run_1"])
+    assert caplog.text.count("cannot be read") == 2
+
+
+async def test_a_run_that_pages_shift_to_is_written_once(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """As in every walk."""
+    server.on("GET", "/generations", page("run_3", "run_2", cursor="a"), page("run_2", "run_1"))
+    exported = await export.to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
+    assert ids(exported.path) == ["run_3", "run_2", "run_1"]
+
+
+async def test_only_what_is_newer(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """Older ones are left out, and their pages are not read, but for one that begins to be asked for."""
+    rows = [generation(f"run_{age}", created_at=1790000000 - 3600 * age) for age in range(6)]
+    server.on("GET", "/generations", items(*rows[:2], cursor="a"), items(*rows[2:4], cursor="b"), silence)
+    since = datetime.fromtimestamp(1790000000, UTC) - timedelta(hours=1)
+    exported = await export.to_jsonl(flora.generations.list(), tmp_path / "h.jsonl", since=since)
+    assert ids(exported.path) == ["run_0", "run_1"]
+
+
+# -- interrupted
+
+
+PROGRAM = """
+import asyncio, sys
+from flora_async import Flora, export
+
+async def main():
+    async with Flora("sk_1", base_url=sys.argv[1]) as flora:
+        await getattr(export, "to_" + sys.argv[2])(flora.generations.list(limit=2), sys.argv[3])
+
+asyncio.run(main())
+"""
+
+
+async def test_an_export_that_was_killed_goes_on(server: Scripted, flora: Flora, tmp_path: Path, kind: str) -> None:
+    """With the page that it had not read; what new runs have pushed to a second page is written once."""
+    path = tmp_path / f"h.{kind}"
+    server.on("GET", "/generations", page("run_6", "run_5", cursor="a"), page("run_4", "run_3", cursor="b"), silence)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, server.base_url, kind, str(path))
+    with anyio.fail_after(60):
+        while cursors(server) != [None, "a", "b"]:
+            await asyncio.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert await process.wait() == -signal.SIGKILL
+    assert not path.exists()
+    server.on("GET", "/generations", page("run_3", "run_2", cursor="c"), page("run_1"))
+    exported = await WRITERS[kind](flora.generations.list(limit=2), path)
+    assert cursors(server) == [None, "a", "b", "b", "c"]
+    assert ids(path) == [f"run_{number}" for number in range(6, 0, -1)]
+    assert exported.rows == 6
+    assert names(tmp_path) == [path.name]
+
+
+async def test_an_export_that_failed_goes_on(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """After the listing's own error, by the same call; until the new file is whole the old one stays."""
+    path = tmp_path / "h.jsonl"
+    path.write_text("old")
+    server.on("GET", "/generations", page("run_2", cursor="a"), *[error(500)] * 3, page("run_1"))
+    with pytest.raises(InternalServerError):
+        await export.to_jsonl(flora.generations.list(), path)
+    assert path.read_text() == "old"
+    await export.to_jsonl(flora.generations.list(), path)
+    assert ids(path) == ["run_2", "run_1"]
+    assert cursors(server) == [None, "a", "a", "a", "a"]
+
+
+async def test_killed_while_the_file_was_written(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """Nothing is asked for again."""
+    server.on("GET", "/generations", page("run_2", cursor="a"), page("run_1"))
+    folder = tmp_path / "h.jsonl"
+    folder.mkdir()  # in the way of the file's name
+    (folder / "full").touch()
+    with pytest.raises(ExportError, match=r"cannot write .*h\.jsonl: "):
+        await export.to_jsonl(flora.generations.list(), folder)
+    assert names(tmp_path) == ["h.jsonl", "h.jsonl.pages"]
+    (folder / "full").unlink()
+    folder.rmdir()
+    await export.to_jsonl(flora.generations.list(), folder)
+    assert ids(folder) == ["run_2", "run_1"]
+    assert cursors(server) == [None, "a"]
+
+
+@pytest.mark.parametrize("kept", range(3))
+async def test_a_page_that_was_cut_while_it_was_written(
+    flora: Flora, server: Scripted, tmp_path: Path, kept: int
+) -> None:
+    """Is asked for again; so is the first, where even the first line is torn."""
+    path, pages = tmp_path / "h.jsonl", tmp_path / "h.jsonl.pages"
+    server.on("GET", "/generations", page("run_3", cursor="a"), page("run_2", cursor="b"), *[error(500)] * 3)
+    with pytest.raises(InternalServerError):
+        await export.to_jsonl(flora.generations.list(), path)
+    lines = pages.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 3
+    pages.write_bytes(b"".join(lines[:kept]) + lines[kept][:-9])
+    rest = [page("run_3", cursor="a"), page("run_2", cursor="b"), page("run_1")]
+    server.on("GET", "/generations", *rest[max(0, kept - 1) :])
+    await export.to_jsonl(flora.generations.list(), path)
+    assert ids(path) == ["run_3", "run_2", "run_1"]
+    assert cursors(server)[5:] == [None, "a", "b"][max(0, kept - 1) :]
+
+
+async def test_a_cursor_that_flora_has_forgotten(
+    flora: Flora, server: Scripted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The export begins anew, which the log tells; a bad request that is bad anyway is an error."""
+    path = tmp_path / "h.jsonl"
+    server.on("GET", "/generations", page("run_2", cursor="a"), *[error(500)] * 3, error(400), page("run_9"))
+    with pytest.raises(InternalServerError):
+        await export.to_jsonl(flora.generations.list(), path)
+    await export.to_jsonl(flora.generations.list(), path)
+    assert ids(path) == ["run_9"]
+    assert "begins anew" in caplog.text
+    server.on("GET", "/generations", error(400))
+    with pytest.raises(BadRequestError):
+        await export.to_jsonl(flora.generations.list(), path)
+
+
+async def test_an_export_goes_on_with_its_own_listing_only(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """Another filter, or another time, at the same path is refused; so are pages that somebody has changed."""
+    path, pages = tmp_path / "h.jsonl", tmp_path / "h.jsonl.pages"
+    server.on("GET", "/generations", page("run_2", cursor="a"), error(401))
+    with pytest.raises(Exception, match="some_code"):
+        await export.to_jsonl(flora.generations.list(status="failed"), path)
+    with pytest.raises(ExportError, match="of another listing"):
+        await export.to_jsonl(flora.generations.list(), path)
+    with pytest.raises(ExportError, match="of another listing"):
+        await export.to_jsonl(flora.generations.list(status="failed"), path, since=MOMENT)
+    pages.write_bytes(pages.read_bytes() + b"{}\n")
+    with pytest.raises(ExportError, match="damaged"):
+        await export.to_jsonl(flora.generations.list(status="failed"), path)
+
+
+async def test_cancelling_leaves_no_half_file(
+    flora: Flora, server: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the file is written; the pages stay."""
+    monkeypatch.setattr(_saving, "BATCH", 1)
+    server.on("GET", "/generations", *[page(f"run_{number}", cursor=str(number)) for number in range(9)], page("run_9"))
+    path = tmp_path / "h.csv"
+    async with asyncio.TaskGroup() as group:
+        export_ = group.create_task(export.to_csv(flora.generations.list(), path))
+        with anyio.fail_after(30):
+            while not (tmp_path / "h.csv.part").exists():
+                await asyncio.sleep(0)
+        export_.cancel()
+    assert names(tmp_path) == ["h.csv.pages"]
+
+
+# -- Arrow, batch by batch
+
+
+async def test_record_batches(flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut between pages, each with the cursor that goes on after it."""
+    monkeypatch.setattr(export, "BATCH", 3)
+    server.on(
+        "GET",
+        "/generations",
+        page("run_6", "run_5", cursor="a"),
+        items(generation("run_5"), generation("run_4"), BROKEN, cursor="b"),
+        page("run_3", cursor="c"),
+        page(cursor="d"),
+        page("run_2"),
+        page(),
+    )
+    async with export.record_batches(flora.generations.list()) as batches:
+        seen = [(batch["run_id"].to_pylist(), batches.next_cursor, batches.broken) async for batch in batches]
+    assert seen == [(["run_6", "run_5", "run_4"], "b", 1), (["run_3", "run_2"], None, 1)]
+
+
+async def test_record_batches_after_an_error(flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read before it is in the next batch."""
+    monkeypatch.setattr(export, "BATCH", 2)
+    server.on("GET", "/generations", page("run_2", cursor="a"), *[error(500)] * 3, page("run_1"))
+    batches = export.record_batches(flora.generations.list())
+    with pytest.raises(InternalServerError):
+        await anext(batches)
+    assert (await anext(batches))["run_id"].to_pylist() == ["run_2", "run_1"]
+    with pytest.raises(StopAsyncIteration):
+        await anext(batches)
+
+
+# -- what cannot be
+
+
+async def test_bad_arguments(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """Are told before anything is asked."""
+    listing: Any = flora.generations.list()
+    with pytest.raises(ConfigurationError, match="time zone"):
+        await export.to_csv(listing, tmp_path / "h.csv", since=datetime(2026, 1, 1))  # noqa: DTZ001
+    with pytest.raises(ExportError, match=r"cannot write .*: No such file or directory"):
+        await export.to_csv(listing, tmp_path / "nowhere" / "h.csv")
+    listing = RUNS
+    with pytest.raises(ConfigurationError, match=r"pass a listing, flora.generations.list\(...\), not list"):
+        await export.to_csv(listing, tmp_path / "h.csv")
+    with pytest.raises(ConfigurationError, match="pass a listing"):
+        export.record_batches(listing)
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("module", "mend"),
+    [("pandas", "pip install pandas"), ("polars", "pip install polars"), ("pyarrow", "'flora-async[export]'")],
+)
+async def test_what_is_not_installed_is_named(
+    flora: Flora, module: str, mend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In one sentence, with the command that mends it."""
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigurationError, match=re.escape(mend)):
+        {"pandas": export.to_pandas, "polars": export.to_polars, "pyarrow": export.to_arrow}[module](RUNS)
+    if module == "pyarrow":
+        with pytest.raises(ConfigurationError, match=re.escape(mend)):
+            await export.to_parquet(flora.generations.list(), tmp_path / "h.parquet")
+        with pytest.raises(ConfigurationError, match=re.escape(mend)):
+            export.record_batches(flora.generations.list())
+
+
+def test_importing_it_loads_no_extra() -> None:
+    """They come with the first function that needs them."""
+    loaded = "import sys, flora_async.export; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    output = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
+    assert not {"aiohttp", "pyarrow", "pandas", "polars", "numpy"} & set(output.split())
+
+
+# -- at length
+
+
+LONG = """
+import asyncio, re, resource, sys
+from pathlib import Path
+from flora_async import Flora, export
+
+def peak():
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage tells what the parent had, where that is more
+        return 2**10 * int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+async def main():
+    async with Flora("sk_1", base_url=sys.argv[1]) as flora:
+        exported = await export.to_parquet(flora.generations.list(limit=100), sys.argv[2])
+    print(exported.rows, exported.broken, peak())
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def long_history(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    """Serve a history of so many items in a process of its own; give its URL, and their number."""
+    script = ROOT / "benchmarks" / "server.py"
+    command = [sys.executable, str(script), "--pages", str(request.param // 100)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}", request.param
+        finally:
+            server.terminate()
+
+
+@pytest.mark.parametrize("long_history", [2_000, pytest.param(1_000_000, marks=pytest.mark.proof)], indirect=True)
+def test_memory_does_not_grow_with_the_history(long_history: tuple[str, int], tmp_path: Path) -> None:
+    """A million items or two thousand: the process, pyarrow and all, never has more than 300 MB; all can read it."""
+    url, count = long_history
+    path = tmp_path / "h.parquet"
+    told = subprocess.run([sys.executable, "-c", LONG, url, str(path)], capture_output=True, text=True, check=True)
+    written, broken, peak = told.stdout.split()
+    assert (int(written), int(broken)) == (count, 0)
+    assert int(peak) <= 300e6
+    lazy = polars.scan_parquet(path)
+    assert lazy.select(polars.col("run_id").n_unique(), polars.col("created").min()).collect().row(0) == (
+        count,
+        datetime.fromtimestamp(1790000000, UTC),
+    )
+    assert pyarrow.parquet.read_metadata(path).num_rows == count
+    frame = pandas.read_parquet(path, columns=["run_id", "created"])
+    assert (len(frame), str(frame["created"].dtype)) == (count, "datetime64[us, UTC]")
+
+
+# -- the example
+
+
+async def test_the_nightly_example(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The second night brings what is new, and how the runs that were under way have ended."""
+    caplog.set_level(logging.ERROR)
+    example = ROOT / "examples" / "nightly_parquet.py"
+    assert len(example.read_text(encoding="utf-8").splitlines()) < 60
+    monkeypatch.setattr(sys, "argv", [str(example), str(tmp_path)])
+
+    async def night(*rows: object) -> None:
+        async with Scripted() as server:
+            server.on("GET", "/generations", items(*rows))
+            monkeypatch.setenv("FLORA_API_KEY", "sk_1")
+            monkeypatch.setenv("FLORA_BASE_URL", server.base_url)
+            await asyncio.to_thread(runpy.run_path, str(example), run_name="__main__")
+
+    old = generation("run_0", created_at=1780000000, charged_cost=1)
+    running = generation("run_1", status="running", created_at=1790000000, charged_cost=0.5)
+    done = generation("run_1", created_at=1790000000, charged_cost=0.5)
+    new = generation("run_2", created_at=1790009000, charged_cost=0.25)
+    await night(running, old)
+    await night(new, done, old)
+    assert [ids(tmp_path / name) for name in names(tmp_path)] == [["run_1", "run_0"], ["run_2", "run_1"]]
+    history = runpy.run_path(str(example))["history"](tmp_path).collect()
+    assert history["run_id"].to_list() == ["run_2", "run_1", "run_0"]
+    assert history["status"].to_list() == ["completed"] * 3
+    assert "1.75" in capsys.readouterr().out
+
+
+async def test_the_history_of_a_sandbox(tmp_path: Path) -> None:
+    """With real runs of several kinds."""
+    async with Sandbox(time_scale=0.01) as sandbox, Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
+        for prompt in ("a haiku", "a poem [fail:safety_blocked]"):
+            await flora.generations.create(type="text", prompt=prompt, workspace_id="ws_demo", project_id="prj_demo")
+        started = [generation.run_id async for generation in flora.generations.list()]
+        async for _ in flora.as_completed(started):
+            pass
+        exported = await export.to_parquet(flora.generations.list(), tmp_path / "h.parquet")
+    failed, done = pyarrow.parquet.read_table(exported.path).to_pylist()
+    assert (failed["status"], failed["error_code"]) == ("failed", "safety_blocked")
+    assert done["outputs"][0]["type"] == "text"
+    assert done["created"] <= done["started"] <= done["completed"] <= datetime.now(UTC)
