@@ -1,7 +1,7 @@
 """Runs as HTML: a page of cards for browsers, a table for notebooks.
 
-A record is a run as FLORA writes it, with ``created`` (a datetime) and, where it is known, ``prompt`` beside. Nothing in
-a record is trusted: each string is cleaned and escaped, and only http and https addresses become links or sources.
+A record is a run as FLORA writes it, with ``created`` (a datetime) and, where it is known, ``prompt`` beside. Nothing
+in a record is trusted: strings are cleaned and escaped, and only http and https addresses become links or sources.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ _STYLE = """
 body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.45;
   font-family: system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif; font-size: .9375rem; }
 :focus-visible { outline: 3px solid var(--leaf); outline-offset: 2px; }
-.skip { position: absolute; left: -99rem; padding: .5rem 1rem; background: var(--card); color: var(--leaf); z-index: 2; }
+.skip { position: absolute; left: -99rem; padding: .5rem 1rem; background: var(--card); color: var(--leaf); }
 .skip:focus { left: 1rem; top: 1rem; }
 header { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: end; max-width: 100rem; margin: auto;
   padding: 2rem clamp(1rem, 3vw, 3rem) 1rem; }
@@ -251,7 +251,7 @@ article { display: flex; flex-direction: column; min-width: 0; overflow: hidden;
 .made a:focus-visible, .made > :focus-visible { outline-offset: -4px; }
 img, video { display: block; width: 100%; height: 100%; object-fit: cover; font-size: .8125rem; color: var(--soft); }
 video { object-fit: contain; background: #15171a linear-gradient(160deg, #2c3a3f, #14171a 70%); }
-audio { align-self: center; height: 3.4rem; padding: 0 .75rem; }
+.made > audio { align-self: center; height: 3.4rem; padding: 0 .75rem; }
 .words { margin: 0; padding: 1.1rem 1.25rem; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 1.0625rem/1.5 "Iowan Old Style", Palatino, Georgia, "Noto Serif", serif; }
 .odd { font: .8125rem/1.5 ui-monospace, monospace; color: var(--soft); }
@@ -259,7 +259,8 @@ audio { align-self: center; height: 3.4rem; padding: 0 .75rem; }
 .file small { display: block; margin-top: .4rem; font-weight: 400; color: var(--soft); }
 .still { display: grid; place-items: center; margin: 0; color: var(--soft); font-size: 1.25rem;
   font-variant-numeric: tabular-nums; }
-.made progress { position: absolute; inset: auto 0 0; height: .4rem; appearance: none; border: 0; background: var(--line); }
+.made progress { position: absolute; inset: auto 0 0; height: .4rem; appearance: none; border: 0;
+  background: var(--line); }
 progress::-webkit-progress-bar { background: var(--line); }
 progress::-webkit-progress-value { background: var(--busy); }
 progress::-moz-progress-bar { background: var(--busy); }
@@ -269,9 +270,10 @@ progress::-moz-progress-bar { background: var(--busy); }
 .told { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: .6rem .75rem; align-content: start; flex: 1;
   grid-template-rows: auto auto auto 1fr; padding: .9rem 1.1rem 1rem; }
 .told > * { grid-column: 1 / -1; margin: 0; }
-.told > h2 { grid-column: 1; font-size: 1rem; font-weight: 600; overflow-wrap: anywhere; max-height: 4.4em; overflow: auto; }
-.told > .status { grid-column: 2; grid-row: 1; max-width: 10rem; overflow-wrap: anywhere; max-height: 4.4em; overflow: auto;
-  font-size: .8125rem; line-height: 1.45rem; color: var(--tone, var(--soft)); }
+.told > h2, .told > .status { overflow-wrap: anywhere; max-height: 4.4em; overflow: auto; }
+.told > h2 { grid-column: 1; font-size: 1rem; font-weight: 600; }
+.told > .status { grid-column: 2; grid-row: 1; max-width: 10rem; font-size: .8125rem; line-height: 1.45rem;
+  color: var(--tone, var(--soft)); }
 .status::before { content: "\\25CB\\A0" / ""; }
 .completed { --tone: var(--done); } .failed { --tone: var(--bad); } .running { --tone: var(--busy); }
 .pending { --tone: var(--wait); }
