@@ -93,7 +93,8 @@ class Page:
         await self.ask(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
-        await self.until("[...document.images].every((image) => image.loading !== 'lazy' || image.complete)")
+        seen = "image.getBoundingClientRect().top < innerHeight"
+        await self.until(f"[...document.images].every((image) => image.complete || !({seen}))")
         told = await self.ask("Page.captureScreenshot", format="png")
         await asyncio.to_thread(path.write_bytes, base64.b64decode(told["data"]))
 

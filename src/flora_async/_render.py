@@ -92,8 +92,8 @@ def card(record: Record) -> str:
 data-state="{_safe(state)}" data-cost="{_safe(record.get("charged_cost") or 0)}">
 <div class="made{" many" if len(outputs) > 1 else ""}">{made}</div>
 <div class="told">
-<h2><bdi>{_safe(_model(record) or "Run")}</bdi></h2>
-<p class="status {status if status in STATUSES else "other"}"><bdi>{_safe(status)}</bdi></p>
+<div class="top"><h2><bdi>{_safe(_model(record) or "Run")}</bdi></h2>
+<p class="status {status if status in STATUSES else "other"}"><bdi>{_safe(status)}</bdi></p></div>
 {"" if prompt is None else _text("prompt", "Prompt", prompt)}{_error(record)}
 <dl>{"".join(f"<div><dt>{name}</dt><dd>{shown}</dd></div>" for name, shown in _facts(record))}</dl>
 </div>
@@ -124,8 +124,9 @@ def _output(output: Record, record: Record) -> str:
 
 
 def _unmade(record: Record, status: str) -> str:
-    if status in ("completed", "failed"):
-        return f'<p class="still">{"Failed" if status == "failed" else "No output"}</p>'
+    said = {"completed": "No output", "failed": "Failed", "pending": "Waiting"}.get(status)
+    if said is not None:
+        return f'<p class="still">{said}</p>'
     percent = f"{record.get('progress') or 0:.0f}"
     return (
         f'<p class="still moving">{percent} %</p>'
@@ -232,10 +233,9 @@ hgroup { flex: 1 1 16rem; min-width: 0; }
 h1 { margin: 0; font: 600 clamp(1.7rem, 4vw, 2.4rem)/1.1 "Iowan Old Style", Palatino, Georgia, "Noto Serif", serif;
   letter-spacing: -.01em; }
 hgroup p { margin: .35rem 0 0; color: var(--soft); overflow-wrap: anywhere; }
-form { display: flex; flex-wrap: wrap; gap: .75rem; }
+form { display: grid; gap: .75rem; grid-template-columns: minmax(10rem, 20rem) 8rem 8rem; }
 form[hidden], article[hidden] { display: none; }
 label { display: grid; gap: .2rem; color: var(--soft); font-size: .8125rem; }
-label:first-child { flex: 1 1 15rem; }
 input, select { font: inherit; font-size: .9375rem; height: 2.5rem; padding: 0 .7rem; min-width: 0; width: 100%;
   color: var(--ink); background: var(--card); border: 1px solid var(--soft); border-radius: .6rem; }
 .sum { flex-basis: 100%; margin: 0; color: var(--soft); font-variant-numeric: tabular-nums; min-height: 1.45em; }
@@ -253,7 +253,7 @@ img, video { display: block; width: 100%; height: 100%; object-fit: cover; font-
 video { object-fit: contain; background: #15171a linear-gradient(160deg, #2c3a3f, #14171a 70%); }
 .made > audio { align-self: center; height: 3.4rem; padding: 0 .75rem; }
 .words { margin: 0; padding: 1.1rem 1.25rem; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere;
-  font: 1.0625rem/1.5 "Iowan Old Style", Palatino, Georgia, "Noto Serif", serif; }
+  font: 1rem/1.5 "Iowan Old Style", Palatino, Georgia, "Noto Serif", serif; }
 .odd { font: .8125rem/1.5 ui-monospace, monospace; color: var(--soft); }
 .file { padding: 1.25rem; overflow: auto; font-weight: 600; }
 .file small { display: block; margin-top: .4rem; font-weight: 400; color: var(--soft); }
@@ -265,15 +265,18 @@ progress::-webkit-progress-bar { background: var(--line); }
 progress::-webkit-progress-value { background: var(--busy); }
 progress::-moz-progress-bar { background: var(--busy); }
 .moving { animation: breathe 2s ease-in-out infinite; }
-@keyframes breathe { 50% { opacity: .55; } }
+@keyframes breathe { 50% { opacity: .8; } }
 @media (prefers-reduced-motion: reduce) { .moving { animation: none; } }
-.told { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: .6rem .75rem; align-content: start; flex: 1;
-  grid-template-rows: auto auto auto 1fr; padding: .9rem 1.1rem 1rem; }
-.told > * { grid-column: 1 / -1; margin: 0; }
-.told > h2, .told > .status { overflow-wrap: anywhere; max-height: 4.4em; overflow: auto; }
-.told > h2 { grid-column: 1; font-size: 1rem; font-weight: 600; }
-.told > .status { grid-column: 2; grid-row: 1; max-width: 10rem; font-size: .8125rem; line-height: 1.45rem;
-  color: var(--tone, var(--soft)); }
+@media (max-width: 38rem) {
+  form { flex-basis: 100%; grid-template-columns: 1fr 1fr; } label:first-child { grid-column: 1 / -1; }
+  .made:has(> .still, > audio:only-child) { aspect-ratio: auto; height: 7rem; }
+}
+.told { display: flex; flex-direction: column; gap: .6rem; flex: 1; padding: .9rem 1.1rem 1rem; }
+.told p { margin: 0; }
+.top { display: flex; gap: .75rem; justify-content: space-between; align-items: baseline; }
+.top > * { overflow-wrap: anywhere; max-height: 4.4em; overflow: auto; min-width: 0; }
+h2 { margin: 0; font-size: 1rem; font-weight: 600; }
+.status { flex: 0 1 auto; max-width: 50%; font-size: .8125rem; color: var(--tone, var(--soft)); }
 .status::before { content: "\\25CB\\A0" / ""; }
 .completed { --tone: var(--done); } .failed { --tone: var(--bad); } .running { --tone: var(--busy); }
 .pending { --tone: var(--wait); }
@@ -281,7 +284,7 @@ progress::-moz-progress-bar { background: var(--busy); }
 .running::before { content: "\\25D0\\A0" / ""; }
 .prompt, .error { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 8.7em; overflow: auto; }
 .error { color: var(--bad); border-left: 3px solid; padding-left: .7rem; }
-dl { align-self: end; display: grid; gap: .15rem; font-size: .8125rem; font-variant-numeric: tabular-nums; }
+dl { display: grid; margin: auto 0 0; gap: .15rem; font-size: .8125rem; font-variant-numeric: tabular-nums; }
 dl div { display: flex; gap: .75rem; justify-content: space-between; min-width: 0; }
 dt { color: var(--soft); } dd { margin: 0; min-width: 0; overflow-wrap: anywhere; text-align: end; }
 code { font: .95em ui-monospace, "Cascadia Mono", "Noto Sans Mono", monospace; user-select: all; }
