@@ -74,14 +74,16 @@ class Page:
 
     async def value(self, expression: str) -> Any:
         """Give what an expression comes to in the page."""
-        told = await self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        # As if somebody had asked for it: a player plays only then.
+        ways = {"returnByValue": True, "awaitPromise": True, "userGesture": True}
+        told = await self.ask("Runtime.evaluate", expression=expression, **ways)
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
     async def until(self, expression: str) -> None:
         """Wait until an expression is true in the page."""
         async with asyncio.timeout(PATIENCE):
-            while not await self.value(expression):
+            while not await self.value(f"Boolean({expression})"):
                 await asyncio.sleep(0.05)
 
     async def picture(self, path: Path, *, width: int, height: int, dark: bool) -> None:
