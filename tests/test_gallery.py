@@ -13,9 +13,8 @@ import pytest
 from chromium import Chromium, Page
 from hostile import CANARY, HOSTILE, hostile_generation, hostile_record
 
-from flora_async import Flora, GenerationPage, GenerationType
+from flora_async import Flora, GenerationPage, GenerationType, PageMeta
 from flora_async._render import card, clean, foot, head
-from flora_async.models import PageMeta
 from flora_async.sandbox import Sandbox
 
 pytestmark = [pytest.mark.anyio, pytest.mark.proof]

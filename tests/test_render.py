@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from hostile import HOSTILE, hostile_generation, hostile_record
 
-from flora_async import Generation, GenerationPage, ModelRef, Output, Run
+from flora_async import Generation, GenerationPage, ModelRef, Output, PageMeta, Run
 from flora_async._render import card, clean, foot, head, is_address, table
-from flora_async.models import PageMeta
 
 URL = "https://media.flora.ai/out.png?a=1&b=2"
 LINKS = ("href", "src", "action", "formaction", "data", "srcdoc", "poster", "xlink:href")

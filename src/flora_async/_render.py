@@ -232,6 +232,7 @@ header { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: end; max-w
 hgroup { flex: 1 1 16rem; min-width: 0; }
 h1 { margin: 0; font: 600 clamp(1.7rem, 4vw, 2.4rem)/1.1 "Iowan Old Style", Palatino, Georgia, "Noto Serif", serif;
   letter-spacing: -.01em; }
+::placeholder { color: var(--soft); opacity: 1; }
 hgroup p { margin: .35rem 0 0; color: var(--soft); overflow-wrap: anywhere; }
 form { display: grid; gap: .75rem; grid-template-columns: minmax(10rem, 20rem) 8rem 8rem; }
 form[hidden], article[hidden] { display: none; }
