@@ -246,6 +246,19 @@ async def test_the_front_page_goes_along(sandbox: Sandbox, chromium: Chromium) -
         assert page.complaints == []
 
 
+@pytest.mark.parametrize("width", [320, 390, 1280])
+async def test_nothing_is_wider_than_the_window(width: int, chromium: Chromium, tmp_path: Path) -> None:
+    """Not even what has no space to be broken at."""
+    path = tmp_path / "page.html"
+    path.write_text(whole([*HOSTILE, "x" * 5000]), encoding="utf-8")
+    async with chromium.page() as page:
+        await page.open(path.as_uri())
+        await page.picture(tmp_path / "page.png", width=width, height=900, dark=False)
+        assert await page.value("document.documentElement.scrollWidth") == width
+        ends = "[...document.querySelectorAll('article')].map((card) => card.getBoundingClientRect().right)"
+        assert max(await page.value(ends)) <= width
+
+
 @pytest.mark.parametrize("dark", [False, True])
 async def test_contrast(dark: bool, chromium: Chromium, tmp_path: Path) -> None:
     """All text stands out from its ground by 4.5 to 1, in both schemes."""

@@ -1,6 +1,8 @@
 """Runs as HTML, read back by a parser: what is shown, and that nothing of it is more than text."""
 
 import re
+import subprocess
+import sys
 from collections import Counter
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -290,3 +292,10 @@ def test_what_a_notebook_shows_of_a_run_and_of_a_page() -> None:
     assert Read(several._repr_html_()).elements["tr"] == 3
     assert "Page of the history" in several._repr_html_()
     assert "Last page" in GenerationPage(generations=(), meta=PageMeta())._repr_html_()
+
+
+def test_importing_the_package_does_not_load_it() -> None:
+    """Few look at runs."""
+    loaded = "import sys, flora_async; print('flora_async._render' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
+    assert output == "False\n"
