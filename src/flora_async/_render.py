@@ -177,12 +177,15 @@ def table(records: Iterable[Record], caption: str) -> str:
     )
 
 
+_TEXT_STYLE = "max-height: 12em; overflow: auto; text-align: start; white-space: pre-wrap; overflow-wrap: anywhere"
+
+
 def _row(record: Record) -> str:
     facts = dict(_facts(record))
     status = f"<bdi>{_safe(record['status'])}</bdi>"
     if record["status"] not in ("completed", "failed"):
         status += f" {record.get('progress') or 0:.0f} %"
-    outputs = "<br>".join(_link(output) for output in record.get("outputs") or ())
+    outputs = "".join(_link(output) for output in record.get("outputs") or ())
     cells = (status, f"<bdi>{_safe(_model(record) or '')}</bdi>", outputs + _error(record))
     money, time = facts.get("Cost", ""), facts.get("Created", "")
     return (
@@ -194,9 +197,9 @@ def _row(record: Record) -> str:
 def _link(output: Record) -> str:
     url = str(output["url"])
     if output["type"] == "text" or not is_address(url):
-        return f'<span dir="auto" style="white-space: pre-wrap">{_safe(url)}</span>'
+        return f'<div dir="auto" style="{_TEXT_STYLE}">{_safe(url)}</div>'
     link = f'href="{_safe(url)}" target="_blank" rel="noopener noreferrer"'
-    return f"<bdi>{_safe(output['type'])}</bdi> <a {link}><bdi>{_safe(url)}</bdi></a>"
+    return f"<div><bdi>{_safe(output['type'])}</bdi> <a {link}><bdi>{_safe(url)}</bdi></a></div>"
 
 
 # -- what a page brings along
