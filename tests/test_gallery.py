@@ -185,7 +185,7 @@ async def test_hostile_strings(make: Any, chromium: Chromium, tmp_path: Path) ->
 
 
 async def test_a_canary_would_sing(chromium: Chromium, tmp_path: Path) -> None:
-    """Most of these strings run where they are put in unescaped, and the policy of a page stops them even then."""
+    """Many of these strings run where they are put in unescaped; the policy of a page stops them even then."""
     async with chromium.page() as page:
         sang = 0
         for text in HOSTILE:
@@ -198,11 +198,11 @@ async def test_a_canary_would_sing(chromium: Chromium, tmp_path: Path) -> None:
             await page.open(path.as_uri())
             await page.value(PROVOKE.replace("article *, table *", "body *"))
             assert await page.value(f"typeof window.{CANARY}") == "undefined", text
-        assert sang >= 15
+        assert sang >= 20
 
 
 async def test_the_front_page_of_a_sandbox_with_hostile_prompts(sandbox: Sandbox, chromium: Chromium) -> None:
-    """The same, with the prompts, models and texts that a sandbox takes."""
+    """The same, with all prompts, models and texts that JSON can carry: half a pair it cannot."""
     texts = [text for text in HOSTILE if text.isascii() or "\ud83d" not in text]
     async with Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
         for text in texts:
