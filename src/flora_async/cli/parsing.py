@@ -79,9 +79,7 @@ def _generations(generations: argparse.ArgumentParser) -> None:
     history = operations.add_parser("list", help="list the history, one page", parents=[_key()], allow_abbrev=False)
     history.add_argument("--cursor", help="where the page begins: another page's next_cursor")
     history.add_argument("--limit", type=int, help="how many on a page, 1 to 100")
-    history.add_argument("--project-id", metavar="prj_...")
-    history.add_argument("--status", choices=STATUSES)
-    history.add_argument("--workspace-id", metavar="ws_...")
+    _selection(history)
     history.add_argument("--all", action="store_true", help="all pages from there on")
     _format(history)
 
@@ -101,6 +99,13 @@ def _flora(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: i
     projects.add_argument("--workspace-id", metavar="ws_...", help="of this workspace only")
     for listing in (models, workspaces, projects):
         _format(listing)
+    gallery = commands.add_parser(
+        "gallery", help="write the history as a page to look at", parents=[_key()], allow_abbrev=False
+    )
+    gallery.add_argument("--out", type=Path, default=Path("gallery.html"), metavar="FILE", help="default: gallery.html")
+    gallery.add_argument("--open", action="store_true", help="open it in a browser")
+    gallery.add_argument("--limit", type=_count, metavar="N", help="the newest N runs (default: all)")
+    _selection(gallery)
 
 
 def _key() -> _Parser:
@@ -112,6 +117,18 @@ def _key() -> _Parser:
 def _waiting(command: argparse.ArgumentParser, patience: str) -> None:
     command.add_argument("--download", type=Path, metavar="DIR", help="wait, and save the outputs there")
     command.add_argument("--timeout", type=float, metavar="S", help=f"seconds to wait (default: {patience})")
+
+
+def _selection(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--project-id", metavar="prj_...")
+    command.add_argument("--status", choices=STATUSES)
+    command.add_argument("--workspace-id", metavar="ws_...")
+
+
+def _count(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return count
 
 
 def _format(command: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from flora_async.sandbox import catalogue
 from flora_async.sandbox.callbacks import CallBacks
 from flora_async.sandbox.contract import RefusalError, asked_status, check_run_id, read_order, read_selection, refusal
 from flora_async.sandbox.faults import BEFORE, Dice, Fault, FaultName, befall, check_fault, spoil
+from flora_async.sandbox.front import front_page
 from flora_async.sandbox.runs import (
     EXTENSIONS,
     Runs,
@@ -73,7 +74,8 @@ class Sandbox:
 
     A prompt can ask for an outcome: ``[fail:safety_blocked]`` (the run fails, with that code), ``[slow]`` (it takes a
     minute at least, whatever the time scale), ``[http:429]`` (the create is answered so, and nothing is started). The
-    same prompt and ``params={"seed": 7}`` make the same medium.
+    same prompt and ``params={"seed": 7}`` make the same medium. A browser that opens its root sees its newest runs as
+    they go, with their prompts.
 
     Args:
         api_key: the only key that is taken; by default a fresh one.
@@ -172,6 +174,7 @@ class Sandbox:
                 web.get("/api/v1/projects", self._projects),
                 web.get("/api/v1/models", self._models),
                 web.get("/media/{run_id}/{name}", self._media),
+                web.get("/", self._front),
             ]
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -354,6 +357,10 @@ class Sandbox:
             raise refusal(404, message="There is no such output.")
         medium = await run_sync(media.render, kind, run.order.prompt, run.seed)
         return _ranged(request, medium.content, medium.content_type)
+
+    async def _front(self, _request: web.Request) -> web.Response:
+        page = front_page(self._runs, self._clock(), self.base_url)
+        return web.Response(text=page, content_type="text/html", headers={"Cache-Control": "no-store"})
 
 
 def _json(body: object, status: int = 200) -> web.Response:
