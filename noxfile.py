@@ -90,7 +90,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def proof(session: nox.Session) -> None:
-    """Run what takes long, or needs more than Python (node and npm, for FLORA's official client)."""
+    """Run what takes long, or needs more than Python: node and npm, Chromium, PostgreSQL."""
     _install(session)
     session.run("python", "-m", "pytest", "-m", "proof", *session.posargs, env=STRICT)
 
