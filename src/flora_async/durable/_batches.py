@@ -67,7 +67,6 @@ class Batches:
         self._workflows = _workflows.Engine(self._engine, database, name, only)
         self._parts = Parts(self._ledger, self._workflows, self._fulfilling, concurrency)
         self._alive: asyncio.Task[None] | None = None
-        self._items: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         with told_apart():
@@ -88,14 +87,10 @@ class Batches:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._fulfilling.creates_end.wait(), CREATES_END)
         await self._ledger.settled()
-        for item in self._items:
-            item.cancel()
-        if self._items:
-            await asyncio.wait(self._items)
         self._alive.cancel()
         self._alive = None
         try:
-            await self._workflows.stop(hand_back=True)
+            await self._workflows.stop()
             await self._ledger.sign_off()
         finally:
             await run_sync(self._engine.dispose)
@@ -107,17 +102,8 @@ class Batches:
                 await self._ledger.sign()
 
     async def _fulfil(self, batch: str, round: int, first: int, last: int) -> None:  # noqa: A002
-        tasks = [
-            asyncio.get_running_loop().create_task(self._fulfilling.fulfil(item))
-            for item in await self._ledger.unended(batch, round, first, last)
-        ]
-        self._items.update(tasks)
-        try:
-            await asyncio.gather(*tasks)
-        except asyncio.CancelledError:
-            await asyncio.Event().wait()  # closed: DBOS is not told that it has ended, for it has not
-        finally:
-            self._items.difference_update(tasks)
+        items = await self._ledger.unended(batch, round, first, last)
+        await asyncio.gather(*map(self._fulfilling.fulfil, items))
 
     def __getitem__(self, batch: str) -> Batch:
         """Give a batch by its name; whether it exists is found out when it is used."""

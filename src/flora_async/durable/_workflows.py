@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
@@ -32,11 +32,22 @@ Fulfil: TypeAlias = Callable[[str, int, int, int], Coroutine[Any, Any, None]]
 """Sees to the orders of a batch, in a round, from one number to before another."""
 
 
-class Attached(Struct, frozen=True):
+class Attached(Struct, frozen=True, eq=False):
     """Who sees to orders in this process, and on which event loop."""
 
     loop: asyncio.AbstractEventLoop
     fulfil: Fulfil
+    chunks: dict[asyncio.Task[None], tuple[str, str]]
+    """What is seen to at present: the names of its workflow and of its queue."""
+
+    async def see_to(self, workflow_id: str, batch: str, round: int, first: int, last: int) -> None:  # noqa: A002
+        """See to a chunk, in a task that can be cancelled: DBOS is then not told that it has ended."""
+        task = self.loop.create_task(self.fulfil(batch, round, first, last))
+        self.chunks[task] = workflow_id, queue_of(batch)
+        try:
+            await task
+        finally:
+            self.chunks.pop(task, None)
 
 
 _attached: list[Attached] = []
@@ -55,7 +66,7 @@ async def _fulfil(batch: str, round: int, first: int, last: int) -> None:  # noq
     while not _attached:  # a service whose client is not open yet
         await asyncio.sleep(ATTACHED_LOOKS)
     here = _attached[0]
-    work = here.fulfil(batch, round, first, last)
+    work = here.see_to(DBOS.workflow_id or "", batch, round, first, last)
     if asyncio.get_running_loop() is here.loop:
         await work
     else:
@@ -83,7 +94,7 @@ class Engine:
         """Take part: from here on, chunks are brought to *fulfil*."""
         if _attached:
             raise errors.ConfigurationError("this process has its batches open already: close them first")
-        self._here = Attached(asyncio.get_running_loop(), fulfil)
+        self._here = Attached(asyncio.get_running_loop(), fulfil, {})
         with told_apart():
             if not await _is_launched():
                 self._launch()
@@ -149,19 +160,26 @@ class Engine:
             }
             self._client.enqueue_in_transaction(connection, options, batch, round, first, last)
 
-    async def stop(self, *, hand_back: bool) -> None:
-        """Take part no longer; *hand_back*: others may have what was begun here."""
-        if self._here in _attached:
+    async def stop(self) -> None:
+        """Take part no longer, and give back what was begun here."""
+        begun: dict[str, list[str]] = {}
+        if self._here is not None and self._here in _attached:
             _attached.remove(self._here)
+            for workflow_id, queue in self._here.chunks.values():
+                begun.setdefault(queue, []).append(workflow_id)
+            tasks = list(self._here.chunks)
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
         with told_apart():
             if self._ours:
                 await run_sync(DBOS.destroy)
                 # DBOS has made its own threads the loop's, and they are gone.
                 asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
                 self._ours = False
-                if hand_back and self._client is not None:
-                    await run_sync(requeue, self._client, self._executor)
             if self._client is not None:
+                await run_sync(_requeue, self._client, begun)
                 self._client.destroy()
                 self._client = None
 
@@ -174,27 +192,23 @@ async def _is_launched() -> bool:
     return True
 
 
-def requeue(client: DBOSClient, executor: str) -> int:
-    """Put what an executor has begun back into its queues; say how many orders that can be."""
-    begun = client.list_workflows(
-        executor_id=executor, status="PENDING", name=WORKFLOW, load_input=False, load_output=False
-    )
-    by_queue: dict[str, list[str]] = {}
-    for workflow in begun:
-        if workflow.queue_name is not None:
-            by_queue.setdefault(workflow.queue_name, []).append(workflow.workflow_id)
-    for queue, workflow_ids in by_queue.items():
+def _requeue(client: DBOSClient, begun: Mapping[str, list[str]]) -> None:
+    for queue, workflow_ids in begun.items():
         client.resume_workflows(workflow_ids, queue_name=queue)
-    return len(begun)
 
 
 def adopt(database: sa.Engine, executor: str) -> int:
-    """Put the work of an executor that is gone back into its queues, whichever program it was of."""
+    """Put what an executor that is gone had begun back into its queues; say how many chunks that are."""
     with told_apart():
         client = DBOSClient(system_database_engine=database, serializer=DBOSPortableJSONSerializer())
         try:
-            return requeue(client, executor)
+            begun: dict[str, list[str]] = {}
+            for workflow in client.list_workflows(
+                executor_id=executor, status="PENDING", name=WORKFLOW, load_input=False, load_output=False
+            ):
+                if workflow.queue_name is not None:
+                    begun.setdefault(workflow.queue_name, []).append(workflow.workflow_id)
+            _requeue(client, begun)
+            return sum(map(len, begun.values()))
         finally:
             client.destroy()
-
-
