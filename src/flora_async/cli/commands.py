@@ -27,6 +27,7 @@ class Session:
     def __init__(self) -> None:
         self.running: dict[str, None] = {}
         self.ordering: dict[str, None] = {}
+        self.notes: list[str] = []
 
     def flora(self, options: argparse.Namespace) -> Flora:
         """Open a client whose orders are noted before they go out."""
@@ -46,6 +47,8 @@ class Session:
 
     def left_behind(self) -> list[str]:
         """Say what goes on without us."""
+        if self.notes:
+            return self.notes
         lines = [f"an order under idempotency key {key} may have been accepted" for key in self.ordering]
         if self.running:
             lines.append(f"still at FLORA, wait for it again: flora-async wait {' '.join(self.running)}")
@@ -215,6 +218,13 @@ async def _demo(options: argparse.Namespace, _session: Session) -> int:
     return 0
 
 
+async def _batch(options: argparse.Namespace, session: Session) -> int:
+    # Here, since DBOS is half a second of imports.
+    from flora_async.cli import batch
+
+    return await batch.run(options, session)
+
+
 async def _completion(options: argparse.Namespace, _session: Session) -> int:
     try:
         import shtab
@@ -228,6 +238,7 @@ COMMANDS: dict[str, Command] = {
     "generations": _generations,
     "wait": _wait,
     "watch": _watch,
+    "batch": _batch,
     "models": _models,
     "workspaces": _workspaces,
     "projects": _projects,

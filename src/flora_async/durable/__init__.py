@@ -12,8 +12,8 @@ if find_spec("dbos") is None:
     raise ConfigurationError("durable batches need DBOS: pip install 'flora-async[durable]'")
 
 from flora_async.durable._batch import Batch, BatchOutcome, BatchOutcomes
-from flora_async.durable._batches import Batches
+from flora_async.durable._batches import Batches, adopt
 from flora_async.durable._storing import BatchStatus
 from flora_async.durable._tables import DatabaseError
 
-__all__ = ["Batch", "BatchOutcome", "BatchOutcomes", "BatchStatus", "Batches", "DatabaseError"]
+__all__ = ["Batch", "BatchOutcome", "BatchOutcomes", "BatchStatus", "Batches", "DatabaseError", "adopt"]

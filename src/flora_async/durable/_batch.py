@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -171,6 +171,10 @@ class Batch:
         return await self._ledger.ask(
             lambda connection: _storing.order_anew(connection, self.name, self._parts.workflows.enqueue)
         )
+
+    async def note_files(self, index: int, files: Sequence[str]) -> None:
+        """Write down where the outputs of an order were saved."""
+        await self._ledger.saved(self.name, index, msgspec.json.encode(list(files)).decode())
 
     async def status(self) -> BatchStatus:
         """Say how the batch stands, on all machines together."""

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import socket
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Self
+from typing import Self, TypeVar
 
+import sqlalchemy as sa
 from anyio.to_thread import run_sync
 
-from flora_async import Flora
+from flora_async import Flora, errors
 from flora_async._arguments import check_count, check_text
 from flora_async._pacing import PollFactory
 from flora_async.durable import _storing, _tables, _workflows
 from flora_async.durable._batch import Batch, Parts
 from flora_async.durable._fulfilling import Fulfilling
-from flora_async.durable._ledger import SEEN_EVERY, Ledger
+from flora_async.durable._ledger import GONE_AFTER, SEEN_EVERY, Ledger
 from flora_async.durable._storing import BatchStatus
 from flora_async.durable._tables import DEFAULT_DATABASE, told_apart
 
-CONCURRENCY = 500
+T = TypeVar("T")
+
+CONCURRENCY = 1000
 CREATES_END = 10.0
 """Seconds for which closing waits for creates that are out."""
 
@@ -117,3 +121,45 @@ class Batches:
     def trouble(self) -> str | None:
         """What keeps this process from ordering at present; it goes on by itself."""
         return self._fulfilling.trouble
+
+
+async def ask(database: str, question: Callable[[sa.Connection], T]) -> T:
+    """Ask a database about its batches, without taking part in them."""
+    engine = _tables.open_database(database)
+
+    def asked() -> T:
+        with told_apart():
+            if not _tables.has_tables(engine):
+                name = engine.url.render_as_string(hide_password=True)
+                raise errors.ConfigurationError(f"there is no batch in {name}")
+            with engine.begin() as connection:
+                return question(connection)
+
+    try:
+        return await run_sync(asked)
+    finally:
+        await run_sync(engine.dispose)
+
+
+async def adopt(database: str, executor: str) -> int:
+    """Put what an executor had begun back into its queues, and return how many chunks of orders that are.
+
+    For an executor that is gone for good; one that is started again takes up its own. Nothing runs here: whoever works
+    on this database goes on with it.
+
+    Raises:
+        ConfigurationError: it is at work: it was seen within the last 15 seconds.
+    """
+    engine = _tables.open_database(database)
+    ledger = Ledger(engine, executor, "")
+    try:
+        await ask(database, _storing.statuses)
+        seen = await ledger.alive(executor=executor)
+        if seen is not None:
+            raise errors.ConfigurationError(
+                f"{executor} was seen {seen:.0f} s ago: only the work of an executor that is gone can be adopted "
+                f"({GONE_AFTER:.0f} s after its last sign of life)"
+            )
+        return await run_sync(_workflows.adopt, engine, executor)
+    finally:
+        await run_sync(engine.dispose)
