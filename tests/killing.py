@@ -26,11 +26,12 @@ def write_orders(path: Path, count: int) -> Path:
     return path
 
 
-def start(folder: Path, sandbox: Sandbox, *words: str | Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, sandbox: Sandbox, *words: str | Path, dev: bool = True) -> subprocess.Popen[bytes]:
     """Start ``flora-async batch ...`` in a folder; what it says goes to a file there."""
+    command = COMMAND if dev else (sys.executable, *COMMAND[-3:])
     environment = {**os.environ, "FLORA_API_KEY": sandbox.api_key, "FLORA_BASE_URL": sandbox.base_url}
     with (folder / "said.txt").open("ab") as said:
-        return subprocess.Popen((*COMMAND, *map(str, words)), cwd=folder, env=environment, stdout=said, stderr=said)
+        return subprocess.Popen((*command, *map(str, words)), cwd=folder, env=environment, stdout=said, stderr=said)
 
 
 def said(folder: Path) -> str:
