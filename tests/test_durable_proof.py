@@ -99,7 +99,6 @@ def test_three_workers_of_which_one_is_lost(
     assert unknown <= (0 if account == "replay" else 60)  # creates that were out as it was killed
 
 
-
 def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
     """Wait for something that another process does."""
     deadline = time.monotonic() + seconds
@@ -128,6 +127,5 @@ def test_a_hundred_thousand_orders(
         process.kill()
         process.wait()
     peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
-    print(f"{kind}: first POST after {first:.1f} s, at most {peak:.0f} MB")
     assert first <= 10
     assert peak <= 300

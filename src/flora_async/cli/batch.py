@@ -9,14 +9,15 @@ import secrets
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import msgspec
+from anyio.to_thread import run_sync
 
-from flora_async import Flora, Order, errors
+from flora_async import Flora, Order, Run, errors
 from flora_async._addresses import parse_base_url
 from flora_async._client import DEFAULT_BASE_URL
 from flora_async.cli import parsing, showing
@@ -192,20 +193,21 @@ async def _estimate(flora: Flora, options: argparse.Namespace, counts: Counter[t
         past = await ask(options.database, _storing.past_costs)
     except errors.ConfigurationError:
         past = {}
-    credits: dict[str, float] = {}
+    rates: dict[str, float] = {}
     if set(counts) - set(past):
         try:
-            credits = {m.model_id: m.estimated_credits for m in await flora.models.list() if m.estimated_credits}
+            rates = {m.model_id: m.estimated_credits for m in await flora.models.list() if m.estimated_credits}
         except errors.FloraError as error:
             showing.tell(f"the models could not be asked what they cost: {error}")
-    known, parts = 0.0, []
+    known = 0.0
+    parts: list[str] = []
     for (kind, model), count in sorted(counts.items(), key=str):
         what = f"{count} {kind}{f' by {model}' if model else ''}"
         if (kind, model) in past:
             known += count * past[kind, model]
             parts.append(f"{what}: about {count * past[kind, model]:.2f} USD, as earlier runs here")
-        elif model in credits:
-            parts.append(f"{what}: about {count * credits[model]:g} credits")
+        elif model in rates:
+            parts.append(f"{what}: about {count * rates[model]:g} credits")
         else:
             parts.append(f"{what}: nobody knows the cost before the first")
     whole = f"{sum(counts.values())} orders"
@@ -261,10 +263,8 @@ async def _saved(batch: Batch, flora: Flora, outcome: BatchOutcome, folder: Path
     run = outcome.run
     if folder is None or run is None or outcome.files:
         return outcome
-    found = sorted(folder.glob(f"{run.run_id}_*")) if folder.is_dir() else []
-    if len(found) < len(run.outputs):
-        for path in found:
-            path.unlink()
+    found = await run_sync(_whole, folder, run)
+    if not found and run.outputs:
         try:
             found = await flora.download(run, folder)
         except errors.DownloadError as error:
@@ -273,6 +273,16 @@ async def _saved(batch: Batch, flora: Flora, outcome: BatchOutcome, folder: Path
     files = tuple(map(str, found))
     await batch.note_files(outcome.index, files)
     return msgspec.structs.replace(outcome, files=files)
+
+
+def _whole(folder: Path, run: Run) -> list[Path]:
+    """Give the saved outputs of a run, if all are there; else none is."""
+    found = sorted(folder.glob(f"{run.run_id}_*")) if folder.is_dir() else []
+    if len(found) >= len(run.outputs):
+        return found
+    for path in found:
+        path.unlink()
+    return []
 
 
 # -- progress
@@ -288,7 +298,7 @@ def _line(status: BatchStatus) -> str:
 
 
 @contextmanager
-def _progress(batches: Batches, batch: Batch) -> Iterator[None]:
+def _progress(batches: Batches, batch: Batch) -> Generator[None]:
     with _shown() as show:
         task = asyncio.get_running_loop().create_task(_tick(batches, batch, show))
         try:
@@ -310,7 +320,7 @@ async def _tick(batches: Batches, batch: Batch, show: Callable[[BatchStatus, str
 
 
 @contextmanager
-def _shown() -> Iterator[Callable[[BatchStatus, str], None]]:
+def _shown() -> Generator[Callable[[BatchStatus, str], None]]:
     """Show how it goes: a bar on a terminal that can, else a line whenever something has changed."""
     if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         try:

@@ -185,7 +185,7 @@ class Batch:
 
     async def finished(self) -> BatchStatus:
         """Wait until every order has come to its end, or the batch is stopped and nothing runs here any more."""
-        while not self.is_over(status := await self.status()):
+        while not self.is_over(status := await self.status()):  # noqa: ASYNC110 - other machines work on it too
             await asyncio.sleep(LOOK)
         if status.finished:
             await self._parts.workflows.close_queue(self.name)
@@ -193,7 +193,7 @@ class Batch:
 
     def is_over(self, status: BatchStatus) -> bool:
         """Say whether nothing more will become of the batch by itself."""
-        idle = not self._parts.fulfilling.under_way.get(self.name) or self._parts.fulfilling.trouble is not None
+        idle = not self._parts.fulfilling.under_way[self.name] or self._parts.fulfilling.trouble is not None
         return status.finished or (status.stopped is not None and idle)
 
     def results(self, *, as_finished: bool = False) -> BatchOutcomes:

@@ -28,6 +28,7 @@ CONCURRENCY = 1000
 CREATES_END = 10.0
 """Seconds for which closing waits for creates that are out."""
 
+
 def default_executor() -> str:
     """Name this machine's executor."""
     return socket.gethostname() or "executor"
@@ -105,7 +106,7 @@ class Batches:
             with suppress(_tables.DatabaseError):
                 await self._ledger.sign()
 
-    async def _fulfil(self, batch: str, round: int, first: int, last: int) -> None:  # noqa: A002
+    async def _fulfil(self, batch: str, round: int, first: int, last: int) -> None:
         items = await self._ledger.unended(batch, round, first, last)
         await asyncio.gather(*map(self._fulfilling.fulfil, items))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 
 import msgspec
 
@@ -38,47 +39,65 @@ class Fulfilling:
         self.creates_end = asyncio.Event()
         self.creates_end.set()
         self.closing: bool = False
-        self.under_way: dict[str, int] = {}
-        """How many runs are waited for, by batch."""
+        self._in_hand: set[tuple[str, int]] = set()
+        self.under_way: Counter[str] = Counter()
+        """How many orders are out or waited for, by batch."""
         self.trouble: str | None = None
         """What keeps FLORA from being asked at present."""
 
     async def fulfil(self, item: Item) -> None:
         """See an item to its end."""
+        one = item.batch, item.number
         async with self._room:
-            started: StartedRun | str | None = None
-            while item.state not in ENDED:
-                if item.state == "new":
-                    granted = await self._claim(item)
-                    started = await self._create(item, time.time(), doubtful=False) if granted else None
-                elif item.state == "sent":
-                    started = await self._adopted(item)
-                if item.state == "started" or started is not None:
-                    await self._wait(item, started or item.run_id or "")
-                item = await self._ledger.item(item.batch, item.number)
+            while one in self._in_hand:  # noqa: ASYNC110 - its chunk was given out twice, which is rare
+                await asyncio.sleep(LOOK_AGAIN)
+            self._in_hand.add(one)
+            try:
+                while item.state not in ENDED:
+                    if await self._may_begin(item):
+                        self.under_way[item.batch] += 1
+                        try:
+                            await self._step(item)
+                        finally:
+                            self.under_way[item.batch] -= 1
+                    item = await self._ledger.item(*one)
+            finally:
+                self._in_hand.discard(one)
+
+    async def _may_begin(self, item: Item) -> bool:
+        """Wait until something can be done about an item; false if it is to be looked at again."""
+        if item.state == "new":
+            return await self._claim(item)
+        if item.state == "sent":
+            owner = item.owner
+            mine = owner == self._ledger.process
+            busy = not mine and owner is not None and await self._ledger.alive(process=owner) is not None
+            if busy or await self._ledger.is_stopped(item.batch):
+                await asyncio.sleep(LOOK_AGAIN)
+                return False
+            return mine or await self._ledger.take_over(item)
+        return True
+
+    async def _step(self, item: Item) -> None:
+        started: StartedRun | str | None = item.run_id
+        if item.state == "new":
+            started = await self._create(item, time.time(), doubtful=False)
+        elif item.state == "sent":
+            started = await self._create(item, item.sent or 0.0, doubtful=True)
+        if started is not None:
+            await self._wait(item, started)
 
     async def _claim(self, item: Item) -> bool:
         """Wait until the order may go out; false if another process has it."""
-        pause = LOOK_AGAIN
         while True:
             await self._gate()
             grant = await self._ledger.claim(item.batch, item.number)
             if grant in ("granted", "taken"):
                 return grant == "granted"
-            pause = MONEY_AGAIN if grant == "unaffordable" else LOOK_AGAIN
-            await asyncio.sleep(pause)
-
-    async def _adopted(self, item: Item) -> StartedRun | str | None:
-        """See to an order that was sent, and its answer never written down."""
-        if item.owner is not None and await self._ledger.alive(process=item.owner) is not None:
-            await asyncio.sleep(LOOK_AGAIN)  # its process will
-            return None
-        if not await self._ledger.take_over(item):
-            return None
-        return await self._create(item, item.sent or 0.0, doubtful=True)
+            await asyncio.sleep(MONEY_AGAIN if grant == "unaffordable" else LOOK_AGAIN)
 
     async def _create(self, item: Item, sent: float, *, doubtful: bool) -> StartedRun | str | None:
-        """Send an order until FLORA has spoken; give the run. ``None``: it is written down that there is none."""
+        """Send an order until FLORA has spoken; give the run. ``None``: it is written down what became of it."""
         order = _order.decode(item.body)
         while True:
             fresh = _deciding.key_is_fresh(sent, time.time())
@@ -86,7 +105,6 @@ class Fulfilling:
                 old = _unknown(item, order, sent, "FLORA may have forgotten the key", accepted=False)
                 return await self._recovered(item, old, sent)
             await self._gate()
-            failure: errors.FloraError
             try:
                 started = await self._posted(item, order)
             except errors.ClientClosedError:
@@ -95,20 +113,10 @@ class Fulfilling:
                 failure = error
             else:
                 self._failures, self.trouble = 0, None
-                if await self._ledger.change(_started(item, started)):
-                    return started
-                if not started.recovered:
-                    return None
-                # The client did not know that this run is another order's: the database does.
-                failure = _unknown(item, order, sent, "the answer was lost", accepted=True)
+                return await self._accepted(item, order, sent, started)
             verdict = _deciding.judge_failure(failure, doubtful=doubtful, fresh=fresh)
-            if verdict == "recover":
-                return await self._recovered(item, _accepted(failure, item, order, sent), sent)
-            if verdict in ("refused", "unknown"):
-                if verdict == "unknown" and not isinstance(failure, errors.CreateOutcomeUnknownError):
-                    failure = _unknown(item, order, sent, str(failure), accepted=isinstance(failure, errors.APIError))
-                await self._ended(item, verdict, None, failure)
-                return None
+            if verdict != "again" and verdict != "stop":
+                return await self._concluded(item, order, sent, failure, verdict)
             doubtful = doubtful or isinstance(failure, errors.CreateOutcomeUnknownError)
             if verdict == "stop":
                 await self._ledger.stop(item.batch, str(failure))
@@ -117,8 +125,30 @@ class Fulfilling:
             if not doubtful:
                 # Nothing was let in: whoever sends it next begins a window of its own.
                 await self._ledger.change(Change(item.batch, item.number, "new"))
+            if not doubtful or verdict == "stop":
                 return None
-            await asyncio.sleep(LOOK_AGAIN if verdict == "stop" else 0)
+
+    async def _accepted(self, item: Item, order: Order, sent: float, started: StartedRun) -> StartedRun | str | None:
+        if await self._ledger.change(_started(item, started)):
+            return started
+        if not started.recovered:
+            return None
+        # The client did not know that this run is another order's: the database does.
+        return await self._recovered(item, _unknown(item, order, sent, "the answer was lost", accepted=True), sent)
+
+    async def _concluded(
+        self, item: Item, order: Order, sent: float, failure: errors.FloraError, verdict: _deciding.Verdict
+    ) -> str | None:
+        """Do what follows from a create that is not sent again."""
+        if verdict == "recover":
+            return await self._recovered(item, _known(failure, item, order, sent), sent)
+        if verdict == "unknown":
+            if not isinstance(failure, errors.CreateOutcomeUnknownError):
+                failure = _unknown(item, order, sent, str(failure), accepted=isinstance(failure, errors.APIError))
+            await self._ended(item, "unknown", None, failure)
+        else:
+            await self._ended(item, "refused", None, failure)
+        return None
 
     async def _posted(self, item: Item, order: Order) -> StartedRun:
         self._creating += 1
@@ -159,8 +189,6 @@ class Fulfilling:
 
     async def _wait(self, item: Item, started: StartedRun | str) -> None:
         """Wait for a run, however long it takes; safe to repeat."""
-        under_way = self.under_way
-        under_way[item.batch] = under_way.get(item.batch, 0) + 1
         try:
             run = await self._flora.wait_for_run(started, timeout=None, poll=self._poll)
             await self._ended(item, "completed", run, None)
@@ -174,8 +202,6 @@ class Fulfilling:
             await asyncio.sleep(LOOK_AGAIN)
         except errors.FloraError as error:
             await self._ended(item, "unknown", None, error)
-        finally:
-            under_way[item.batch] -= 1
 
     async def _ended(
         self, item: Item, state: _deciding.Ended, run: Run | None, error: errors.FloraError | None
@@ -190,9 +216,9 @@ class Fulfilling:
 
     async def _gate(self) -> None:
         """Wait until it makes sense to ask FLORA for something."""
-        while self.closing:
+        while self.closing:  # noqa: ASYNC110 - until it is cancelled
             await asyncio.sleep(LOOK_AGAIN)
-        while (wait := self._open_at - time.monotonic()) > 0:
+        while (wait := self._open_at - time.monotonic()) > 0:  # noqa: ASYNC110 - it may be put off again
             await asyncio.sleep(wait)
 
     def _shut(self, failure: errors.FloraError) -> None:
@@ -207,14 +233,10 @@ class Fulfilling:
 
 
 def _started(item: Item, run: StartedRun | Run) -> Change:
-    return Change(
-        item.batch, item.number, "started", run_id=run.run_id, recovered=run.recovered, cost=run.charged_cost
-    )
+    return Change(item.batch, item.number, "started", run_id=run.run_id, recovered=run.recovered, cost=run.charged_cost)
 
 
-def _accepted(
-    failure: errors.FloraError, item: Item, order: Order, sent: float
-) -> errors.CreateOutcomeUnknownError:
+def _known(failure: errors.FloraError, item: Item, order: Order, sent: float) -> errors.CreateOutcomeUnknownError:
     """Tell of an order that FLORA has said it knows, with the window that was written down."""
     unknown = _unknown(item, order, sent, str(failure), accepted=True)
     if isinstance(failure, errors.CreateOutcomeUnknownError):
@@ -222,9 +244,7 @@ def _accepted(
     return unknown
 
 
-def _unknown(
-    item: Item, order: Order, sent: float, reason: str, *, accepted: bool
-) -> errors.CreateOutcomeUnknownError:
+def _unknown(item: Item, order: Order, sent: float, reason: str, *, accepted: bool) -> errors.CreateOutcomeUnknownError:
     return errors.CreateOutcomeUnknownError(
         order=order,
         idempotency_key=item.key,

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import sqlalchemy as sa
 from anyio.to_thread import run_sync
 from msgspec import Struct
+from sqlalchemy import exc as sa_exc
 
 from flora_async.durable import _deciding
 from flora_async.durable._tables import DatabaseError, batches, clock, items, processes, told_apart
@@ -101,11 +102,13 @@ class Ledger:
 
     async def claim(self, batch: str, number: int) -> Grant:
         """Take an order that nobody has sent, and write down that it goes out now; ``granted`` is stored for good."""
-        return await self._wish((batch, number))
+        grant: Grant = await self._wish((batch, number))
+        return grant
 
     async def change(self, change: Change) -> bool:
         """Write down what became of an item; false if it was not for this process to say."""
-        return await self._wish(change)
+        said: bool = await self._wish(change)
+        return said
 
     async def _wish(self, what: Change | tuple[str, int]) -> Any:  # noqa: ANN401 - each kind has its own answer
         wish = _Wish(what, asyncio.get_running_loop().create_future())
@@ -136,8 +139,8 @@ class Ledger:
         while True:
             try:
                 return await run_sync(self._transact, wishes)
-            except sa.exc.DBAPIError as error:
-                if not isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
+            except sa_exc.DBAPIError as error:
+                if not isinstance(error, sa_exc.OperationalError | sa_exc.InterfaceError):
                     raise DatabaseError(f"the database says: {error.orig}") from None
                 if time.monotonic() - began > OUTAGE_PATIENCE:
                     raise DatabaseError(f"the database is away: {error.orig}") from None
@@ -229,7 +232,7 @@ class Ledger:
 
     # -- what happens rarely
 
-    async def unended(self, batch: str, round: int, first: int, last: int) -> list[Item]:  # noqa: A002
+    async def unended(self, batch: str, round: int, first: int, last: int) -> list[Item]:
         """Give the items of a chunk that have no end yet; *round* is that of their present key."""
         chosen = (items.c.batch == batch, items.c.number.between(first, last - 1), items.c.round == round)
         query = sa.select(*_ITEM).where(*chosen, items.c.state.not_in(ENDED)).order_by(items.c.number)
@@ -274,6 +277,11 @@ class Ledger:
             return True
 
         return await self.ask(taken)
+
+    async def is_stopped(self, batch: str) -> bool:
+        """Say whether nothing more is to be ordered."""
+        query = sa.select(batches.c.stopped).where(batches.c.batch == batch)
+        return await self.ask(lambda connection: connection.scalar(query)) is not None
 
     async def stop(self, batch: str, reason: str | None) -> None:
         """Have nothing more ordered, on any machine; ``None``: have it ordered again."""
@@ -369,5 +377,3 @@ def _is_gone(pid: int) -> bool:
     except OSError:
         return False
     return False
-
-

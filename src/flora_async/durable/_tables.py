@@ -10,6 +10,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from dbos import error as dbos_error
 from sqlalchemy import event
+from sqlalchemy import exc as sa_exc
 
 from flora_async import errors
 
@@ -83,9 +84,9 @@ def told_apart() -> Generator[None]:
     """Turn the errors of what lies below into ours."""
     try:
         yield
-    except sa.exc.DBAPIError as error:  # its own text holds what was to be written
+    except sa_exc.DBAPIError as error:  # its own text holds what was to be written
         raise DatabaseError(f"the database says: {error.orig}") from None
-    except (sa.exc.SQLAlchemyError, dbos_error.DBOSException) as error:
+    except (sa_exc.SQLAlchemyError, dbos_error.DBOSException) as error:
         raise DatabaseError(f"{type(error).__name__}: {error}") from None
 
 
@@ -93,7 +94,7 @@ def open_database(url: str) -> sa.Engine:
     """Give an engine for a SQLite file or a PostgreSQL database; nothing is connected yet."""
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
+    except sa_exc.ArgumentError:
         parsed = None
     backend = parsed.get_backend_name() if parsed is not None else None
     if parsed is None or backend not in ("sqlite", "postgresql") or (backend == "sqlite" and not parsed.database):
@@ -122,7 +123,7 @@ def create_tables(engine: sa.Engine) -> None:
     """Make the tables, if need be; another process may do so at the same time."""
     try:
         _schema.create_all(engine)
-    except (sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.OperationalError):
+    except (sa_exc.IntegrityError, sa_exc.ProgrammingError, sa_exc.OperationalError):
         _schema.create_all(engine)
 
 

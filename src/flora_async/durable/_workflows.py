@@ -23,9 +23,11 @@ WORKFLOW = "flora_async.chunk"
 APPLICATION = "flora-async"
 VERSION = "flora-async-1"
 """Of the workflow: processes that share it take each other's work, whatever else was deployed."""
-QUEUE_LOOKS = 0.2
+QUEUE_LOOKS = 0.1
 """Seconds between looks into a queue."""
 ATTACHED_LOOKS = 0.5
+ENDING_SECONDS = 5.0
+"""For how long DBOS may take to write down what has ended."""
 THREADS = 16
 
 Fulfil: TypeAlias = Callable[[str, int, int, int], Coroutine[Any, Any, None]]
@@ -39,8 +41,10 @@ class Attached(Struct, frozen=True, eq=False):
     fulfil: Fulfil
     chunks: dict[asyncio.Task[None], tuple[str, str]]
     """What is seen to at present: the names of its workflow and of its queue."""
+    workflows: set[asyncio.Task[Any]]
+    """DBOS's own tasks on this loop, which have to tell it when a chunk has ended."""
 
-    async def see_to(self, workflow_id: str, batch: str, round: int, first: int, last: int) -> None:  # noqa: A002
+    async def see_to(self, workflow_id: str, batch: str, round: int, first: int, last: int) -> None:
         """See to a chunk, in a task that can be cancelled: DBOS is then not told that it has ended."""
         task = self.loop.create_task(self.fulfil(batch, round, first, last))
         self.chunks[task] = workflow_id, queue_of(batch)
@@ -53,21 +57,22 @@ class Attached(Struct, frozen=True, eq=False):
 _attached: list[Attached] = []
 
 
-@DBOS.workflow(
-    name=WORKFLOW, max_recovery_attempts=None, serialization_type=WorkflowSerializationFormat.PORTABLE
-)
-async def _chunk(batch: str, round: int, first: int, last: int) -> int:  # noqa: A002
+@DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None, serialization_type=WorkflowSerializationFormat.PORTABLE)
+async def _chunk(batch: str, round: int, first: int, last: int) -> int:
     """See to some orders; where they stand is in the database, so that doing it again does nothing twice."""
     await DBOS.run_step_async({"name": "fulfil"}, _fulfil, batch, round, first, last)
     return last - first
 
 
-async def _fulfil(batch: str, round: int, first: int, last: int) -> None:  # noqa: A002
-    while not _attached:  # a service whose client is not open yet
+async def _fulfil(batch: str, round: int, first: int, last: int) -> None:
+    while not _attached:  # noqa: ASYNC110 - a service whose client is not open yet, maybe on another loop
         await asyncio.sleep(ATTACHED_LOOKS)
     here = _attached[0]
     work = here.see_to(DBOS.workflow_id or "", batch, round, first, last)
-    if asyncio.get_running_loop() is here.loop:
+    workflow = asyncio.current_task()
+    if asyncio.get_running_loop() is here.loop and workflow is not None:
+        here.workflows.add(workflow)
+        workflow.add_done_callback(here.workflows.discard)
         await work
     else:
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, here.loop))
@@ -94,7 +99,7 @@ class Engine:
         """Take part: from here on, chunks are brought to *fulfil*."""
         if _attached:
             raise errors.ConfigurationError("this process has its batches open already: close them first")
-        self._here = Attached(asyncio.get_running_loop(), fulfil, {})
+        self._here = Attached(asyncio.get_running_loop(), fulfil, {}, set())
         with told_apart():
             if not await _is_launched():
                 self._launch()
@@ -114,14 +119,23 @@ class Engine:
                 "log_level": "ERROR",
                 "enable_otlp": False,
                 "use_listen_notify": False,
+                "notification_listener_polling_interval_sec": QUEUE_LOOKS,
                 "max_executor_threads": THREADS,
             }
         )
         self._ours = True
         if self._only is not None:
+            self._make_queue(queue_of(self._only))
             DBOS.listen_queues([queue_of(self._only)])
         # On the loop's own thread: DBOS then runs workflows on this loop.
         DBOS.launch()
+
+    def _make_queue(self, queue: str) -> None:
+        # Before the launch: afterwards DBOS looks for new ones once a second only.
+        DBOS.migrate(self._url)
+        client = self._connect()
+        client.register_queue(queue, worker_concurrency=1, polling_interval_sec=QUEUE_LOOKS, on_conflict="never_update")
+        client.destroy()
 
     def _connect(self) -> DBOSClient:
         return DBOSClient(
@@ -146,7 +160,7 @@ class Engine:
         with told_apart():
             await DBOS.delete_queue_async(queue_of(batch))
 
-    def enqueue(self, connection: sa.Connection, batch: str, round: int, chunks: Iterable[tuple[int, int]]) -> None:  # noqa: A002
+    def enqueue(self, connection: sa.Connection, batch: str, round: int, chunks: Iterable[tuple[int, int]]) -> None:
         """Put chunks into their batch's queue, as part of a transaction; again does nothing."""
         if self._client is None:
             raise errors.ClientClosedError("these batches are not open: use `async with Batches(...)`")
@@ -170,8 +184,8 @@ class Engine:
             tasks = list(self._here.chunks)
             for task in tasks:
                 task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
+            if ending := [*tasks, *self._here.workflows]:
+                await asyncio.wait(ending, timeout=ENDING_SECONDS)
         with told_apart():
             if self._ours:
                 await run_sync(DBOS.destroy)
