@@ -75,7 +75,7 @@ class Batches:
 
     async def __aenter__(self) -> Self:
         with told_apart():
-            await run_sync(_tables.create_tables, self._engine)
+            await asyncio.to_thread(_tables.create_tables, self._engine)
         await self._workflows.start(self._fulfil)
         await self._ledger.sign()
         self._alive = asyncio.get_running_loop().create_task(self._give_signs())

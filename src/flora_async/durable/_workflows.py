@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
+import anyio
 import sqlalchemy as sa
 from anyio.to_thread import run_sync
 from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, WorkflowSerializationFormat
@@ -42,7 +43,7 @@ class Attached(Struct, frozen=True, eq=False):
     chunks: dict[asyncio.Task[None], tuple[str, str]]
     """What is seen to at present: the names of its workflow and of its queue."""
     workflows: set[asyncio.Task[Any]]
-    """DBOS's own tasks on this loop, which have to tell it when a chunk has ended."""
+    """DBOS's own tasks, on whichever loop, which have to tell it when a chunk has ended."""
 
     async def see_to(self, workflow_id: str, batch: str, round: int, first: int, last: int) -> None:
         """See to a chunk, in a task that can be cancelled: DBOS is then not told that it has ended."""
@@ -69,10 +70,10 @@ async def _fulfil(batch: str, round: int, first: int, last: int) -> None:
         await asyncio.sleep(ATTACHED_LOOKS)
     here = _attached[0]
     work = here.see_to(DBOS.workflow_id or "", batch, round, first, last)
-    workflow = asyncio.current_task()
-    if asyncio.get_running_loop() is here.loop and workflow is not None:
+    if (workflow := asyncio.current_task()) is not None:
         here.workflows.add(workflow)
         workflow.add_done_callback(here.workflows.discard)
+    if asyncio.get_running_loop() is here.loop:
         await work
     else:
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, here.loop))
@@ -102,11 +103,13 @@ class Engine:
         self._here = Attached(asyncio.get_running_loop(), fulfil, {}, set())
         with told_apart():
             if not await _is_launched():
-                self._launch()
+                await run_sync(self._prepare)
+                # On the loop's own thread, so that DBOS runs its workflows there; what takes long is done.
+                DBOS.launch()
             _attached.append(self._here)
-            self._client = self._connect()
+            self._client = await run_sync(self._connect)
 
-    def _launch(self) -> None:
+    def _prepare(self) -> None:
         logging.getLogger("dbos").addHandler(logging.NullHandler())  # else it writes to stderr itself
         DBOS(
             config={
@@ -124,15 +127,13 @@ class Engine:
             }
         )
         self._ours = True
+        DBOS.migrate(self._url)
         if self._only is not None:
             self._make_queue(queue_of(self._only))
             DBOS.listen_queues([queue_of(self._only)])
-        # On the loop's own thread: DBOS then runs workflows on this loop.
-        DBOS.launch()
 
     def _make_queue(self, queue: str) -> None:
         # Before the launch: afterwards DBOS looks for new ones once a second only.
-        DBOS.migrate(self._url)
         client = self._connect()
         client.register_queue(queue, worker_concurrency=1, polling_interval_sec=QUEUE_LOOKS, on_conflict="never_update")
         client.destroy()
@@ -181,11 +182,11 @@ class Engine:
             _attached.remove(self._here)
             for workflow_id, queue in self._here.chunks.values():
                 begun.setdefault(queue, []).append(workflow_id)
-            tasks = list(self._here.chunks)
-            for task in tasks:
+            for task in list(self._here.chunks):
                 task.cancel()
-            if ending := [*tasks, *self._here.workflows]:
-                await asyncio.wait(ending, timeout=ENDING_SECONDS)
+            with anyio.move_on_after(ENDING_SECONDS):
+                while self._here.workflows:  # noqa: ASYNC110 - of another loop
+                    await asyncio.sleep(0.01)
         with told_apart():
             if self._ours:
                 await run_sync(DBOS.destroy)
