@@ -439,7 +439,7 @@ class Watcher:
         slack = 0.0 if entry.exact else CLOCK_SKEW
         if rows and page.next_cursor is not None:
             # Runs of one moment share their time stamp; they may stand on the next page as well.
-            older = entry.created <= rows[-1].created.timestamp() - slack
+            older = entry.created <= rows[-1].created.timestamp() + slack
             if older or (fruitful and not entry.exact):
                 entry.floor = number + 1
                 return

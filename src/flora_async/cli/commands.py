@@ -28,6 +28,7 @@ class Session:
     def __init__(self) -> None:
         self.running: dict[str, None] = {}
         self.ordering: dict[str, None] = {}
+        self.notes: list[str] = []
 
     def flora(self, options: argparse.Namespace) -> Flora:
         """Open a client whose orders are noted before they go out."""
@@ -51,8 +52,8 @@ class Session:
 
     def going_on(self) -> list[str]:
         """Say what goes on without us."""
-        if not self.running:
-            return []
+        if self.notes or not self.running:
+            return self.notes
         return [f"still at FLORA, wait for it again: flora-async wait {' '.join(self.running)}"]
 
 
@@ -248,6 +249,13 @@ async def _demo(options: argparse.Namespace, _session: Session) -> int:
     return 0
 
 
+async def _batch(options: argparse.Namespace, session: Session) -> int:
+    # Here, since DBOS is half a second of imports.
+    from flora_async.cli import batch
+
+    return await batch.run(options, session)
+
+
 async def _completion(options: argparse.Namespace, _session: Session) -> int:
     try:
         import shtab
@@ -261,6 +269,7 @@ COMMANDS: dict[str, Command] = {
     "generations": _generations,
     "wait": _wait,
     "watch": _watch,
+    "batch": _batch,
     "models": _models,
     "workspaces": _workspaces,
     "projects": _projects,

@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _generations(commands.add_parser("generations", help="FLORA's operations: create, retrieve, list"))
     _flora(commands)
+    _batch(commands.add_parser("batch", help="orders by the thousand, that outlive this process"))
     sandbox = commands.add_parser("sandbox", help="serve a small FLORA on this machine until interrupted")
     sandbox.add_argument("--port", type=int, default=8080, help="0: any free one (default: 8080)")
     sandbox.add_argument("--api-key", help="take this key only (default: any)")
@@ -106,6 +107,49 @@ def _flora(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: i
     gallery.add_argument("--open", action="store_true", help="open it in a browser")
     gallery.add_argument("--limit", type=_count, metavar="N", help="the newest N runs (default: all)")
     _selection(gallery)
+
+
+def _batch(batch: argparse.ArgumentParser) -> None:
+    operations = batch.add_subparsers(dest="operation", required=True, metavar="OPERATION", parser_class=_Parser)
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--database",
+        default="sqlite:///flora-batch.db",
+        metavar="URL",
+        help="sqlite:///FILE, or postgresql://USER@HOST/NAME for many machines (default: sqlite:///flora-batch.db)",
+    )
+    common.add_argument("--batch", metavar="ID", help="which one, where there are several")
+    works = _Parser(add_help=False)
+    works.add_argument("--executor", metavar="ID", help="this process's own, the same after a restart (default: host)")
+    works.add_argument("--concurrency", type=int, default=1000, metavar="N", help="runs under way (default: 1000)")
+    writes = _Parser(add_help=False)
+    writes.add_argument("--max-cost", type=float, metavar="USD", help="stop before an order that would cost more")
+    writes.add_argument("--download", type=Path, metavar="DIR", help="save the outputs there")
+    writes.add_argument("--as-finished", action="store_true", help="write in the order in which they finish")
+    run = operations.add_parser(
+        "run", help="order all lines of a file", parents=[_key(), common, works, writes], allow_abbrev=False
+    )
+    run.add_argument("orders", type=Path, help="JSON Lines, or CSV with a header; {column} in a prompt is filled in")
+    run.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the results go, one line each")
+    run.add_argument("--rate", type=float, metavar="N", help="orders a second, on all machines together")
+    run.add_argument("--dry-run", action="store_true", help="check the lines, estimate the cost, and order nothing")
+    for name in ("type", "prompt", "model", "workspace-id", "project-id"):
+        kinds = get_args(GenerationType) if name == "type" else None
+        run.add_argument(f"--{name}", choices=kinds, help="for lines that do not say it")
+    resume = operations.add_parser(
+        "resume", help="go on where it stands", parents=[_key(), common, works, writes], allow_abbrev=False
+    )
+    retry = operations.add_parser(
+        "retry-failed", help="order anew what failed", parents=[_key(), common, works, writes], allow_abbrev=False
+    )
+    for again in (resume, retry):
+        again.add_argument("--out", type=Path, metavar="FILE", help="where the results go (default: as before)")
+    operations.add_parser("status", help="say how it stands", parents=[common], allow_abbrev=False)
+    operations.add_parser(
+        "worker", help="work on it from this machine too", parents=[_key(), common, works], allow_abbrev=False
+    )
+    adopt = operations.add_parser("adopt", help="give others what a lost machine had begun", parents=[common])
+    adopt.add_argument("--executor", required=True, metavar="ID", help="of the machine that is gone")
 
 
 def _key() -> _Parser:

@@ -1,0 +1,131 @@
+"""Batches that are killed: with SIGKILL at any moment, on SQLite and on PostgreSQL."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from killing import check_billing, read_lines, said, start, write_orders
+from postgres import cluster
+
+from flora_async.sandbox import Sandbox
+
+pytestmark = pytest.mark.proof
+
+KILLS = 20
+
+
+def killed_often(folder: Path, sandbox: Sandbox, seed: int) -> None:
+    """Run 200 orders; kill the process at 20 random moments, and start it again each time."""
+    dice = random.Random(seed)
+    orders = write_orders(folder / "orders.jsonl", 200)
+    first = ("run", orders, "--out", "results.jsonl", "--batch", "mugs", "--concurrency", "20")
+    words: tuple[str | Path, ...] = first
+    for _ in range(KILLS):
+        process = start(folder, sandbox, *words)
+        time.sleep(dice.uniform(0.8, 3.5))
+        process.kill()
+        process.wait()
+        words = ("resume", "--concurrency", "20") if sandbox.accepted else first
+    assert 0 < sandbox.accepted < 200, "the kills came too early or too late to prove anything"
+    assert not (folder / "results.jsonl").exists()
+    process = start(folder, sandbox, *words)
+    assert process.wait(300) in (0, 1), said(folder)
+
+
+@pytest.mark.flora_sandbox(idempotency="replay", time_scale=0.02)
+def test_killed_twenty_times_where_flora_replays(tmp_path: Path, flora_sandbox: Sandbox) -> None:
+    """All 200 finish, billed once each, and stand in the results once each."""
+    killed_often(tmp_path, flora_sandbox, 1)
+    lines = read_lines(tmp_path / "results.jsonl")
+    check_billing(flora_sandbox, lines, 200)
+    assert {line["state"] for line in lines} == {"completed"}
+
+
+@pytest.mark.flora_sandbox(idempotency="reject", time_scale=0.02)
+def test_killed_twenty_times_where_flora_rejects(tmp_path: Path, flora_sandbox: Sandbox) -> None:
+    """Billed once each; each ends as its own run, or as unknown with its key and the runs that it could be."""
+    killed_often(tmp_path, flora_sandbox, 2)
+    lines = read_lines(tmp_path / "results.jsonl")
+    check_billing(flora_sandbox, lines, 200)
+    assert {line["state"] for line in lines} <= {"completed", "unknown"}
+    for line in lines:
+        if line["state"] == "unknown":
+            assert line["key"].startswith("mugs.")
+            assert line["error"]["accepted"]
+            assert any(
+                flora_sandbox.orders[run].prompt == line["order"]["prompt"] for run in line["error"]["candidates"]
+            )
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """Give a PostgreSQL database."""
+    with cluster() as url:
+        yield url
+
+
+@pytest.mark.parametrize(
+    "account",
+    [
+        pytest.param("replay", marks=pytest.mark.flora_sandbox(idempotency="replay", time_scale=0.02)),
+        pytest.param("reject", marks=pytest.mark.flora_sandbox(idempotency="reject", time_scale=0.02)),
+    ],
+)
+def test_three_workers_of_which_one_is_lost(
+    tmp_path: Path, flora_sandbox: Sandbox, database: str, account: str
+) -> None:
+    """1,000 runs on PostgreSQL; the lost worker's are adopted, and the other two finish all, billed once each."""
+    name = f"mugs-{account}"
+    where = ("--batch", name, "--database", database, "--concurrency", "60")
+    orders = write_orders(tmp_path / "orders.jsonl", 1000)
+    processes = [start(tmp_path, flora_sandbox, "run", orders, "--out", "results.jsonl", *where, "--executor", "one")]
+    wait_until(lambda: flora_sandbox.accepted > 0)
+    processes += [start(tmp_path, flora_sandbox, "worker", *where, "--executor", name) for name in ("two", "three")]
+    wait_until(lambda: flora_sandbox.accepted > 400)
+    lost = processes.pop()
+    lost.kill()
+    lost.wait()
+    before = flora_sandbox.accepted
+    assert start(tmp_path, flora_sandbox, "adopt", "--database", database, "--executor", "three").wait(30) == 0
+    for process in processes:
+        assert process.wait(300) in (0, 1), said(tmp_path)
+    assert before < 1000
+    assert "0 chunks of three" not in said(tmp_path)
+    lines = read_lines(tmp_path / "results.jsonl")
+    check_billing(flora_sandbox, lines, 1000)
+    unknown = sum(line["state"] != "completed" for line in lines)
+    assert unknown <= (0 if account == "replay" else 60)  # creates that were out as it was killed
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for something that another process does."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it has not happened"
+        time.sleep(0.01)
+
+
+@pytest.mark.flora_sandbox(time_scale=0.001)
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_hundred_thousand_orders(
+    tmp_path: Path, flora_sandbox: Sandbox, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """The first goes out within 10 seconds, and never is more than 300 MB of memory used."""
+    url = "sqlite:///many.db" if kind == "sqlite" else request.getfixturevalue("database")
+    orders = write_orders(tmp_path / "orders.jsonl", 100_000)
+    words = ("run", orders, "--out", "results.jsonl", "--database", url, "--batch", "many")
+    began = time.monotonic()
+    process = start(tmp_path, flora_sandbox, *words, dev=False)
+    try:
+        wait_until(lambda: flora_sandbox.accepted > 0)
+        first = time.monotonic() - began
+        wait_until(lambda: flora_sandbox.accepted > 3000)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    finally:
+        process.kill()
+        process.wait()
+    peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+    assert first <= 10
+    assert peak <= 300

@@ -1,0 +1,216 @@
+"""The pure rooms of batches: files of orders, what follows from a failure, money, endings as JSON."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from killing import order
+
+from flora_async import (
+    APIConnectionError,
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    CreateOutcomeUnknownError,
+    DownloadError,
+    FloraError,
+    IdempotencyConflictError,
+    InsufficientCreditsError,
+    InternalServerError,
+    PermissionDeniedError,
+    RateLimitError,
+    Run,
+    RunFailedError,
+    UnprocessableEntityError,
+    _pacing,
+)
+from flora_async._addresses import parse_base_url
+from flora_async.durable import _deciding, _plain
+from flora_async.durable._orders import fill, read_orders
+from flora_async.models import FieldError
+
+ORIGIN = parse_base_url("https://app.flora.ai/api/v1")
+PLACE = {"workspace_id": "ws_1", "project_id": "prj_1"}
+
+
+def read(path: Path, text: str | bytes, **always: Any) -> list[Any]:
+    """Read a file: an order, or the number and fault of a line."""
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return [line.order or (line.number, line.fault) for line in read_orders(path, ORIGIN, {**PLACE, **always})]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    """Fields by name, the rest in braces; blank lines and a byte order mark are nothing."""
+    text = '\ufeff{"type": "image", "prompt": "a {color} mug no. {n}", "color": "red", "n": 3}\n\n{"prompt": "x"}\n'
+    first, second = read(tmp_path / "o.jsonl", text, type="text", model="m")
+    assert (first.type, first.prompt, first.model) == ("image", "a red mug no. 3", "m")
+    assert (second.type, second.prompt) == ("text", "x")
+
+
+def test_csv(tmp_path: Path) -> None:
+    """By its header; an empty cell says nothing; params are JSON."""
+    text = 'name,type,params\r\n"mug, ""blue""",image,"{""seed"": 7}"\r\nlamp,,\r\n'
+    first, second = read(tmp_path / "o.csv", text, prompt="a photo of {name}", type="text")
+    assert (first.type, first.prompt, first.params) == ("image", 'a photo of mug, "blue"', {"seed": 7})
+    assert (second.type, second.prompt, second.params) == ("text", "a photo of lamp", None)
+
+
+def test_columns_are_kept(tmp_path: Path) -> None:
+    """What is no field of an order comes back with its outcome."""
+    path = tmp_path / "o.jsonl"
+    path.write_text('{"type": "text", "prompt": "x", "sku": "A-1", "n": 2}')
+    (line,) = read_orders(path, ORIGIN, PLACE)
+    assert line.columns == {"sku": "A-1", "n": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("nonsense", "the line is no JSON"),
+        ("[1]", "the line is no JSON object"),
+        ('{"type": "text"}', "prompt is missing"),
+        ('{"type": "song", "prompt": "x"}', "type"),
+        ('{"type": "text", "prompt": ""}', "prompt is missing"),
+        ('{"type": "text", "prompt": 3}', "prompt"),
+        ('{"type": "text", "prompt": "a {colour} mug", "color": "red"}', "the prompt has {colour}"),
+        ('{"type": "text", "prompt": "x", "params": [1]}', "params"),
+        ('{"type": "text", "prompt": "x", "params": "seven"}', "params is no JSON object"),
+        ('{"type": "text", "prompt": "x", "workspace_id": "nope"}', "workspace_id must start with"),
+    ],
+)
+def test_a_line_that_cannot_be_ordered(tmp_path: Path, text: str, fault: str) -> None:
+    """Its number, and one clear reason; the others can still be read."""
+    good = '{"type": "text", "prompt": "x"}'
+    (bad,) = [line for line in read(tmp_path / "o.jsonl", f"{good}\n{text}\n{good}\n") if isinstance(line, tuple)]
+    assert bad[0] == 2
+    assert fault in bad[1]
+
+
+def test_a_csv_line_with_too_few_cells(tmp_path: Path) -> None:
+    """Told, not guessed."""
+    _, (number, fault) = read(tmp_path / "o.csv", "type,prompt\ntext,x\ntext\n")
+    assert (number, fault) == (3, "the line has not as many cells as the header (2)")
+
+
+def test_a_csv_header_with_a_name_twice(tmp_path: Path) -> None:
+    """Nobody could say which is meant."""
+    assert read(tmp_path / "o.csv", "type,type\ntext,x\n") == [(1, "each column needs a name of its own")]
+
+
+@pytest.mark.parametrize(("name", "text"), [("o.csv", b"type,prompt\ntext,\xff\n"), ("o.csv", b'type,prompt\n"text')])
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, text: bytes) -> None:
+    """One clear error."""
+    with pytest.raises(ConfigurationError, match=r"o\.csv cannot be read"):
+        read(tmp_path / name, text)
+
+
+def test_a_line_without_end(tmp_path: Path) -> None:
+    """It is not read into memory."""
+    ((number, fault),) = read(tmp_path / "o.jsonl", b"{" + b" " * (2**20 + 1))
+    assert (number, fault) == (1, "the line has more than 1048576 bytes")
+
+
+def test_braces() -> None:
+    """Double ones are braces themselves."""
+    assert fill("{{a}} {a} {b c}", {"a": 1.5, "b c": True}) == "{a} 1.5 true"
+
+
+def unknown(*, accepted: bool) -> CreateOutcomeUnknownError:
+    """Give an error of a create that nobody knows about."""
+    return CreateOutcomeUnknownError(
+        order=order(1), idempotency_key="k", window=(1.0, 2.0), attempts=2, reason="cut", accepted=accepted
+    )
+
+
+@pytest.mark.parametrize(
+    ("failure", "doubtful", "fresh", "verdict"),
+    [
+        (IdempotencyConflictError("x", status=409), False, True, "recover"),
+        (IdempotencyConflictError("x", status=409), True, False, "recover"),
+        (unknown(accepted=True), False, True, "recover"),
+        (unknown(accepted=False), False, True, "again"),
+        (unknown(accepted=False), True, False, "unknown"),
+        (InsufficientCreditsError("x", status=402), False, True, "stop"),
+        (AuthenticationError("x", status=401), True, True, "stop"),
+        (PermissionDeniedError("x", status=403), False, True, "stop"),
+        (APIConnectionError("x", sent="not_sent"), False, True, "again"),
+        (APIConnectionError("x", sent="not_sent"), False, False, "again"),
+        (APIConnectionError("x", sent="not_sent"), True, False, "unknown"),
+        (RateLimitError("x", status=429), True, True, "again"),
+        (InternalServerError("x", status=503), False, True, "again"),
+        (BadRequestError("x", status=400), False, True, "refused"),
+        (BadRequestError("x", status=400), True, True, "refused"),
+        (UnprocessableEntityError("x", status=422, code="idempotency_conflict"), False, True, "unknown"),
+        (UnprocessableEntityError("x", status=422), False, True, "refused"),
+        (ConfigurationError("x"), False, True, "refused"),
+        (ConfigurationError("x"), True, True, "unknown"),
+    ],
+)
+def test_what_follows_from_a_failed_create(failure: FloraError, doubtful: bool, fresh: bool, verdict: str) -> None:
+    """Nothing is sent again that could be billed again, and nothing is given up that can still be saved."""
+    assert _deciding.judge_failure(failure, doubtful=doubtful, fresh=fresh) == verdict
+
+
+def test_a_key_is_not_used_to_its_last_second() -> None:
+    """FLORA's clock may be another."""
+    assert _deciding.key_is_fresh(0.0, _pacing.KEY_SECONDS - _deciding.KEY_MARGIN - 1)
+    assert not _deciding.key_is_fresh(0.0, _pacing.KEY_SECONDS - _deciding.KEY_MARGIN)
+
+
+def test_pauses_grow_to_a_cap() -> None:
+    """A minute."""
+    assert [_deciding.pause_after(failures) for failures in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "money", "allowed"),
+    [
+        (9, {"spent": 5.0, "dearest": 1.0, "sending": 0, "max_cost": None}, 9),
+        (9, {"spent": 0.0, "dearest": None, "sending": 0, "max_cost": 1.0}, 1),
+        (9, {"spent": 0.0, "dearest": None, "sending": 1, "max_cost": 1.0}, 0),
+        (9, {"spent": 0.0, "dearest": None, "sending": 0, "max_cost": 0.0}, 0),
+        (9, {"spent": 0.4, "dearest": 0.1, "sending": 2, "max_cost": 1.0}, 4),
+        (3, {"spent": 0.4, "dearest": 0.1, "sending": 2, "max_cost": 1.0}, 3),
+        (9, {"spent": 0.95, "dearest": 0.1, "sending": 0, "max_cost": 1.0}, 0),
+        (9, {"spent": 0.0, "dearest": 0.0, "sending": 0, "max_cost": 1.0}, 9),
+    ],
+)
+def test_what_may_still_be_ordered(wanted: int, money: Any, allowed: int) -> None:
+    """As many as the dearest so far would let, with those that are out."""
+    assert _deciding.affordable(wanted, **money) == allowed
+
+
+@pytest.mark.parametrize(
+    ("total", "rate", "size"), [(1, None, 1), (200, None, 3), (10**6, None, 100), (10**6, 7.5, 7), (10**6, 0.1, 1)]
+)
+def test_how_orders_are_parted(total: int, rate: float | None, size: int) -> None:
+    """Few enough for several workers, enough for a million."""
+    assert _deciding.chunk_size(total, rate) == size
+
+
+FAILED = Run(run_id="run_1", status="failed", progress=40.0, created_at=1.0, error_code="safety_blocked")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RunFailedError(FAILED),
+        unknown(accepted=True),
+        BadRequestError("no", status=400, code="c", fields=(FieldError(field="prompt"),), request_id="req_1"),
+        ConfigurationError("no"),
+        FloraError("no"),
+    ],
+)
+def test_an_error_through_the_database(error: FloraError) -> None:
+    """It comes back as what it was."""
+    ending = _plain.read_ending(_plain.write_ending(None, error))
+    assert ending.error is not None
+    again = _plain.revive(ending.error, order(1), "k")
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+
+
+def test_an_error_of_another_kind_through_the_database() -> None:
+    """It keeps its words."""
+    again = _plain.revive(_plain.plain_error(DownloadError("no room")), order(1), "k")
+    assert str(again) == "no room"
