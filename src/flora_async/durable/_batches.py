@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import uuid
 from collections.abc import Callable
@@ -20,11 +21,15 @@ from flora_async.durable._batch import Batch, Parts
 from flora_async.durable._fulfilling import Fulfilling
 from flora_async.durable._ledger import GONE_AFTER, SEEN_EVERY, Ledger
 from flora_async.durable._storing import BatchStatus
-from flora_async.durable._tables import DEFAULT_DATABASE, told_apart
+from flora_async.durable._tables import DEFAULT_DATABASE, DatabaseError, told_apart
 
 T = TypeVar("T")
 
+log = logging.getLogger("flora_async")
+
 CONCURRENCY = 1000
+FAULT_PAUSE = 5.0
+"""Seconds until what went wrong with a chunk, on this side, is tried again."""
 CREATES_END = 10.0
 """Seconds for which closing waits for creates that are out."""
 
@@ -103,12 +108,22 @@ class Batches:
     async def _give_signs(self) -> None:
         while True:
             await asyncio.sleep(SEEN_EVERY)
-            with suppress(_tables.DatabaseError):
+            with suppress(DatabaseError):
                 await self._ledger.sign()
 
     async def _fulfil(self, batch: str, round: int, first: int, last: int) -> None:
-        items = await self._ledger.unended(batch, round, first, last)
-        await asyncio.gather(*map(self._fulfilling.fulfil, items))
+        # DBOS would take an error for the end of it, and orders would be left.
+        while True:
+            try:
+                items = await self._ledger.unended(batch, round, first, last)
+                ends = await asyncio.gather(*map(self._fulfilling.fulfil, items), return_exceptions=True)
+            except DatabaseError as error:
+                ends = [error]
+            faults = [end for end in ends if end is not None]
+            if not faults:
+                return
+            log.error("%d orders of %s could not be seen to, they are tried again: %r", len(faults), batch, faults[0])
+            await asyncio.sleep(FAULT_PAUSE)
 
     def __getitem__(self, batch: str) -> Batch:
         """Give a batch by its name; whether it exists is found out when it is used."""

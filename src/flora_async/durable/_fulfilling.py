@@ -191,9 +191,6 @@ class Fulfilling:
         """Wait for a run, however long it takes; safe to repeat."""
         try:
             run = await self._flora.wait_for_run(started, timeout=None, poll=self._poll)
-            await self._ended(item, "completed", run, None)
-        except errors.RunFailedError as error:
-            await self._ended(item, "failed", None, error)
         except errors.ClientClosedError:
             raise
         except (errors.AuthenticationError, errors.PermissionDeniedError) as error:
@@ -201,7 +198,9 @@ class Fulfilling:
             await self._ledger.stop(item.batch, self.trouble)
             await asyncio.sleep(LOOK_AGAIN)
         except errors.FloraError as error:
-            await self._ended(item, "unknown", None, error)
+            await self._ended(item, "failed" if isinstance(error, errors.RunFailedError) else "unknown", None, error)
+        else:
+            await self._ended(item, "completed", run, None)
 
     async def _ended(
         self, item: Item, state: _deciding.Ended, run: Run | None, error: errors.FloraError | None

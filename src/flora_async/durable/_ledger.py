@@ -138,14 +138,21 @@ class Ledger:
         began = time.monotonic()
         while True:
             try:
-                return await run_sync(self._transact, wishes)
-            except sa_exc.DBAPIError as error:
-                if not isinstance(error, sa_exc.OperationalError | sa_exc.InterfaceError):
-                    raise DatabaseError(f"the database says: {error.orig}") from None
+                return await run_sync(self._transacted, wishes)
+            except (sa_exc.OperationalError, sa_exc.InterfaceError) as error:
                 if time.monotonic() - began > OUTAGE_PATIENCE:
                     raise DatabaseError(f"the database is away: {error.orig}") from None
                 log.warning("the database is away, it is tried again: %s", error.orig)
                 await asyncio.sleep(OUTAGE_PAUSE)
+
+    def _transacted(self, wishes: Sequence[Change | tuple[str, int]]) -> list[object]:
+        try:
+            return self._transact(wishes)
+        except (sa_exc.OperationalError, sa_exc.InterfaceError):
+            raise
+        except sa_exc.SQLAlchemyError:
+            with told_apart():
+                raise
 
     def _transact(self, wishes: Sequence[Change | tuple[str, int]]) -> list[object]:
         answers: list[object] = [None] * len(wishes)
