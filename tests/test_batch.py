@@ -189,6 +189,7 @@ def test_ctrl_c(flora_sandbox: Sandbox, tmp_path: Path) -> None:
     assert not (tmp_path / "r.jsonl").exists()
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     "account", [pytest.param("replay", marks=pytest.mark.flora_sandbox(idempotency="replay")), "reject"]
 )

@@ -25,7 +25,7 @@ from flora_async import (
     RunFailedError,
     _pacing,
 )
-from flora_async.durable import Batches, DatabaseError, _batch, _deciding, _fulfilling, _ledger, adopt
+from flora_async.durable import Batches, DatabaseError, _batch, _batches, _deciding, _fulfilling, _ledger, adopt
 from flora_async.durable._tables import batches as batch_rows
 from flora_async.durable._tables import items, processes
 from flora_async.sandbox import Sandbox
@@ -455,6 +455,23 @@ async def test_the_database_is_away_for_a_moment(sandbox: Sandbox, url: str, mon
     monkeypatch.setattr(_ledger.Ledger, "_transact", away)
     async with opened(sandbox, url) as batches:
         assert (await batches["mugs"].run(orders(5))).completed == 5
+
+
+@pytest.mark.parametrize("method", ["unended", "item", "change"])
+async def test_the_database_fails(sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """No order is left out, and none is billed twice, whatever could not be read or written."""
+    monkeypatch.setattr(_batches, "FAULT_PAUSE", 0.05)
+    whole, failures = getattr(_ledger.Ledger, method), iter(range(2))
+
+    async def failing(*arguments: Any) -> Any:
+        if next(failures, None) is not None:
+            raise DatabaseError("gone")
+        return await whole(*arguments)
+
+    monkeypatch.setattr(_ledger.Ledger, method, failing)
+    async with opened(sandbox, url) as batches:
+        status = await batches["mugs"].run(orders(5))
+    assert (status.completed + status.unknown, sandbox.accepted) == (5, 5)
 
 
 async def test_only_errors_of_ours_leave(sandbox: Sandbox, url: str) -> None:

@@ -5,6 +5,7 @@ import math
 import random
 
 import pytest
+from msgspec.structs import replace
 from simulation import Simulated, SimulatedFlora, run_virtually, started
 
 from flora_async import NotFoundError
@@ -148,6 +149,36 @@ def test_one_or_two_runs_are_asked_by_their_addresses(count: int, monkeypatch: p
     """Pages would save nothing."""
     monkeypatch.delattr(Watcher, "_read_page")
     assert run_virtually(burst(count, pages=True)) <= 8 * count
+
+
+async def stream(count: int, rate: float) -> tuple[int, float]:
+    """Start runs at a rate, each done at once, while others are waited for; say how many requests and seconds."""
+    flora, loop = SimulatedFlora(), asyncio.get_running_loop()
+    watcher = Watcher(flora.eyes())
+    room = asyncio.Semaphore(500)
+
+    async def one(number: int) -> None:
+        async with room:
+            run = Simulated(f"run_{number}", loop.time(), 0.01, 0.02)
+            flora.add(run)
+            await asyncio.sleep(0.1)  # its answer comes after it was created
+            seen = started(run, 0.03)
+            subject = replace(seen, born=loop.time(), created=seen.created + 0.1)
+            assert await watcher.wait(watcher.enter(subject, None), deadline=math.inf)
+
+    ones = []
+    for number in range(count):
+        ones.append(asyncio.create_task(one(number)))
+        await asyncio.sleep(1 / rate)
+    await asyncio.gather(*ones)
+    return flora.requests, loop.time()
+
+
+def test_a_stream_of_runs_is_read_by_pages() -> None:
+    """A run that a hundred newer ones have pushed off its page is looked for on the next, not by its address."""
+    requests, seconds = run_virtually(stream(2000, 400))
+    assert requests <= 200
+    assert seconds <= 15
 
 
 class NeverAsksByAddress(Watcher):

@@ -1,7 +1,8 @@
 """Batches that outlive their process: on DBOS, in a SQLite file or in PostgreSQL for many machines.
 
 The rooms: ``_orders`` reads files of orders, ``_tables`` and ``_ledger`` keep what is known of each order, ``_storing``
-the batches, ``_deciding`` and ``_plain`` are pure, ``_fulfilling`` sees to one order, ``_workflows`` is DBOS.
+the batches, ``_presence`` who works on them, ``_deciding`` and ``_plain`` are pure, ``_fulfilling`` sees to one order,
+``_workflows`` is DBOS.
 """
 
 from importlib.util import find_spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import uuid
 from collections.abc import Callable
@@ -18,13 +19,18 @@ from flora_async._pacing import PollFactory
 from flora_async.durable import _storing, _tables, _workflows
 from flora_async.durable._batch import Batch, Parts
 from flora_async.durable._fulfilling import Fulfilling
-from flora_async.durable._ledger import GONE_AFTER, SEEN_EVERY, Ledger
+from flora_async.durable._ledger import Ledger
+from flora_async.durable._presence import GONE_AFTER, SEEN_EVERY, Presence
 from flora_async.durable._storing import BatchStatus
-from flora_async.durable._tables import DEFAULT_DATABASE, told_apart
+from flora_async.durable._tables import DEFAULT_DATABASE, DatabaseError, told_apart
 
 T = TypeVar("T")
 
+log = logging.getLogger("flora_async")
+
 CONCURRENCY = 1000
+FAULT_PAUSE = 5.0
+"""Seconds until what went wrong with a chunk, on this side, is tried again."""
 CREATES_END = 10.0
 """Seconds for which closing waits for creates that are out."""
 
@@ -67,8 +73,9 @@ class Batches:
         check_count("concurrency", concurrency, least=1)
         name = default_executor() if executor is None else check_text("executor", executor, longest=100)
         self._engine = _tables.open_database(database)
-        self._ledger = Ledger(self._engine, name, f"{name}/{uuid.uuid4().hex}")
-        self._fulfilling = Fulfilling(flora, self._ledger, concurrency=concurrency, poll=poll)
+        self._ledger = Ledger(self._engine, f"{name}/{uuid.uuid4().hex}")
+        self._presence = Presence(self._ledger, name)
+        self._fulfilling = Fulfilling(flora, self._ledger, self._presence, concurrency=concurrency, poll=poll)
         self._workflows = _workflows.Engine(self._engine, database, name, only)
         self._parts = Parts(self._ledger, self._workflows, self._fulfilling, concurrency)
         self._alive: asyncio.Task[None] | None = None
@@ -77,7 +84,7 @@ class Batches:
         with told_apart():
             await asyncio.to_thread(_tables.create_tables, self._engine)
         await self._workflows.start(self._fulfil)
-        await self._ledger.sign()
+        await self._presence.sign()
         self._alive = asyncio.get_running_loop().create_task(self._give_signs())
         return self
 
@@ -96,19 +103,29 @@ class Batches:
         self._alive = None
         try:
             await self._workflows.stop()
-            await self._ledger.sign_off()
+            await self._presence.sign_off()
         finally:
             await run_sync(self._engine.dispose)
 
     async def _give_signs(self) -> None:
         while True:
             await asyncio.sleep(SEEN_EVERY)
-            with suppress(_tables.DatabaseError):
-                await self._ledger.sign()
+            with suppress(DatabaseError):
+                await self._presence.sign()
 
     async def _fulfil(self, batch: str, round: int, first: int, last: int) -> None:
-        items = await self._ledger.unended(batch, round, first, last)
-        await asyncio.gather(*map(self._fulfilling.fulfil, items))
+        # DBOS would take an error for the end of it, and orders would be left.
+        while True:
+            try:
+                items = await self._ledger.unended(batch, round, first, last)
+                ends = await asyncio.gather(*map(self._fulfilling.fulfil, items), return_exceptions=True)
+            except DatabaseError as error:
+                ends = [error]
+            faults = [end for end in ends if end is not None]
+            if not faults:
+                return
+            log.error("%d orders of %s could not be seen to, they are tried again: %r", len(faults), batch, faults[0])
+            await asyncio.sleep(FAULT_PAUSE)
 
     def __getitem__(self, batch: str) -> Batch:
         """Give a batch by its name; whether it exists is found out when it is used."""
@@ -152,10 +169,10 @@ async def adopt(database: str, executor: str) -> int:
         ConfigurationError: it is at work: it was seen within the last 15 seconds.
     """
     engine = _tables.open_database(database)
-    ledger = Ledger(engine, executor, "")
+    presence = Presence(Ledger(engine, executor), executor)
     try:
         await ask(database, _storing.statuses)
-        seen = await ledger.alive(executor=executor)
+        seen = await presence.alive(executor=executor)
         if seen is not None:
             raise errors.ConfigurationError(
                 f"{executor} was seen {seen:.0f} s ago: only the work of an executor that is gone can be adopted "

@@ -13,6 +13,7 @@ from flora_async import Flora, StartedRun, errors
 from flora_async._pacing import PollFactory
 from flora_async.durable import _deciding, _plain
 from flora_async.durable._ledger import ENDED, Change, Item, Ledger
+from flora_async.durable._presence import Presence
 from flora_async.models import Order, Run
 
 log = logging.getLogger("flora_async")
@@ -28,9 +29,12 @@ _order: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Order)
 class Fulfilling:
     """The orders that one process sees to; at most *concurrency* at once."""
 
-    def __init__(self, flora: Flora, ledger: Ledger, *, concurrency: int, poll: PollFactory | None) -> None:
+    def __init__(
+        self, flora: Flora, ledger: Ledger, presence: Presence, *, concurrency: int, poll: PollFactory | None
+    ) -> None:
         self._flora = flora
         self._ledger = ledger
+        self._presence = presence
         self._room = asyncio.Semaphore(concurrency)
         self._poll = poll
         self._failures = 0
@@ -71,7 +75,7 @@ class Fulfilling:
         if item.state == "sent":
             owner = item.owner
             mine = owner == self._ledger.process
-            busy = not mine and owner is not None and await self._ledger.alive(process=owner) is not None
+            busy = not mine and owner is not None and await self._presence.alive(process=owner) is not None
             if busy or await self._ledger.is_stopped(item.batch):
                 await asyncio.sleep(LOOK_AGAIN)
                 return False
@@ -191,9 +195,6 @@ class Fulfilling:
         """Wait for a run, however long it takes; safe to repeat."""
         try:
             run = await self._flora.wait_for_run(started, timeout=None, poll=self._poll)
-            await self._ended(item, "completed", run, None)
-        except errors.RunFailedError as error:
-            await self._ended(item, "failed", None, error)
         except errors.ClientClosedError:
             raise
         except (errors.AuthenticationError, errors.PermissionDeniedError) as error:
@@ -201,7 +202,9 @@ class Fulfilling:
             await self._ledger.stop(item.batch, self.trouble)
             await asyncio.sleep(LOOK_AGAIN)
         except errors.FloraError as error:
-            await self._ended(item, "unknown", None, error)
+            await self._ended(item, "failed" if isinstance(error, errors.RunFailedError) else "unknown", None, error)
+        else:
+            await self._ended(item, "completed", run, None)
 
     async def _ended(
         self, item: Item, state: _deciding.Ended, run: Run | None, error: errors.FloraError | None

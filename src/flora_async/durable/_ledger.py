@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -16,7 +14,7 @@ from msgspec import Struct
 from sqlalchemy import exc as sa_exc
 
 from flora_async.durable import _deciding
-from flora_async.durable._tables import DatabaseError, batches, clock, items, processes, told_apart
+from flora_async.durable._tables import DatabaseError, batches, items, told_apart
 
 T = TypeVar("T")
 
@@ -29,9 +27,6 @@ Grant: TypeAlias = Literal["granted", "taken", "unaffordable", "stopped"]
 
 OUT_OF_MONEY = "max_cost"
 """Why a batch is stopped whose next order would cost too much."""
-SEEN_EVERY = 3.0
-GONE_AFTER = 15.0
-"""Seconds without a sign of life after which a process is taken to be gone."""
 OUTAGE_PAUSE = 1.0
 OUTAGE_PATIENCE = 60.0
 """Seconds for which a write is tried again while the database is away."""
@@ -81,11 +76,9 @@ class _Wish(Struct, eq=False):
 class Ledger:
     """The items of all batches in a database, for one process and one event loop."""
 
-    def __init__(self, engine: sa.Engine, executor: str, process: str) -> None:
+    def __init__(self, engine: sa.Engine, process: str) -> None:
         self.engine = engine
-        self.executor = executor
         self.process = process
-        self._host = socket.gethostname()
         self._wishes: list[_Wish] = []
         self._writer: asyncio.Task[None] | None = None
 
@@ -138,14 +131,21 @@ class Ledger:
         began = time.monotonic()
         while True:
             try:
-                return await run_sync(self._transact, wishes)
-            except sa_exc.DBAPIError as error:
-                if not isinstance(error, sa_exc.OperationalError | sa_exc.InterfaceError):
-                    raise DatabaseError(f"the database says: {error.orig}") from None
+                return await run_sync(self._transacted, wishes)
+            except (sa_exc.OperationalError, sa_exc.InterfaceError) as error:
                 if time.monotonic() - began > OUTAGE_PATIENCE:
                     raise DatabaseError(f"the database is away: {error.orig}") from None
                 log.warning("the database is away, it is tried again: %s", error.orig)
                 await asyncio.sleep(OUTAGE_PAUSE)
+
+    def _transacted(self, wishes: Sequence[Change | tuple[str, int]]) -> list[object]:
+        try:
+            return self._transact(wishes)
+        except (sa_exc.OperationalError, sa_exc.InterfaceError):
+            raise
+        except sa_exc.SQLAlchemyError:
+            with told_apart():
+                raise
 
     def _transact(self, wishes: Sequence[Change | tuple[str, int]]) -> list[object]:
         answers: list[object] = [None] * len(wishes)
@@ -288,34 +288,6 @@ class Ledger:
         change = sa.update(batches).where(batches.c.batch == batch).values(stopped=reason)
         await self.ask(lambda connection: connection.execute(change))
 
-    # -- who is there
-
-    async def sign(self) -> None:
-        """Give a sign of life."""
-
-        def signed(connection: sa.Connection) -> None:
-            now = clock(self.engine)
-            mine = processes.c.process == self.process
-            if not connection.execute(sa.update(processes).where(mine).values(seen=now)).rowcount:
-                row = {"process": self.process, "executor": self.executor, "host": self._host, "pid": os.getpid()}
-                connection.execute(sa.insert(processes).values(**row, seen=now))
-
-        await self.ask(signed)
-
-    async def sign_off(self) -> None:
-        """Leave."""
-        mine = sa.delete(processes).where(processes.c.process == self.process)
-        await self.ask(lambda connection: connection.execute(mine))
-
-    async def alive(self, *, process: str | None = None, executor: str | None = None) -> float | None:
-        """Say how many seconds ago a process, or any of an executor, was seen; ``None`` if it is gone."""
-        chosen = processes.c.process == process if executor is None else processes.c.executor == executor
-        age = (clock(self.engine) - processes.c.seen).label("age")
-        query = sa.select(processes.c.host, processes.c.pid, age).where(chosen)
-        rows = await self.ask(lambda connection: list(connection.execute(query)))
-        ages = [row.age for row in rows if row.age < GONE_AFTER and not (row.host == self._host and _is_gone(row.pid))]
-        return min(ages, default=None)
-
 
 class _Purse:
     """What a batch may still cost, while its row is held."""
@@ -367,13 +339,3 @@ def _is_known(connection: sa.Connection, change: Change) -> bool:
     """Say whether the run that was found is another order's."""
     found = sa.select(items.c.number).where(items.c.run_id == change.run_id)
     return connection.execute(found).first() is not None
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
