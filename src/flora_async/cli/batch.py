@@ -26,7 +26,7 @@ from flora_async.durable._batches import ask
 from flora_async.durable._ledger import OUT_OF_MONEY
 from flora_async.durable._orders import read_orders
 from flora_async.durable._plain import plain_error
-from flora_async.durable._storing import Settings
+from flora_async.durable._storing import BatchSettings
 
 SHOWN_FAULTS = 20
 DOWNLOADS = 16
@@ -76,7 +76,7 @@ async def _run(options: argparse.Namespace, session: Noted) -> int:
         if options.dry_run:
             return 0
         name = options.batch or _name(options.orders)
-        settings = Settings(
+        settings = BatchSettings(
             out=str(options.out.absolute()),
             as_finished=options.as_finished,
             download=None if options.download is None else str(options.download.absolute()),
@@ -101,7 +101,7 @@ async def _go_on(options: argparse.Namespace, session: Noted) -> int:
         if options.operation == "retry-failed":
             showing.tell(f"{await batch.retry_failed()} orders of {name} are worked on again")
         kept = await batch.settings()
-        settings = Settings(
+        settings = BatchSettings(
             out=kept.out if options.out is None else str(options.out),
             as_finished=kept.as_finished or options.as_finished,
             download=kept.download if options.download is None else str(options.download),
@@ -117,7 +117,7 @@ def _opened(flora: Flora, options: argparse.Namespace, name: str) -> Batches:
 
 
 async def _see_through(
-    batches: Batches, batch: Batch, flora: Flora, settings: Settings, options: argparse.Namespace, session: Noted
+    batches: Batches, batch: Batch, flora: Flora, settings: BatchSettings, options: argparse.Namespace, session: Noted
 ) -> int:
     again = f"flora-async batch resume --database {options.database} --batch {batch.name}"
     session.notes = [f"the runs that were begun go on at FLORA, and nothing is lost; go on with: {again}"]
@@ -230,7 +230,7 @@ async def _only(database: str) -> str:
 # -- results
 
 
-async def _write(batch: Batch, flora: Flora, out: Path, settings: Settings) -> None:
+async def _write(batch: Batch, flora: Flora, out: Path, settings: BatchSettings) -> None:
     """Write what became of each order; the file has its name only when it is whole."""
     part = out.with_name(f"{out.name}.part")
     saving: deque[asyncio.Task[BatchOutcome]] = deque()

@@ -18,7 +18,7 @@ from flora_async._client import DEFAULT_BASE_URL
 from flora_async.durable import _deciding, _plain, _storing, _workflows
 from flora_async.durable._fulfilling import Fulfilling
 from flora_async.durable._ledger import ENDED, Item, Ledger, State
-from flora_async.durable._storing import BatchStatus, Settings
+from flora_async.durable._storing import BatchSettings, BatchStatus
 from flora_async.models import Order, Run
 
 LOOK = 0.25
@@ -92,7 +92,7 @@ class Batch:
         Raises:
             ConfigurationError: an order cannot be right, or the batch exists and has other orders. Nothing was sent.
         """
-        await self.add(_plainly(orders), max_cost=max_cost, settings=Settings(rate=_checked_rate(rate)))
+        await self.add(_plainly(orders), max_cost=max_cost, settings=BatchSettings(rate=_checked_rate(rate)))
         return await self.finished()
 
     async def add(
@@ -100,7 +100,7 @@ class Batch:
         orders: AsyncIterable[tuple[Order, Mapping[str, Any]]],
         *,
         max_cost: float | None,
-        settings: Settings,
+        settings: BatchSettings,
     ) -> None:
         """Store orders and have them worked on, here and wherever else somebody works on this database."""
         money = None if max_cost is None else check_usd("max_cost", max_cost)
@@ -143,15 +143,15 @@ class Batch:
         chunks = math.ceil(self._parts.concurrency / chunk)
         await self._parts.workflows.open_queue(self.name, chunks=chunks, rate=rate, chunk=chunk)
 
-    async def settings(self) -> Settings:
+    async def settings(self) -> BatchSettings:
         """Say what the batch was asked for beside its orders."""
         row = await self._ledger.ask(lambda connection: _storing.find(connection, self.name))
-        return msgspec.json.decode(row.settings, type=Settings)
+        return msgspec.json.decode(row.settings, type=BatchSettings)
 
     async def go_on(self, *, max_cost: float | None = None) -> None:
         """Take the batch up where it stands, without waiting for it."""
         row = await self._ledger.ask(lambda connection: _storing.find(connection, self.name))
-        await self._open_queue(row.total, msgspec.json.decode(row.settings, type=Settings).rate)
+        await self._open_queue(row.total, msgspec.json.decode(row.settings, type=BatchSettings).rate)
         changes = {} if max_cost is None else {"max_cost": check_usd("max_cost", max_cost)}
         await self._ledger.ask(lambda connection: _storing.go_on(connection, self.name, changes))
 
@@ -167,7 +167,7 @@ class Batch:
         many orders are worked on again; ``resume`` waits for them.
         """
         row = await self._ledger.ask(lambda connection: _storing.find(connection, self.name))
-        await self._open_queue(row.total, msgspec.json.decode(row.settings, type=Settings).rate)
+        await self._open_queue(row.total, msgspec.json.decode(row.settings, type=BatchSettings).rate)
         return await self._ledger.ask(
             lambda connection: _storing.order_anew(connection, self.name, self._parts.workflows.enqueue)
         )

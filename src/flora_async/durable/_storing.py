@@ -61,13 +61,17 @@ class BatchStatus(Struct, frozen=True, kw_only=True):
         return self.ended == self.total
 
 
-class Settings(Struct, frozen=True, omit_defaults=True):
+class BatchSettings(Struct, frozen=True, omit_defaults=True):
     """What a batch was asked for beside its orders, for whoever takes it up again."""
 
     out: str | None = None
+    """The file that its results go to."""
     as_finished: bool = False
+    """Whether they stand there in the order of their ends, not of the orders."""
     download: str | None = None
+    """The folder that outputs are saved in."""
     rate: float | None = None
+    """Orders a second, on all machines together."""
 
 
 def check_batch_id(batch: object) -> str:
@@ -126,7 +130,7 @@ def store(connection: sa.Connection, rows: Sequence[Mapping[str, object]]) -> No
 
 
 def finish(
-    connection: sa.Connection, storing: Storing, settings: Settings, max_cost: float | None, enqueue: Enqueue
+    connection: sa.Connection, storing: Storing, settings: BatchSettings, max_cost: float | None, enqueue: Enqueue
 ) -> int:
     """Make the batch exist, and its work be queued, in one; say how many orders make a chunk."""
     chunk = _deciding.chunk_size(storing.total, settings.rate)
