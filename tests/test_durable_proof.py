@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,18 +21,33 @@ def killed_often(folder: Path, sandbox: Sandbox, seed: int) -> None:
     """Run 200 orders; kill the process at 20 random moments, and start it again each time."""
     dice = random.Random(seed)
     orders = write_orders(folder / "orders.jsonl", 200)
-    first = ("run", orders, "--out", "results.jsonl", "--batch", "mugs", "--concurrency", "20")
-    words: tuple[str | Path, ...] = first
+    first: tuple[str | Path, ...] = ("run", orders, "--out", "results.jsonl", "--batch", "mugs")
+    words = first
     for _ in range(KILLS):
-        process = start(folder, sandbox, *words)
-        time.sleep(dice.uniform(0.8, 3.5))
+        enough = sandbox.accepted + dice.randint(0, 4)
+        process = start(folder, sandbox, *words, "--concurrency", "5")
+        wait_until(partial(has_accepted, sandbox, enough))
+        time.sleep(dice.uniform(0, 1))
         process.kill()
         process.wait()
-        words = ("resume", "--concurrency", "20") if sandbox.accepted else first
+        words = ("resume",) if sandbox.accepted else first
     assert 0 < sandbox.accepted < 200, "the kills came too early or too late to prove anything"
     assert not (folder / "results.jsonl").exists()
     process = start(folder, sandbox, *words)
     assert process.wait(300) in (0, 1), said(folder)
+
+
+def has_accepted(sandbox: Sandbox, enough: int) -> bool:
+    """Say whether so many orders were accepted."""
+    return sandbox.accepted >= enough
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for something that another process does."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it has not happened"
+        time.sleep(0.01)
 
 
 @pytest.mark.flora_sandbox(idempotency="replay", time_scale=0.02)
@@ -97,14 +113,6 @@ def test_three_workers_of_which_one_is_lost(
     check_billing(flora_sandbox, lines, 1000)
     unknown = sum(line["state"] != "completed" for line in lines)
     assert unknown <= (0 if account == "replay" else 60)  # creates that were out as it was killed
-
-
-def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for something that another process does."""
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it has not happened"
-        time.sleep(0.01)
 
 
 @pytest.mark.flora_sandbox(time_scale=0.001)
