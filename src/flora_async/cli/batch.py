@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import secrets
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
@@ -322,7 +320,7 @@ async def _tick(batches: Batches, batch: Batch, show: Callable[[BatchStatus, str
 @contextmanager
 def _shown() -> Generator[Callable[[BatchStatus, str], None]]:
     """Show how it goes: a bar on a terminal that can, else a line whenever something has changed."""
-    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+    if showing.is_live():
         try:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn

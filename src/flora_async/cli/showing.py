@@ -130,10 +130,15 @@ def show_list(name: str, listed: Iterable[object], form: str) -> None:
         table.end()
 
 
+def is_live() -> bool:
+    """Say whether people watch, on a terminal that can move its cursor."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
 @contextmanager
 def progress() -> Generator[Move]:
     """Show how runs go: a live line each on a terminal that can, else a line for each change."""
-    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+    if is_live():
         try:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
