@@ -7,11 +7,11 @@ or of another type is an error that names it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
-from msgspec import Struct, field
+from msgspec import Struct, field, to_builtins
 from msgspec.structs import force_setattr
 
 T = TypeVar("T")
@@ -202,6 +202,15 @@ class Run(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
         """When the run came to its end, in UTC."""
         return None if self.completed_at is None else _moment(self.completed_at)
 
+    def _repr_html_(self) -> str:
+        return _as_table([self], "")
+
+
+def _as_table(runs: Iterable[Run], caption: str) -> str:
+    from flora_async._render import cards  # which only notebooks need
+
+    return cards.table([{**to_builtins(run), "created": run.created} for run in runs], caption)
+
 
 class Generation(Run, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A run as the history tells it: all that a :class:`Run` says, and where it belongs.
@@ -252,6 +261,10 @@ class GenerationPage(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
     def total_estimate(self) -> float | None:
         """About how many generations match, where FLORA says so."""
         return self.meta.total_estimate
+
+    def _repr_html_(self) -> str:
+        more = "older ones follow" if self.next_cursor else "the last page"
+        return _as_table(self.generations, f"{len(self.generations)} generations, newest first; {more}")
 
 
 class Response(Struct, Generic[T], frozen=True, kw_only=True):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+import webbrowser
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flora_async import Flora, Generation, Order, Run, errors
-from flora_async.cli import demo, parsing, showing
+from flora_async.cli import demo, gallery, parsing, showing
 
 if TYPE_CHECKING:
     from flora_async.sandbox import Sandbox
@@ -203,6 +204,22 @@ async def _projects(options: argparse.Namespace, session: Session) -> int:
     return 0
 
 
+async def _gallery(options: argparse.Namespace, session: Session) -> int:
+    prompts = {} if options.prompts is None else gallery.read_prompts(options.prompts)
+    async with session.flora(options) as flora:
+        listing = flora.generations.list(
+            limit=min(options.limit or 100, 100),
+            project_id=options.project_id,
+            status=options.status,
+            workspace_id=options.workspace_id,
+        )
+        path = await gallery.write(listing, options.out, limit=options.limit, prompts=prompts)
+    print(path)
+    if options.open and not webbrowser.open(path.as_uri()):
+        showing.tell("no browser was found to open it with")
+    return 0
+
+
 def _sandbox(options: argparse.Namespace, _session: Session) -> Coroutine[Any, Any, int]:
     # Here, since aiohttp is a quarter of a second of imports, which no event loop should stand still for.
     from flora_async.sandbox import Sandbox
@@ -243,6 +260,7 @@ COMMANDS: dict[str, Command] = {
     "models": _models,
     "workspaces": _workspaces,
     "projects": _projects,
+    "gallery": _gallery,
     "sandbox": _sandbox,
     "demo": _demo,
     "completion": _completion,

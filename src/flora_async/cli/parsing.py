@@ -45,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _generations(commands.add_parser("generations", help="FLORA's operations: create, retrieve, list"))
     _flora(commands)
+    written = "write the history as a page to look at, and print its path"
+    _gallery(commands.add_parser("gallery", help=written, parents=[_key()], allow_abbrev=False))
     sandbox = commands.add_parser("sandbox", help="serve a small FLORA on this machine until interrupted")
     sandbox.add_argument("--port", type=int, default=8080, help="0: any free one (default: 8080)")
     sandbox.add_argument("--api-key", help="take this key only (default: any)")
@@ -101,6 +103,23 @@ def _flora(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: i
     projects.add_argument("--workspace-id", metavar="ws_...", help="of this workspace only")
     for listing in (models, workspaces, projects):
         _format(listing)
+
+
+def _gallery(gallery: argparse.ArgumentParser) -> None:
+    gallery.add_argument(
+        "--out", type=Path, default=Path("gallery.html"), metavar="FILE", help="where to (default: gallery.html)"
+    )
+    gallery.add_argument("--open", action="store_true", help="open it in a browser")
+    gallery.add_argument("--limit", type=int, metavar="N", help="so many runs at most, the newest (default: all)")
+    gallery.add_argument("--project-id", metavar="prj_...")
+    gallery.add_argument("--status", choices=STATUSES)
+    gallery.add_argument("--workspace-id", metavar="ws_...")
+    gallery.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="what was ordered, which FLORA's history does not say: JSON objects, one a line, with run_id and prompt",
+    )
 
 
 def _key() -> _Parser:
