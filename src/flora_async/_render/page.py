@@ -111,7 +111,7 @@ def ending(more: str = "") -> str:
     return f"""</ul>
 <p id="none" hidden>No run fits.</p>
 </main>
-<footer>{more}<p>Made by flora-async. Pictures, videos and sounds are fetched from where they are as you come to them.</p>
+<footer>{more}<p>Made by flora-async. Pictures, videos and sounds are fetched from where they are, as you come by.</p>
 </footer>
 <script>{_own("page.js")}</script>
 </body>

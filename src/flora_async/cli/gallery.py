@@ -6,6 +6,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -95,7 +96,7 @@ def _finish(cards: IO[str], totals: Totals, out: Path) -> None:
     cards.seek(0)
     try:
         with part.open("x", encoding="utf-8", newline="") as page:
-            page.write(opening("FLORA gallery", "The history, newest first", totals))
+            page.write(opening("FLORA gallery", f"as of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC", totals))
             shutil.copyfileobj(cards, page)
             page.write(ending())
         part.replace(out)
