@@ -68,7 +68,7 @@ STRINGS: tuple[str, ...] = (
     f'{_NOBODY}/x.png" onerror="{_DO}',
     f"{_NOBODY}/x.png\x00' onerror='{_DO}",
     # characters
-    "at its end \u202egnp.exe\u202c \u2066\u2067\u202d and what follows\x00\x07\x1b[31m\x7f\x85\u2028\u2029\ufeff\uffff",
+    "its end \u202egnp.exe\u202c \u2066\u2067\u202d and what follows\x00\x07\x1b[31m\x7f\x85\u2028\u2029\ufeff\uffff",
     "half \ud83d of a character, \udc00 the other half",
     "Z" + "\u0300\u0489\u0316" * 200 + "algo",
     "<b>" * 30_000 + "x" * 100_000,

@@ -64,7 +64,9 @@ async def main(target: Path) -> None:
     with TemporaryDirectory() as folder:
         async with (
             Sandbox(time_scale=0.01) as sandbox,
-            Flora(sandbox.api_key, base_url=sandbox.base_url, poll=lambda: backoff.constant(interval=0.05)) as flora,
+            Flora(
+                sandbox.api_key, base_url=sandbox.base_url, poll=lambda: backoff.expo(factor=0.05, max_value=0.2)
+            ) as flora,
             chromium() as browser,
         ):
             prompts = await make_history(flora)
