@@ -199,9 +199,10 @@ async def test_hostile_strings_in_a_notebook(browser: Browser, tmp_path: Path) -
 async def test_the_front_page_is_alive(browser: Browser, sandbox: Sandbox, flora: Flora) -> None:
     """Runs come and go on while somebody looks; a search stays as it was, and can be let stand still."""
     await browser.open(sandbox.base_url.removesuffix("api/v1"))
-    assert "Nothing was ordered yet." in await browser.run("document.body.innerText")
+    assert "There are no runs yet." in await browser.run("document.body.innerText")
     slow = await flora.generations.create(**ORDER, prompt="a first [slow]")
     await browser.until(f"document.querySelector('.card')?.dataset.run === '{slow.run_id}'")
+    assert "There are no runs yet." not in await browser.run("document.body.innerText")
     await browser.run("words.value = 'first'")
     picture = await flora.generate(**{**ORDER, "type": "image"}, prompt="another")
     await browser.until("document.querySelectorAll('.card').length === 2")

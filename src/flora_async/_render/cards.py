@@ -35,16 +35,17 @@ def card(record: Record) -> str:
     status, types = status_of(record), types_of(record)
     return (
         f'<li class="card" data-run="{text(record["run_id"])}" data-status="{status}" data-types="{" ".join(types)}">'
-        f'<article><div class="about"><h2 dir="auto">{_heading(record, types)}</h2>{_facts(record)}</div>'
+        f'<article><div class="about">{_heading(record, types)}{_facts(record)}</div>'
         f'<div class="made">{_made(record)}</div></article></li>\n'
     )
 
 
 def _heading(record: Record, types: Sequence[str]) -> str:
     if prompt := record.get("prompt"):
-        return folded(prompt)
+        return folded(prompt, "h2")
     kind = types[0].capitalize() if types != [OTHER] else "Run"
-    return f"{kind} by {text(model)}" if (model := _model(record)) else f"{kind} {text(record['run_id'])}"
+    model = _model(record)
+    return folded(f"{kind} by {model}" if model else f"{kind} {record['run_id']}", "h2")
 
 
 def _model(record: Record) -> str | None:
@@ -81,7 +82,7 @@ def _made(record: Record) -> str:
     if outputs:
         return "".join(_output(output, record) for output in outputs)
     if record["status"] == "failed":
-        return f'<div class="failure" dir="auto">{failure(record)}</div>'
+        return f'<div class="failure">{failure(record)}</div>'
     if record["status"] == "completed":
         return '<p class="nothing">Nothing was made.</p>'
     share = min(max(record["progress"], 0), 100)
@@ -103,7 +104,7 @@ def _output(output: Record, record: Record) -> str:
         return f'<div class="text" dir="auto" tabindex="0" role="group" aria-label="Text">{text(output["url"])}</div>'
     url = address(output["url"])
     if url is None:
-        return f'<p class="unlinked">{unlinked(output)}</p>'
+        return f'<div class="unlinked">{unlinked(output)}</div>'
     name = _named(kind, record)
     if kind == "image":
         return f'<a href="{url}" target="_blank" rel="noopener"><img src="{url}" alt="{name}" loading="lazy"></a>'
@@ -126,7 +127,7 @@ def linked(output: Record, url: str) -> str:
 
 def unlinked(output: Record) -> str:
     """Show an address that nobody should follow."""
-    return f"<bdi>{text(output['type'])}</bdi> at an address that is not linked: <bdi>{folded(output['url'])}</bdi>"
+    return f"<bdi>{text(output['type'])}</bdi> at an address that is not linked: {folded(output['url'])}"
 
 
 def table(records: Sequence[Record], caption: str) -> str:
@@ -151,7 +152,7 @@ def _cells(record: Record) -> Iterator[str]:
     told = [failure(record)] if record["status"] == "failed" else []
     for output in record.get("outputs") or ():
         if output["type"] == "text":
-            told.append(f'<span dir="auto">{folded(output["url"])}</span>')
+            told.append(folded(output["url"]))
         else:
             url = address(output["url"])
             told.append(unlinked(output) if url is None else linked(output, url))

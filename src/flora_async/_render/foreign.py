@@ -11,7 +11,7 @@ _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 _LINKED = re.compile(r"https?://(?![^/?#]*@)[^\s/?#\"<>\\^`{|}]+(?:[/?#][^\s\"<>\\^`{|}]*)?", re.IGNORECASE | re.ASCII)
 """A web address as it stands: no other scheme, nobody's name before the host, nothing that a browser would mend."""
 
-EXCERPT = 160
+EXCERPT = 120
 """Characters that are shown of a long text before somebody opens it."""
 
 
@@ -26,9 +26,10 @@ def address(value: object) -> str | None:
     return escape(url) if _LINKED.fullmatch(url) and not _NO_TEXT.search(url) else None
 
 
-def folded(value: object) -> str:
-    """Write a text of any length: the whole of a long one lies behind its beginning."""
+def folded(value: object, tag: str = "span") -> str:
+    """Write a text of any length as an element: the whole of a long one lies behind its beginning."""
     whole = str(value)
     if len(whole) <= EXCERPT:
-        return text(whole)
-    return f"<details><summary>{text(whole[: EXCERPT - 20])}&hellip;</summary>{text(whole)}</details>"
+        return f'<{tag} dir="auto">{text(whole)}</{tag}>'
+    beginning = f'<{tag} dir="auto">{text(whole[: EXCERPT - 20])}&hellip;</{tag}>'
+    return f'<details><summary>{beginning}</summary><div class="whole" dir="auto">{text(whole)}</div></details>'

@@ -83,7 +83,7 @@ def opening(title: str, about: str, totals: Totals, *, live: bool = False) -> st
 {_choice("status", "Status", STATUSES, totals.statuses, totals.runs)}
 {_choice("type", "Type", TYPES, totals.types, totals.runs)}
 <div class="words" hidden><label for="words">Search</label>\
-<input id="words" type="search" autocomplete="off" placeholder="prompt, text, model, id, error"></div>
+<input id="words" type="search" autocomplete="off" placeholder="prompt, model, error"></div>
 {_LIVE if live else ""}<p id="shown" role="status"></p>
 </search>
 <main>
@@ -109,6 +109,7 @@ def _choice(name: str, legend: str, values: Iterable[str], counts: Counter[str],
 def ending(more: str = "") -> str:
     """Write all that stands after the cards; *more* is HTML, where other pages follow."""
     return f"""</ul>
+<p class="empty">There are no runs yet.</p>
 <p id="none" hidden>No run fits.</p>
 </main>
 <footer>{more}<p>Made by flora-async. Pictures, videos and sounds are fetched from where they are, as you come by.</p>

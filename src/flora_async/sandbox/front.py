@@ -25,9 +25,8 @@ def page(runs: Iterable[SandboxRun], now: float, base_url: str, *, total: int, o
     """Show some of *total* runs. *older* is where the next ones are."""
     records = [_record(run, now, base_url) for run in runs]
     about = f"{base_url}, the newest {len(records)} of {total:,}" if older else base_url
-    cards = "".join(map(card, records)) or '<li class="empty">Nothing was ordered yet.</li>'
     more = f'<nav aria-label="Pages"><a href="/">Newest</a> <a href="{escape(older)}">Older</a></nav>' if older else ""
-    return opening("FLORA sandbox", about, Totals(records), live=True) + cards + ending(more)
+    return opening("FLORA sandbox", about, Totals(records), live=True) + "".join(map(card, records)) + ending(more)
 
 
 def _record(run: SandboxRun, now: float, base_url: str) -> Record:
