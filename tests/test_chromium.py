@@ -11,10 +11,10 @@ import backoff
 import hostile
 import pytest
 from browser import Browser, chromium
+from test_render import output, page, run
 
 from flora_async import ConfigurationError, Flora
-from flora_async._render.cards import card, table
-from flora_async._render.page import Totals, ending, opening
+from flora_async._render.cards import table
 from flora_async.cli import gallery
 from flora_async.sandbox import Sandbox
 
@@ -61,6 +61,13 @@ async def flora(sandbox: Sandbox) -> AsyncIterator[Flora]:
         yield client
 
 
+def written(document: str, folder: Path) -> str:
+    """Put a document where a browser finds it; give its address."""
+    path = folder / "page.html"
+    path.write_text(document, encoding="utf-8")
+    return path.as_uri()
+
+
 async def harmless(browser: Browser, *, scripts: int, styles: int) -> dict[str, Any]:
     """See that nothing ran or broke out; give what the page is."""
     tried: dict[str, Any] = await browser.run(TRIED)
@@ -86,8 +93,8 @@ async def test_a_gallery_of_500_mixed_runs(browser: Browser, sandbox: Sandbox, f
     for number in range(20):
         await flora.generations.create(**ORDER, prompt=f"late {number} [slow]")
 
-    page = await gallery.write(flora.generations.list(), tmp_path / "gallery.html", limit=None, prompts=prompts)
-    await browser.open(page.as_uri())
+    path = await gallery.write(flora.generations.list(), tmp_path / "gallery.html", limit=None, prompts=prompts)
+    await browser.open(path.as_uri())
     counted = "[...document.querySelectorAll('search label[data-count]')].map((one) => one.dataset.count).join(' ')"
     made = Counter(order.type for order in sandbox.orders.values() if "[" not in order.prompt)
     types = " ".join(str(made[kind]) for kind in ("image", "video", "audio", "text"))
@@ -122,9 +129,8 @@ async def test_a_gallery_of_500_mixed_runs(browser: Browser, sandbox: Sandbox, f
 async def test_the_filters_without_script(browser: Browser, tmp_path: Path) -> None:
     """Statuses and types still choose; what needs the script is not there."""
     made = list(hostile.records())[:6]
-    (tmp_path / "page.html").write_text(opening("x", "x", Totals(made)) + "".join(map(card, made)) + ending())
     await browser.call("Emulation.setScriptExecutionDisabled", value=True)
-    await browser.open((tmp_path / "page.html").as_uri())
+    await browser.open(written(page(made), tmp_path))
     seen = "[...document.querySelectorAll('.card')].filter((one) => one.checkVisibility()).length"
     assert await browser.run(seen) == 6
     await browser.run("document.querySelector('[name=status][value=failed]').click()")
@@ -135,11 +141,10 @@ async def test_the_filters_without_script(browser: Browser, tmp_path: Path) -> N
 async def test_hostile_strings_in_a_gallery(browser: Browser, tmp_path: Path) -> None:
     """In every part of a run: none runs, none breaks out, each is text."""
     records = list(hostile.records())
-    page = tmp_path / "gallery.html"
-    page.write_text(opening("x", "x", Totals(records)) + "".join(map(card, records)) + ending(), encoding="utf-8")
-    await browser.open(page.as_uri())
+    here = written(page(records), tmp_path)
+    await browser.open(here)
     tried = await harmless(browser, scripts=1, styles=1)
-    assert tried["here"] == page.as_uri()
+    assert tried["here"] == here
     assert tried["fetched"] == []
     assert await browser.run("document.querySelectorAll('#runs > .card').length") == len(records)
     for string in hostile.STRINGS:
@@ -185,9 +190,7 @@ async def test_hostile_strings_on_the_front_page(browser: Browser, sandbox: Sand
 async def test_hostile_strings_in_a_notebook(browser: Browser, tmp_path: Path) -> None:
     """As the output of a cell: nothing but a table."""
     shell = "<!DOCTYPE html><meta charset=utf-8><title>notebook</title><div id=cell>%s</div>"
-    page = tmp_path / "notebook.html"
-    page.write_text(shell.replace("%s", table(list(hostile.records()), "runs")), encoding="utf-8")
-    await browser.open(page.as_uri())
+    await browser.open(written(shell.replace("%s", table(list(hostile.records()), "runs")), tmp_path))
     tried = await harmless(browser, scripts=0, styles=0)
     assert tried["fetched"] == []
     assert await browser.run("document.querySelectorAll('#cell > div > table').length") == 1
@@ -238,22 +241,34 @@ async def test_older_runs_are_on_pages_of_their_own(browser: Browser, sandbox: S
 async def test_nothing_sticks_out_on_a_phone(scheme: str, browser: Browser, tmp_path: Path) -> None:
     """In 320 pixels, whatever the strings."""
     records = list(hostile.records())
-    page = tmp_path / "gallery.html"
-    page.write_text(opening("x", "x", Totals(records)) + "".join(map(card, records)) + ending(), encoding="utf-8")
     await browser.prefer(color_scheme=scheme, reduced_motion="reduce")
     await browser.size(320, 640)
-    await browser.open(page.as_uri())
+    await browser.open(written(page(records), tmp_path))
     assert await browser.run("document.documentElement.scrollWidth") == 320
     ground = await browser.run("getComputedStyle(document.documentElement).backgroundColor")
     assert ground == {"light": "rgb(244, 242, 238)", "dark": "rgb(18, 18, 21)"}[scheme]
 
 
+async def test_everything_has_a_name(browser: Browser, tmp_path: Path) -> None:
+    """For those who do not see it: whatever can be used, seen or heard."""
+    kinds = ("imageUrl", "videoUrl", "audioUrl", "documentUrl")
+    made = run(outputs=[output(kind, "http://127.0.0.1:9/x") for kind in kinds])
+    long = run(prompt="a long prompt " * 30, status="running", progress=20)
+    await browser.open(written(page([made, long]), tmp_path))
+    tree = await browser.call("Accessibility.getFullAXTree")
+    told = [(node["role"]["value"], node.get("name", {}).get("value")) for node in tree["nodes"] if not node["ignored"]]
+    wanted = {"RootWebArea", "banner", "main", "contentinfo", "heading", "list", "listitem", "article", "link", "image"}
+    wanted |= {"search", "radio", "searchbox", "group", "DisclosureTriangle", "progressbar", "Video", "Audio"}
+    assert wanted - {role for role, _ in told} == set()
+    named = {"RootWebArea", "heading", "link", "image", "search", "radio", "searchbox", "progressbar", "Video"}
+    named |= {"Audio", "DisclosureTriangle", "button", "slider"}
+    assert [role for role, name in told if role in named and not name] == []
+
+
 async def test_what_a_browser_does_with_such_strings_elsewhere(browser: Browser, tmp_path: Path) -> None:
     """They are hostile: without the renderer they run, so that the tests above can fail."""
-    page = tmp_path / "naive.html"
     running = 0
     for string in hostile.STRINGS[:24]:
-        page.write_text(f"<!DOCTYPE html><div>{string}</div>", encoding="utf-8")
-        await browser.open(page.as_uri())
+        await browser.open(written(f"<!DOCTYPE html><div>{string}</div>", tmp_path))
         running += await browser.run(f"new Promise((done) => setTimeout(() => done({hostile.CANARY!r} in window), 50))")
     assert running >= 12

@@ -107,6 +107,7 @@ def test_prompts(command: Command, tmp_path: Path) -> None:
     ("line", "told"),
     [
         ("gallery --limit 0", "--limit must be at least 1"),
+        ("gallery --limit -1", "--limit must be at least 1"),
         ("gallery --out .", "--out must be a file"),
         ("gallery --out nowhere/x.html", "nowhere"),
         ("gallery --prompts nowhere.jsonl", "nowhere.jsonl"),

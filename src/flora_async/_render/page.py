@@ -83,7 +83,7 @@ def opening(title: str, about: str, totals: Totals, *, live: bool = False) -> st
 {_choice("status", "Status", STATUSES, totals.statuses, totals.runs)}
 {_choice("type", "Type", TYPES, totals.types, totals.runs)}
 <div class="words" hidden><label for="words">Search</label>\
-<input id="words" type="search" autocomplete="off" placeholder="prompt, model, error"></div>
+<input id="words" type="search" autocomplete="off" placeholder="prompt, model, id"></div>
 {_LIVE if live else ""}<p id="shown" role="status"></p>
 </search>
 <main>

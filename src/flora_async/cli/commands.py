@@ -208,7 +208,7 @@ async def _gallery(options: argparse.Namespace, session: Session) -> int:
     prompts = {} if options.prompts is None else gallery.read_prompts(options.prompts)
     async with session.flora(options) as flora:
         listing = flora.generations.list(
-            limit=min(options.limit or 100, 100),
+            limit=100,
             project_id=options.project_id,
             status=options.status,
             workspace_id=options.workspace_id,
