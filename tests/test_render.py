@@ -120,6 +120,19 @@ def test_hostile_strings_on_a_page() -> None:
         assert read.text.count(hostile.as_shown(string)) >= 10
 
 
+def test_hostile_strings_beside_media() -> None:
+    """Where there is something to see and to hear, they are its name too."""
+    media = [output(kind, "https://flora.ai/x") for kind in ("imageUrl", "videoUrl", "audioUrl", "documentUrl")]
+    records = [record | {"outputs": media} for record in hostile.records()]
+    read = check(page(records), PAGE)
+    for tag, name in (("img", "alt"), ("video", "aria-label"), ("audio", "aria-label")):
+        names = [element[name] or "" for element in read.all(tag)]
+        assert len(names) == len(records)
+        for string in hostile.STRINGS:
+            beginning = hostile.as_shown(string[:100])
+            assert sum(beginning in name for name in names) >= 3
+
+
 def test_hostile_strings_on_the_front_page() -> None:
     """All are there as prompts, and in the texts that were made of them."""
     runs = [
