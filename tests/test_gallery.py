@@ -172,12 +172,18 @@ def generation(number: int, text: str = "x") -> Generation:
 
 
 def history(
-    pages: int, *, text: str = "x", ends_in: Exception | None = None, broken: Sequence[BrokenItem] = ()
+    pages: int,
+    *,
+    text: str = "x",
+    ends_in: Exception | None = None,
+    broken: Sequence[BrokenItem] = (),
+    meanwhile: Callable[[], object] = bool,
 ) -> GenerationList:
     """Give a history that nobody has in memory, and that may break off."""
 
     async def fetch(cursor: str | None) -> GenerationPage:
         number = int(cursor or 0)
+        meanwhile()
         if number == pages - 1 and ends_in is not None:
             raise ends_in
         items = tuple(generation(100 * number + item, text) for item in range(100))
@@ -233,6 +239,15 @@ async def test_a_history_that_breaks_off(error: Exception, tmp_path: Path) -> No
     with pytest.raises(type(error)):
         await gallery.write(history(3, ends_in=error), tmp_path / "some.html", limit=None, prompts={})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.anyio
+async def test_a_page_that_cannot_be_put_in_its_place(tmp_path: Path) -> None:
+    """Somebody has made a folder of that name meanwhile: it is left alone, and nothing is left beside it."""
+    out = tmp_path / "some.html"
+    with pytest.raises(IsADirectoryError):
+        await gallery.write(history(1, meanwhile=out.mkdir), out, limit=None, prompts={})
+    assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.anyio

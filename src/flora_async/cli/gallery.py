@@ -92,7 +92,7 @@ def _add(cards: IO[str], totals: Totals, generations: list[Generation], prompts:
 
 
 def _finish(cards: IO[str], totals: Totals, out: Path) -> None:
-    part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
+    part = out.with_name(f".gallery.{secrets.token_hex(4)}.part")
     cards.seek(0)
     try:
         with part.open("x", encoding="utf-8", newline="") as page:
