@@ -18,6 +18,7 @@
     ├─ RunTimeoutError (TimeoutError)    our patience has ended, the run goes on
     ├─ PaginationError                   the history leads in a circle
     ├─ DownloadError                     an output that was not saved
+    ├─ DatabaseError                     the database of a durable batch cannot be used
     └─ WebhookVerificationError          a call-back that nobody knows to be FLORA's
 
 Each pickles, and its text is one line that holds what a log reader or FLORA's support needs. None holds the API key.
@@ -317,6 +318,10 @@ class PaginationError(FloraError):
 
 class DownloadError(FloraError):
     """An output was not saved. No part of it stays behind, and FLORA still has it."""
+
+
+class DatabaseError(FloraError):
+    """The database of a durable batch cannot be used. What FLORA was sent is in it, as far as it had got."""
 
 
 class WebhookVerificationError(FloraError):

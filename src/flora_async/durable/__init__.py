@@ -15,6 +15,5 @@ if find_spec("dbos") is None:
 from flora_async.durable._batch import Batch, BatchOutcome, BatchOutcomes
 from flora_async.durable._batches import Batches, adopt
 from flora_async.durable._storing import BatchStatus
-from flora_async.durable._tables import DatabaseError
 
-__all__ = ["Batch", "BatchOutcome", "BatchOutcomes", "BatchStatus", "Batches", "DatabaseError", "adopt"]
+__all__ = ["Batch", "BatchOutcome", "BatchOutcomes", "BatchStatus", "Batches", "adopt"]
