@@ -19,13 +19,14 @@ from flora_async import (
     BadRequestError,
     ConfigurationError,
     CreateOutcomeUnknownError,
+    DatabaseError,
     Flora,
     FloraError,
     Order,
     RunFailedError,
     _pacing,
 )
-from flora_async.durable import Batches, DatabaseError, _batch, _batches, _deciding, _fulfilling, _ledger, adopt
+from flora_async.durable import Batches, _batch, _batches, _deciding, _fulfilling, _ledger, adopt
 from flora_async.durable._tables import batches as batch_rows
 from flora_async.durable._tables import items, processes
 from flora_async.sandbox import Sandbox

@@ -1,296 +1,257 @@
-"""The gallery, the sandbox's front page and the notebook views in a real Chromium."""
+"""The command ``gallery``: the history as a page, whole or not at all, of any length in little memory."""
 
-import asyncio
 import os
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from itertools import cycle
+import shlex
+import stat
+import tracemalloc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from chromium import Chromium, Page
-from hostile import CANARY, HOSTILE, hostile_generation, hostile_record
+from test_render import Read
 
-from flora_async import Flora, GenerationPage, GenerationType, PageMeta
-from flora_async._render import card, clean, foot, head
+from flora_async import (
+    APIConnectionError,
+    BrokenItem,
+    Generation,
+    GenerationList,
+    GenerationPage,
+    PageMeta,
+    ResponseDecodeError,
+    _pacing,
+)
+from flora_async.cli import gallery, main
+from flora_async.cli.parsing import UsageError
 from flora_async.sandbox import Sandbox
 
-pytestmark = [pytest.mark.anyio, pytest.mark.proof]
+Command = Callable[[str], str]
 
-ORDER: dict[str, Any] = {"workspace_id": "ws_demo", "project_id": "prj_demo"}
-KINDS: tuple[GenerationType, ...] = ("image", "video", "audio", "text", "image")
-
-STRUCTURE = """(() => {
-  const all = [...document.querySelectorAll("*")], names = {};
-  for (const one of all) names[one.localName] = (names[one.localName] || 0) + 1;
-  const handlers = all.flatMap((one) => [...one.attributes]).filter((one) => one.name.startsWith("on")).length;
-  const addresses = all.flatMap((one) => [one.href, one.src]).filter((one) => typeof one === "string" && one);
-  const odd = addresses.filter((one) => !/^https?:/.test(one) && !one.startsWith(location.href.split("#")[0])
-    && !one.startsWith("data:image/svg+xml,"));
-  return {names, handlers, odd};
-})()"""
-"""What a page is made of."""
-
-PROVOKE = """(async () => {
-  for (const one of document.querySelectorAll("article *, table *")) {
-    for (const name of ["mouseover", "focus", "toggle", "error", "load", "pointerdown", "animationstart"]) {
-      one.dispatchEvent(new Event(name, {bubbles: true}));
-    }
-    if (one.focus) one.focus();
-  }
-  await new Promise((done) => setTimeout(done, 200));
-})()"""
-"""Do what a handler could wait for."""
+pytestmark = pytest.mark.flora_sandbox(any_key=True)
 
 
 @pytest.fixture
-async def chromium(tmp_path: Path) -> AsyncIterator[Chromium]:
-    """A browser."""
-    async with Chromium(tmp_path) as browser:
-        yield browser
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flora_sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """Run a command line in an empty folder, against a sandbox; give what it printed."""
+    monkeypatch.setenv("FLORA_BASE_URL", flora_sandbox.base_url)
+    monkeypatch.setenv("FLORA_API_KEY", "sk_live_of_a_test")
+    monkeypatch.chdir(tmp_path)
+    for pause in ("POLL_FLOOR", "POLL_CAP"):
+        monkeypatch.setattr(_pacing, pause, 0.01)
+
+    def run(line: str, code: int = 0) -> str:
+        assert main(shlex.split(line)) == code
+        told = capsys.readouterr()
+        run.complaints = told.err  # type: ignore[attr-defined]
+        return told.out
+
+    return run
 
 
-@pytest.fixture
-async def sandbox() -> AsyncIterator[Sandbox]:
-    """A FLORA in a hurry."""
-    async with Sandbox(time_scale=0.01) as sandbox:
-        yield sandbox
+def order(command: Command, prompt: str, kind: str = "text") -> str:
+    """Order something and wait for it; give the run's id."""
+    line = f"generations create --type {kind} --prompt '{prompt}' --workspace-id ws_1 --project-id prj_1 --wait"
+    given: dict[str, Any] = msgspec.json.decode(command(line))
+    run_id: str = given["run_id"]
+    return run_id
 
 
-async def order(flora: Flora, count: int, prompt: str, *, kinds: tuple[GenerationType, ...] = KINDS) -> list[str]:
-    """Order runs of all types; give their ids."""
-    numbered = zip(range(count), cycle(kinds), strict=False)
-    started = await asyncio.gather(
-        *(flora.generations.create(type=kind, prompt=prompt.format(number), **ORDER) for number, kind in numbered)
+def read(path: Path) -> Read:
+    """Read a gallery."""
+    return Read(path.read_text(encoding="utf-8"))
+
+
+def runs_of(path: Path) -> list[str | None]:
+    """Say which runs a gallery shows."""
+    return [item["data-run"] for item in read(path).all("li")]
+
+
+def test_the_history_becomes_a_page(command: Command, tmp_path: Path) -> None:
+    """Newest first; its path is printed, and nothing else is left in the folder."""
+    ids = [order(command, "a mug"), order(command, "a haiku"), order(command, "a picture", "image")]
+    assert command("gallery") == f"{tmp_path / 'gallery.html'}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["gallery.html"]
+    assert runs_of(tmp_path / "gallery.html") == ids[::-1]
+    (picture,) = read(tmp_path / "gallery.html").all("img")
+    assert picture["src"] == f"{os.environ['FLORA_BASE_URL'].removesuffix('/api/v1')}/media/{ids[2]}/output_1.png"
+
+
+def test_what_is_asked_for(command: Command, tmp_path: Path) -> None:
+    """So many, of a project, a workspace, a status."""
+    ids = [order(command, "one"), order(command, "two")]
+    for selection, chosen in (
+        ("--limit 1", ids[1:]),
+        ("--project-id prj_1 --workspace-id ws_1 --status completed", ids[::-1]),
+        ("--project-id prj_other", []),
+        ("--status failed", []),
+    ):
+        command(f"gallery --out some.html {selection}")
+        assert runs_of(tmp_path / "some.html") == chosen
+
+
+def test_prompts(command: Command, tmp_path: Path) -> None:
+    """From a file, where somebody has kept them; FLORA's history does not tell them."""
+    ids = [order(command, "one"), order(command, "two")]
+    lines = [{"run_id": ids[0], "prompt": "the first <one>", "more": 1}, {"run_id": "run_other", "prompt": "x"}]
+    (tmp_path / "ordered.jsonl").write_bytes(msgspec.json.Encoder().encode_lines(lines))
+    command("gallery --prompts ordered.jsonl")
+    text = read(tmp_path / "gallery.html").text
+    assert "the first <one>" in text
+    assert "Text by sandbox-text" in text  # the run whose prompt nobody knows
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("gallery --limit 0", "--limit must be at least 1"),
+        ("gallery --limit -1", "--limit must be at least 1"),
+        ("gallery --out .", "--out must be a file"),
+        ("gallery --out nowhere/x.html", "nowhere"),
+        ("gallery --prompts nowhere.jsonl", "nowhere.jsonl"),
+        ("gallery --prompts wrong.jsonl", "wrong.jsonl, line 2: "),
+        ("gallery --project-id nonsense", "prj_"),
+    ],
+)
+def test_what_cannot_be(line: str, told: str, command: Any, tmp_path: Path, flora_sandbox: Sandbox) -> None:
+    """One clear line, before FLORA is asked."""
+    (tmp_path / "wrong.jsonl").write_text('{"run_id": "run_1", "prompt": "x"}\n{"run_id": 2}\n')
+    assert command(line, 2) == ""
+    assert told in command.complaints
+    assert command.complaints.count("\n") == 1
+    assert flora_sandbox.requests["GET /generations"] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.jsonl"]
+
+
+def test_whole_or_not_at_all(command: Any, tmp_path: Path, flora_sandbox: Sandbox) -> None:
+    """When the history cannot be read to its end, what was there before is still there, and nothing beside it."""
+    for number in range(3):
+        order(command, f"number {number}")
+    (tmp_path / "gallery.html").write_text("the one before")
+    flora_sandbox.fail_next(403, path="/generations")
+    command("gallery", 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["gallery.html"]
+    assert (tmp_path / "gallery.html").read_text() == "the one before"
+
+
+def test_it_is_as_readable_as_other_files(command: Command, tmp_path: Path) -> None:
+    """By the user's own mask."""
+    before = os.umask(0o027)
+    try:
+        command("gallery")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "gallery.html").stat().st_mode) == 0o640
+
+
+def test_open(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the browser that there is."""
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{browser} %s")
+    command("gallery --open --out 'a page.html'")
+    assert (tmp_path / "opened").read_text() == f"{(tmp_path / 'a page.html').as_uri()}\n"
+
+
+def test_open_without_a_browser(command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It says so, and the page is there."""
+    monkeypatch.setattr("webbrowser._tryorder", [])
+    assert command("gallery --open") == f"{tmp_path / 'gallery.html'}\n"
+    assert "no browser" in command.complaints
+
+
+def generation(number: int, text: str = "x") -> Generation:
+    """Give a run of the history."""
+    ids = {"run_id": f"run_{number}", "generation_id": f"run_{number}", "project_id": "prj_1", "workspace_id": "ws_1"}
+    told = {"status": "completed", "progress": 100, "created_at": 1_790_000_000_000, "charged_cost": 0.04}
+    made = {"outputs": [{"output_id": "output_1", "type": "text", "url": text}]}
+    return msgspec.convert(ids | told | made, Generation)
+
+
+def history(
+    pages: int,
+    *,
+    text: str = "x",
+    ends_in: Exception | None = None,
+    broken: Sequence[BrokenItem] = (),
+    meanwhile: Callable[[], object] = bool,
+) -> GenerationList:
+    """Give a history that nobody has in memory, and that may break off."""
+
+    async def fetch(cursor: str | None) -> GenerationPage:
+        number = int(cursor or 0)
+        meanwhile()
+        if number == pages - 1 and ends_in is not None:
+            raise ends_in
+        items = tuple(generation(100 * number + item, text) for item in range(100))
+        following = None if number == pages - 1 else str(number + 1)
+        return GenerationPage(generations=items, meta=PageMeta(next_cursor=following), broken=tuple(broken))
+
+    return GenerationList(fetch, None)
+
+
+@pytest.mark.anyio
+async def test_a_long_history_takes_little_memory(tmp_path: Path) -> None:
+    """Of 5,000 runs with long texts, never more than a few pages are held."""
+    tracemalloc.start()
+    try:
+        path = await gallery.write(history(50, text="x" * 10_000), tmp_path / "long.html", limit=None, prompts={})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 50_000_000
+    assert peak < 12_000_000
+    with path.open(encoding="utf-8") as lines:
+        assert sum(line.startswith('<li class="card"') for line in lines) == 5000
+
+
+@pytest.mark.anyio
+async def test_the_limit_is_a_total(tmp_path: Path) -> None:
+    """Of all pages together."""
+    path = await gallery.write(history(9), tmp_path / "some.html", limit=250, prompts={})
+    assert runs_of(path) == [f"run_{number}" for number in range(250)]
+
+
+@pytest.mark.anyio
+async def test_runs_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are told of, and the others are shown."""
+    broken = BrokenItem(
+        field="$.generations[3].status", reason="Expected `str`", url="https://x", request_id=None, excerpt="{"
     )
-    return [one.run_id for one in started]
+    path = await gallery.write(history(3, broken=[broken]), tmp_path / "some.html", limit=None, prompts={})
+    assert len(runs_of(path)) == 300
+    assert "left out what cannot be read" in capsys.readouterr().err
 
 
-async def until(flora: Flora, run_id: str, status: str) -> None:
-    """Wait until a run stands somewhere."""
-    async with asyncio.timeout(60):
-        while (await flora.generations.retrieve(run_id)).status != status:
-            await asyncio.sleep(0.1)
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "error",
+    [
+        APIConnectionError("cut", sent="maybe_sent"),
+        ResponseDecodeError("no JSON", field=None, url="https://x", status=200, request_id=None, excerpt="<"),
+    ],
+)
+async def test_a_history_that_breaks_off(error: Exception, tmp_path: Path) -> None:
+    """Nothing is left, and the error is told."""
+    with pytest.raises(type(error)):
+        await gallery.write(history(3, ends_in=error), tmp_path / "some.html", limit=None, prompts={})
+    assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_gallery_of_500_runs(sandbox: Sandbox, chromium: Chromium, tmp_path: Path) -> None:
-    """Written by the command, it opens without an error; filters, search, thumbnails and players do their work."""
-    async with Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
-        slow = await order(flora, 20, "number {} [slow]")
-        done = await order(flora, 400, "number {}")
-        failed = await order(flora, 60, "number {} [fail:safety_blocked]")
-        await asyncio.gather(*(until(flora, run_id, "running") for run_id in slow))
-        await until(flora, done[-1], "completed")
-        await until(flora, failed[-1], "failed")
-        await order(flora, 20, "number {} [slow]")
-    await written(sandbox, tmp_path / "gallery.html")
-    async with chromium.page() as page:
-        await page.open((tmp_path / "gallery.html").as_uri())
-        assert await page.value("document.querySelectorAll('article').length") == 500
-        assert (await page.value("document.querySelector('.sum').textContent")).startswith("500 runs · ")
-        for status, count in (("completed", 400), ("failed", 60), ("running", 20), ("pending", 20)):
-            assert await shown(page, status=status) == count
-        for kind, count in (("image", 160), ("video", 80), ("audio", 80), ("text", 80)):
-            assert await shown(page, kind=kind) == count
-        assert await shown(page, words="SAFETY_blocked") == 60
-        assert await shown(page, words=done[7]) == 1
-        assert await shown(page, words="no such words") == 0
-        assert await page.value("getComputedStyle(document.querySelector('.none')).display") != "none"
-        assert await shown(page, kind="image") == 160
-        await page.until("[...document.images].some((image) => image.complete && image.naturalWidth > 0)")
-        fetched = sum("/media/" in url for url in page.fetched)
-        assert 0 < fetched < 160  # those that are in sight, or near
-        for kind in ("video", "audio"):
-            await shown(page, kind=kind)
-            await page.value(f"(() => {{ player = document.querySelector('article:not([hidden]) {kind}'); }})()")
-            await page.value("(async () => { player.muted = true; await player.play(); })()")
-            assert await page.value("player.duration > 0 && player.error === null")
-        assert page.complaints == []
+@pytest.mark.anyio
+async def test_a_page_that_cannot_be_put_in_its_place(tmp_path: Path) -> None:
+    """Somebody has made a folder of that name meanwhile: it is left alone, and nothing is left beside it."""
+    out = tmp_path / "some.html"
+    with pytest.raises(IsADirectoryError):
+        await gallery.write(history(1, meanwhile=out.mkdir), out, limit=None, prompts={})
+    assert list(tmp_path.iterdir()) == [out]
 
 
-async def written(sandbox: Sandbox, path: Path) -> None:
-    """Write a gallery by the command."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-X", "dev", "-m", "flora_async.cli", "gallery", "--out", str(path)),
-        env={**os.environ, "FLORA_API_KEY": sandbox.api_key, "FLORA_BASE_URL": sandbox.base_url},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    output, complaints = await process.communicate()
-    assert (process.returncode, complaints) == (0, b"flora-async: 500 runs\n")
-    assert output.decode() == f"{path}\n"
-
-
-async def shown(page: Page, *, words: str = "", status: str = "", kind: str = "") -> int:
-    """Filter as people do, and count what is left."""
-    return int(
-        await page.value(f"""(() => {{
-          const form = document.querySelector("form");
-          form.elements.words.value = {words!r}; form.elements.status.value = {status!r};
-          form.elements.kind.value = {kind!r};
-          form.dispatchEvent(new Event("input", {{bubbles: true}}));
-          return document.querySelectorAll("article:not([hidden])").length;
-        }})()""")
-    )
-
-
-async def test_without_script(chromium: Chromium, tmp_path: Path) -> None:
-    """All runs are there; filters, which would do nothing, are not."""
-    path = tmp_path / "page.html"
-    path.write_text(whole(["a mug", "a lighthouse"]), encoding="utf-8")
-    async with chromium.page() as page:
-        await page.open(path.as_uri(), script=False)
-        assert await page.value("getComputedStyle(document.querySelector('form')).display") == "none"
-        heights = "[...document.querySelectorAll('article')].map((card) => card.getBoundingClientRect().height > 100)"
-        assert await page.value(heights) == [True, True]
-
-
-def whole(texts: list[str]) -> str:
-    """Give a page of runs made of nothing but these texts."""
-    return head("Runs", "Some") + "".join(card(hostile_record(text)) for text in texts) + foot()
-
-
-def notebook(texts: list[str]) -> str:
-    """Give a notebook, with each of the views."""
-    runs = tuple(map(hostile_generation, texts))
-    views = [run._repr_html_() for run in runs]
-    views.append(GenerationPage(generations=runs, meta=PageMeta())._repr_html_())
-    return f"<!DOCTYPE html><html><meta charset=utf-8><title>Notebook</title><body>{''.join(views)}</body></html>"
-
-
-@pytest.mark.parametrize("make", [whole, notebook])
-async def test_hostile_strings(make: Any, chromium: Chromium, tmp_path: Path) -> None:
-    """Nothing runs, even where no policy forbids it; all is there as text, and no element but those of any string."""
-    found: list[dict[str, Any]] = []
-    for name, texts in (("plain", ["x" * len(text) for text in HOSTILE]), ("hostile", list(HOSTILE))):
-        path = tmp_path / f"{name}.html"
-        path.write_text(make(texts), encoding="utf-8")
-        async with chromium.page() as page:
-            await page.ask("Page.setBypassCSP", enabled=True)
-            await page.open(path.as_uri())
-            await page.value(PROVOKE)
-            assert await page.value(f"typeof window.{CANARY}") == "undefined"
-            assert await page.value("frames.length") == 0
-            found.append(await page.value(STRUCTURE))
-            read = await page.value("document.body.textContent")
-            assert [text for text in texts if clean(text) not in read] == []
-            assert page.complaints == []
-            assert {url.partition(":")[0] for url in page.fetched} <= {"file", "data"}
-    plain, hostile = found
-    assert hostile["names"] == plain["names"]
-    assert hostile["handlers"] == 0
-    assert hostile["odd"] == []
-
-
-async def test_a_canary_would_sing(chromium: Chromium, tmp_path: Path) -> None:
-    """Many of these strings run where they are put in unescaped; the policy of a page stops them even then."""
-    async with chromium.page() as page:
-        sang = 0
-        for text in HOSTILE:
-            path = tmp_path / "open.html"
-            path.write_text(f"<!DOCTYPE html><meta charset=utf-8><p>{text}", encoding="utf-8", errors="replace")
-            await page.open(path.as_uri())
-            await page.value(PROVOKE.replace("article *, table *", "body *"))
-            sang += await page.value(f"typeof window.{CANARY}") != "undefined"
-            path.write_text(f"{head('Runs', 'Some')}{text}{foot()}", encoding="utf-8", errors="replace")
-            await page.open(path.as_uri())
-            await page.value(PROVOKE.replace("article *, table *", "body *"))
-            assert await page.value(f"typeof window.{CANARY}") == "undefined", text
-        assert sang >= 20
-
-
-async def test_the_front_page_of_a_sandbox_with_hostile_prompts(sandbox: Sandbox, chromium: Chromium) -> None:
-    """The same, with all prompts, models and texts that JSON can carry: half a pair it cannot."""
-    texts = [text for text in HOSTILE if text.isascii() or "\ud83d" not in text]
-    async with Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
-        for text in texts:
-            started = await flora.generations.create(type="text", prompt=text, model=text[:100], **ORDER)
-        await until(flora, started.run_id, "completed")
-    async with chromium.page() as page:
-        await page.ask("Page.setBypassCSP", enabled=True)
-        await page.open(sandbox.base_url.removesuffix("api/v1"))
-        await page.value(PROVOKE)
-        asked = len(page.fetched)
-        await page.until("document.querySelectorAll('[data-status=completed]').length === 49")
-        async with asyncio.timeout(30):
-            while len(page.fetched) < asked + 2:  # what comes in later is taken as text, too
-                await asyncio.sleep(0.1)
-        assert await page.value(f"typeof window.{CANARY}") == "undefined"
-        found = await page.value(STRUCTURE)
-        assert found["names"]["article"] == len(texts) == 49
-        assert found["names"]["script"] == 1
-        assert not {"iframe", "object", "embed", "svg", "img", "math", "marquee", "details"} & set(found["names"])
-        assert (found["handlers"], found["odd"]) == (0, [])
-        read = await page.value("document.body.textContent")
-        assert [text for text in texts if clean(text) not in read] == []
-        assert page.complaints == []
-
-
-async def test_the_front_page_goes_along(sandbox: Sandbox, chromium: Chromium) -> None:
-    """A run appears, moves and ends without a reload; what somebody types and plays meanwhile stays."""
-    async with Flora(sandbox.api_key, base_url=sandbox.base_url) as flora, chromium.page() as page:
-        (first,) = await order(flora, 1, "first", kinds=("audio",))
-        await until(flora, first, "completed")
-        await page.open(sandbox.base_url.removesuffix("api/v1"))
-        await page.value("(() => { player = document.querySelector('audio'); player.loop = player.muted = true; })()")
-        await page.value("player.play()")
-        await page.value("(() => { document.querySelector('input').value = 'o'; })()")
-        (second,) = await order(flora, 1, "second [slow]", kinds=("image",))
-        await page.until(f"document.querySelector('[data-run={second}][data-status=pending]')")
-        await page.until(f"document.querySelector('[data-run={second}][data-status=running]')")
-        assert await page.value("document.querySelector('article').dataset.run") == second
-        assert await page.value("document.querySelector('audio') === player && !player.paused")
-        assert await page.value("document.querySelector('input').value") == "o"
-        assert page.complaints == []
-
-
-@pytest.mark.parametrize("width", [320, 390, 1280])
-async def test_nothing_is_wider_than_the_window(width: int, chromium: Chromium, tmp_path: Path) -> None:
-    """Not even what has no space to be broken at."""
-    path = tmp_path / "page.html"
-    path.write_text(whole([*HOSTILE, "x" * 5000]), encoding="utf-8")
-    async with chromium.page() as page:
-        await page.open(path.as_uri())
-        await page.picture(tmp_path / "page.png", width=width, height=900, dark=False)
-        assert await page.value("document.documentElement.scrollWidth") == width
-        ends = "[...document.querySelectorAll('article')].map((card) => card.getBoundingClientRect().right)"
-        assert max(await page.value(ends)) <= width
-
-
-@pytest.mark.parametrize("dark", [False, True])
-async def test_contrast(dark: bool, chromium: Chromium, tmp_path: Path) -> None:
-    """All text stands out from its ground by 4.5 to 1, in both schemes."""
-    path = tmp_path / "page.html"
-    runs = [{**hostile_record("x"), "status": s} for s in ("pending", "running", "completed", "failed", "new")]
-    runs += [{**run, "outputs": []} for run in runs]
-    path.write_text(head("Runs", "Some") + "".join(map(card, runs)) + foot(), encoding="utf-8")
-    async with chromium.page() as page:
-        await page.open(path.as_uri())
-        await page.picture(tmp_path / "page.png", width=1280, height=800, dark=dark)
-        ratios = await page.value(CONTRASTS)
-        assert len(ratios) > 50
-        assert [one for one in ratios if one[0] < 4.5] == []
-
-
-CONTRASTS = """(() => {
-  const light = (color) => {
-    const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
-      .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const ground = (one) => {
-    for (let at = one; at; at = at.parentElement) {
-      const color = getComputedStyle(at).backgroundColor;
-      if (!color.endsWith(", 0)")) return color;
-    }
-    return "rgb(255, 255, 255)";
-  };
-  return [...document.querySelectorAll("body *")]
-    .filter((one) => [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
-    .map((one) => {
-      const [a, b] = [light(getComputedStyle(one).color), light(ground(one))];
-      return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), one.className, one.localName];
-    });
-})()"""
+@pytest.mark.anyio
+async def test_a_folder_in_the_way(tmp_path: Path) -> None:
+    """Is left alone."""
+    with pytest.raises(UsageError, match="folder"):
+        await gallery.write(history(1), tmp_path, limit=None, prompts={})

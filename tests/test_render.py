@@ -1,301 +1,389 @@
-"""Runs as HTML, read back by a parser: what is shown, and that nothing of it is more than text."""
+"""Runs as HTML: what a page and a notebook show, and that no string of a run is ever more than text."""
 
 import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
 
+import hostile
+import msgspec
 import pytest
-from hostile import HOSTILE, hostile_generation, hostile_record
 
-from flora_async import Generation, GenerationPage, ModelRef, Output, PageMeta, Run
-from flora_async._render import card, clean, foot, head, is_address, table
+from flora_async import Generation, GenerationPage, Order, Run
+from flora_async._render.cards import card, table
+from flora_async._render.foreign import address, folded, text
+from flora_async._render.page import Totals, ending, opening, policy
+from flora_async.sandbox import front
+from flora_async.sandbox.runs import plan_run
 
-URL = "https://media.flora.ai/out.png?a=1&b=2"
-LINKS = ("href", "src", "action", "formaction", "data", "srcdoc", "poster", "xlink:href")
+EMPTY = {"meta", "link", "input", "img", "br"}
+PAGE = """
+    html head meta title link style body a header h1 p b search fieldset legend label div input main ul li article h2
+    dl dt dd span bdi time strong progress details summary img video audio nav noscript footer script
+"""
+NOTEBOOK = "div table caption thead tbody tr th td bdi br time strong span a details summary"
+ATTRIBUTES = """
+    lang data-live charset http-equiv content name rel href class aria-label data-count type value checked hidden for id
+    autocomplete placeholder role tabindex data-run data-status data-types dir datetime max target src alt loading
+    controls preload scope
+"""
 
 
 class Read(HTMLParser):
-    """What a parser finds: elements, attributes, text outside of scripts and styles."""
+    """A document as it is read: elements with their attributes, text, and whether all that opens is closed in turn."""
 
-    def __init__(self, page: str) -> None:
+    def __init__(self, document: str) -> None:
         super().__init__(convert_charrefs=True)
-        self.elements: Counter[str] = Counter()
-        self.attributes: list[tuple[str, str, str]] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
-        self._in = ""
-        self.feed(page)
+        self.faults: list[str] = []
+        self._open: list[str] = []
+        self.feed(document)
         self.close()
+        self.faults += self._open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note an element."""
-        self.elements[tag] += 1
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        self._in = tag
+        """Take an element."""
+        self.elements.append((tag, dict(attrs)))
+        if tag not in EMPTY:
+            self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        """Note that what follows is outside of it."""
-        self._in = ""
+        """Take the end of one."""
+        if not self._open or self._open.pop() != tag:
+            self.faults.append(f"/{tag}")
 
-    def handle_data(self, text: str) -> None:
-        """Note text."""
-        if self._in not in ("script", "style"):
-            self.text += text
+    def handle_data(self, data: str) -> None:
+        """Take text."""
+        if not self._open or self._open[-1] not in ("script", "style"):
+            self.text += data
 
-    def values(self, tag: str, name: str) -> list[str]:
-        """Give the values of an attribute, in order."""
-        return [value for one, attribute, value in self.attributes if (one, attribute) == (tag, name)]
+    def handle_comment(self, data: str) -> None:
+        """Take what no page of ours has."""
+        self.faults.append(f"a comment: {data}")
 
-
-def record(**more: Any) -> dict[str, Any]:
-    """Give a run that says little."""
-    created = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    return {"run_id": "run_1", "status": "completed", "progress": 100, "created": created, "outputs": [], **more}
-
-
-def output(kind: str, url: str = URL) -> dict[str, str]:
-    """Give an output."""
-    return {"output_id": "output_1", "type": kind, "url": url}
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """Give the attributes of all elements of a kind."""
+        return [attributes for name, attributes in self.elements if name == tag]
 
 
-def page(*records: dict[str, Any], live: bool = False) -> str:
-    """Give a whole page."""
-    return head("Runs", "Some", live=live) + "".join(map(card, records)) + foot()
+def page(records: list[dict[str, Any]]) -> str:
+    """Write a gallery."""
+    return opening("FLORA gallery", "of a test", Totals(records)) + "".join(map(card, records)) + ending()
 
 
-def test_there_are_fifty() -> None:
-    """No less, none twice."""
-    assert len(set(HOSTILE)) == 50
-
-
-def views(text: str) -> dict[str, str]:
-    """Give all that shows a run, for one whose every string is *text*."""
-    run = hostile_generation(text)
+def run(**told: Any) -> dict[str, Any]:
+    """Make the record of a run."""
     return {
-        "page": page(hostile_record(text)),
-        "live page": page(hostile_record(text), live=True),
-        "titles": head(text, text) + foot(),
-        "generation": run._repr_html_(),
-        "run": Run(run_id=text, status=text, progress=0, created_at=0, outputs=run.outputs)._repr_html_(),
-        "history": GenerationPage(generations=(run, run), meta=PageMeta(next_cursor=text))._repr_html_(),
-        "caption": table([], text),
+        "run_id": "run_1",
+        "status": "completed",
+        "progress": 100,
+        "created": datetime(2026, 7, 1, 12, 30, 5, tzinfo=UTC),
+        "charged_cost": 0.04,
+        "model": {"model_id": "a-model"},
+        "project_id": "prj_1",
+        **told,
     }
 
 
-@pytest.mark.parametrize("number", range(len(HOSTILE)))
-def test_a_hostile_string_is_text(number: int) -> None:
-    """It brings no element but those that any string has, no handler, no address, no style; and it can be read."""
-    text = HOSTILE[number]
-    plain = views("x" * len(text))
-    for name, view in views(text).items():
-        found, usual = Read(view), Read(plain[name])
-        assert found.elements == usual.elements, name
-        assert [one[:2] for one in found.attributes] == [one[:2] for one in usual.attributes], name
-        for tag, attribute, value in found.attributes:
-            assert not attribute.startswith("on")
-            if attribute in LINKS:
-                assert value == "#runs" or value.startswith("data:image/svg+xml,"), (tag, attribute, value)
-        assert found.values("div", "style") == usual.values("div", "style")
-        assert clean(text) in found.text, name
-        view.encode()  # no half of a pair is left
+def output(kind: str, url: str) -> dict[str, str]:
+    """Make the record of an output."""
+    return {"output_id": "output_1", "type": kind, "url": url}
 
 
-@pytest.mark.parametrize("text", [text for text in HOSTILE if text.isprintable()])
-def test_what_can_be_printed_is_shown_as_it_is(text: str) -> None:
-    """Cleaning is for what cannot."""
-    assert clean(text) == text
+def check(document: str, allowed: str) -> Read:
+    """Read a document with all hostile strings in it, and see that they are text and nothing else."""
+    document.encode()
+    read = Read(document)
+    assert read.faults == []
+    assert {tag for tag, _ in read.elements} <= set(allowed.split())
+    for _, attributes in read.elements:
+        assert attributes.keys() <= set(ATTRIBUTES.split())
+        for name in ("href", "src"):
+            assert re.fullmatch(r"https?://[!-~]+|/.*|#runs|data:,", attributes.get(name) or "/")
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\ud800-\udfff]|[\x00-\x08\x0b-\x1f\x7f-\x9f]", document)
+    return read
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("a\0b\x1b[31m", "a\N{SYMBOL FOR NULL}b\N{SYMBOL FOR ESCAPE}[31m"),
-        ("a\u202eb\u2066c", "a[U+202E]b[U+2066]c"),
-        ("a\x85b\x7f", "a[U+0085]b[U+007F]"),
-        ("\ud83d and \udc36", "\ufffd and \ufffd"),
-        ("\N{DOG FACE} \u05d0\u200f one\r\ntwo\n\tthree", "\N{DOG FACE} \u05d0\u200f one\ntwo\n\tthree"),
-    ],
-)
-def test_what_would_change_its_surroundings_is_made_visible(text: str, shown: str) -> None:
-    """Controls, turns of direction, halves of pairs; what people write stays."""
-    assert clean(text) == shown
+def test_hostile_strings_on_a_page() -> None:
+    """All are there, in every part of a run, as text."""
+    records = list(hostile.records())
+    read = check(page(records), PAGE)
+    counted = Counter(tag for tag, _ in read.elements)
+    assert (counted["script"], counted["style"], counted["li"]) == (1, 1, len(records))
+    assert counted["img"] == counted["video"] == counted["audio"] == 0  # none of their addresses is one
+    for string in hostile.STRINGS:
+        assert read.text.count(hostile.as_shown(string)) >= 10
 
 
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:8080/a.png", URL, "HTTPS://flora.ai", "https://flora.ai?a#b", "https://flöra.ai/ä"]
-)
-def test_addresses(url: str) -> None:
-    """By http and https."""
-    assert is_address(url)
+def test_hostile_strings_beside_media() -> None:
+    """Where there is something to see and to hear, they are its name too."""
+    media = [output(kind, "https://flora.ai/x") for kind in ("imageUrl", "videoUrl", "audioUrl", "documentUrl")]
+    records = [record | {"outputs": media} for record in hostile.records()]
+    read = check(page(records), PAGE)
+    for tag, name in (("img", "alt"), ("video", "aria-label"), ("audio", "aria-label")):
+        names = [element[name] or "" for element in read.all(tag)]
+        assert len(names) == len(records)
+        for string in hostile.STRINGS:
+            beginning = hostile.as_shown(string[:100])
+            assert sum(beginning in name for name in names) >= 3
+
+
+def test_hostile_strings_on_the_front_page() -> None:
+    """All are there as prompts, and in the texts that were made of them."""
+    runs = [
+        plan_run(
+            Order(type="text", prompt=string, workspace_id="ws_1", project_id=string, model=string),
+            now=0.0,
+            unix=1_790_000_000.0,
+            time_scale=1.0,
+        )
+        for string in hostile.STRINGS
+    ]
+    read = check(front.page(runs, 100.0, "http://127.0.0.1:1/api/v1", total=900, older="/?cursor=x&status='\""), PAGE)
+    assert len(read.all("script")) == 1
+    for string in hostile.STRINGS:
+        assert read.text.count(hostile.as_shown(string)) >= 3
+
+
+def test_hostile_strings_in_notebooks() -> None:
+    """All are there as text; nothing is fetched, styled or run; no formula is read into them."""
+    shown = table(list(hostile.records()), 'a caption "><script>')
+    read = check(shown, NOTEBOOK)
+    assert read.elements[0] == ("div", {"class": "tex2jax_ignore mathjax_ignore"})
+    for string in hostile.STRINGS:
+        assert read.text.count(hostile.as_shown(string)) >= 6
 
 
 @pytest.mark.parametrize(
     "url",
     [
-        *(
-            "",
-            "flora.ai",
-            "//flora.ai/a",
-            "ftp://flora.ai/a",
-            "file:///etc/passwd",
-            "blob:https://flora.ai/1",
-            "about:blank",
-        ),
-        *(
-            "https:///a",
-            "https:flora.ai",
-            "https:\\\\flora.ai",
-            "https://user:word@flora.ai/a",
-            "https://flora.ai\\@other.ai",
-        ),
-        *(
-            "java\nscript:x",
-            " https://flora.ai",
-            "https://flora.ai/a b",
-            "https://flora.ai/\u202e",
-            "https://flora.ai/\ud83d",
-        ),
-        *("https://flora.ai/\0", "https://flora.ai\n", "view-source:https://flora.ai", "data:image/png;base64,AA=="),
+        "https://media.flora.ai/a/b.png?X-Signature=a%2Fb&x='y'#top",
+        "http://127.0.0.1:8080/media/run_1/output_1.png",
+        "HTTPS://FLORA.AI",
+        "https://[::1]:8/x",
+        "https://flora.ai/\u00fc/\u65e5\u672c",
     ],
 )
-def test_no_addresses(url: str) -> None:
-    """They are shown as text, and neither followed nor fetched."""
-    assert not is_address(url)
-    shown = Read(card(record(outputs=[output(kind, url) for kind in ("imageUrl", "videoUrl", "documentUrl", "new")])))
-    assert not {"a", "img", "video", "audio"} & set(shown.elements)
-    assert shown.text.count(clean(url)) >= 4
-
-
-def test_each_type_of_output() -> None:
-    """Thumbnails and players that wait until they are wanted, text as text, a link for the rest."""
-    shown = Read(card(record(outputs=[output("imageUrl")], prompt="a mug")))
-    assert shown.values("img", "src") == shown.values("a", "href") == [URL]
-    assert shown.values("img", "loading") == ["lazy"]
-    assert shown.values("img", "alt") == ["Image of run_1: a mug"]
-    for kind in ("video", "audio"):
-        shown = Read(card(record(outputs=[output(f"{kind}Url")])))
-        assert shown.values(kind, "src") == [URL]
-        assert shown.values(kind, "preload") == ["none"]
-        assert shown.values(kind, "aria-label") == [f"{kind.title()} of run_1"]
-    assert URL in Read(card(record(outputs=[output("text")]))).text
-    assert not Read(card(record(outputs=[output("text")]))).elements["a"]
-    for kind, words in (("documentUrl", "Open document"), ("hologramUrl", "Open hologramUrl")):
-        shown = Read(card(record(outputs=[output(kind)])))
-        assert shown.values("a", "href") == [URL]
-        assert words in shown.text
+def test_addresses_that_are_linked(url: str) -> None:
+    """As they stand."""
+    shown = Read(card(run(outputs=[output("imageUrl", url)])))
+    assert [image["src"] for image in shown.all("img")] == [url]
+    assert [link["href"] for link in shown.all("a")] == [url]
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    "url",
     [
-        ({"status": "pending", "progress": 0}, "Waiting"),
-        ({"status": "running", "progress": 41.6}, "42 %"),
-        ({"status": "paused", "progress": 7}, "7 %"),
-        ({"status": "failed", "error_code": "safety_blocked", "error_message": "No."}, "safety_blocked No."),
-        ({"status": "failed", "error_message": "No."}, "error No."),
-        ({}, "No output"),
-        ({"outputs": None}, "No output"),
-        ({"charged_cost": 0.5}, "0.50 USD"),
-        ({"charged_cost": 0.00125}, "0.00125 USD"),
-        ({"created": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}, "2026-01-02 03:04:05 UTC"),
-        ({"model": {"model_id": "t2i-flux"}}, "t2i-flux"),
-        ({"model": {"model_id": None}}, "run_1"),
-        ({"model": None}, "run_1"),
-        ({"prompt": "a ceramic mug"}, "a ceramic mug"),
+        "",
+        "ftp://flora.ai/x",
+        "https:flora.ai",
+        "https:///x",
+        "https://",
+        " https://flora.ai/x",
+        "https://flora.ai/x\n",
+        "https://flora.ai/a b",
+        "https://flora.ai\\@127.0.0.1/",
+        "https://key@flora.ai/",
+        "https://flora.ai/\u202egnp",
+        "https://flora.ai/\ud800",
+        "https://flora.ai/\x7f",
+        "blob:https://flora.ai/x",
+        "view-source:https://flora.ai/x",
+        *hostile.STRINGS,
     ],
 )
-def test_what_a_card_says(more: dict[str, Any], words: str) -> None:
-    """Status, progress, cost, time, model, prompt, error."""
-    said = " ".join(Read(card(record(**more))).text.split())
-    assert words in said
-    assert "run_1" in said
+def test_addresses_that_are_not(url: str) -> None:
+    """They are shown."""
+    assert address(url) is None
+    shown = Read(card(run(outputs=[output("videoUrl", url), output("newUrl", url)])))
+    assert shown.all("a") == shown.all("video") == []
+    assert "videoUrl at an address that is not linked" in shown.text
 
 
-def test_what_the_filters_go_by() -> None:
-    """Status and type of the first output, as attributes."""
-    shown = Read(card(record(outputs=[output("videoUrl"), output("text")])))
-    assert shown.values("article", "data-status") == ["completed"]
-    assert shown.values("article", "data-kind") == ["video"]
-    assert Read(card(record(outputs=[output("new")]))).values("article", "data-kind") == ["other"]
-    assert Read(card(record())).values("article", "data-kind") == [""]
+def test_what_a_card_shows() -> None:
+    """Prompt, status, cost, time, model, project and id, and the picture with words for it."""
+    shown = Read(card(run(prompt="a mug & a spoon", outputs=[output("imageUrl", "https://flora.ai/x.png")])))
+    for part in ("a mug & a spoon", "completed", "0.04 USD", "2026-07-01 12:30 UTC", "a-model", "prj_1", "run_1"):
+        assert part in shown.text
+    (image,) = shown.all("img")
+    assert (image["alt"], image["loading"]) == ("Image: a mug & a spoon", "lazy")
+    assert shown.all("time") == [{"datetime": "2026-07-01T12:30:05Z"}]
+    assert shown.all("li")[0]["data-types"] == "image"
 
 
-@pytest.mark.parametrize("live", [False, True])
-def test_the_policy_lets_nothing_in_but_what_is_ours(live: bool) -> None:
-    """The script and the style by their hashes, media by http and https, and a live page itself."""
-    shown = Read(page(record(), live=live))
-    (policy, *_) = shown.values("meta", "content")
-    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
-    assert rules.pop("default-src") == "'none'"
-    for name in ("script-src", "style-src"):
-        assert re.fullmatch(r"'sha256-[A-Za-z0-9+/]{43}='", rules.pop(name))
-    assert rules.pop("img-src") == "http: https: data:"
-    assert rules.pop("media-src") == "http: https:"
-    assert (rules.pop("connect-src", None) == "'self'") is live
-    assert rules == {"base-uri": "'none'", "form-action": "'none'"}
-    assert shown.elements["script"] == 1
-    assert shown.values("script", "src") == []
+def test_players() -> None:
+    """They have controls and a name, and fetch nothing before somebody comes by."""
+    outputs = [output("videoUrl", "https://flora.ai/x.mp4"), output("audioUrl", "https://flora.ai/x.wav")]
+    shown = Read(card(run(outputs=outputs)))
+    for tag in ("video", "audio"):
+        (player,) = shown.all(tag)
+        assert {"controls", "aria-label"} <= player.keys()
+        assert player["preload"] == "none"
+    assert shown.all("li")[0]["data-types"] == "audio video"
 
 
-def test_a_page_is_for_everybody() -> None:
-    """A language, landmarks, one first heading and one for each run, a label for each field, a way past them."""
-    shown = Read(page(record(), record(run_id="run_2")))
-    assert shown.values("html", "lang") == ["en"]
-    assert {tag: shown.elements[tag] for tag in ("header", "main", "h1", "h2", "article", "title")} == {
-        **dict.fromkeys(("header", "main", "h1", "title"), 1),
-        **dict.fromkeys(("h2", "article"), 2),
-    }
-    assert shown.elements["label"] == shown.elements["input"] + shown.elements["select"]
-    assert shown.values("a", "href")[0] == f"#{shown.values('main', 'id')[0]}"
-    assert ("form", "hidden", "") in shown.attributes  # until the script that it needs is there
+def test_other_outputs() -> None:
+    """Texts are there as they are; documents, and what FLORA has learned since, are links."""
+    outputs = [
+        output("text", "two lines\nof text"),
+        output("documentUrl", "https://flora.ai/x.pdf"),
+        output("modelUrl", "https://flora.ai/x.glb"),
+    ]
+    shown = Read(card(run(outputs=outputs)))
+    assert "two lines\nof text" in shown.text
+    assert [link["href"] for link in shown.all("a")] == ["https://flora.ai/x.pdf", "https://flora.ai/x.glb"]
+    assert "modelUrl" in shown.text
+    assert shown.all("li")[0]["data-types"] == "other text"
 
 
-def test_long_texts_can_be_reached_by_keyboard() -> None:
-    """Since they scroll."""
-    assert "tabindex" not in card(record(prompt="short"))
-    assert Read(card(record(prompt="long " * 100))).values("p", "tabindex") == ["0"]
+def test_runs_that_made_nothing() -> None:
+    """Why, how far, or that there is nothing."""
+    failed = Read(card(run(status="failed", error_code="safety_blocked", error_message="Blocked.")))
+    assert "safety_blocked" in failed.text
+    assert "Blocked." in failed.text
+    assert "does not say why" in Read(card(run(status="failed"))).text
+    running = Read(card(run(status="running", progress=37.4, outputs=None, model=None, charged_cost=None)))
+    assert running.all("progress")[0]["value"] == "37.4"
+    assert "37 %" in running.text
+    assert "USD" not in running.text
+    assert "Run run_1" in running.text
+    assert Read(card(run(status="paused", progress=400))).all("progress")[0]["value"] == "100"
+    assert "Nothing was made." in Read(card(run())).text
 
 
-GENERATION = Generation(
-    run_id="run_1",
-    generation_id="run_1",
-    project_id="prj_1",
-    workspace_id="ws_1",
-    status="completed",
-    progress=100,
-    created_at=1767323045000,
-    charged_cost=0.04,
-    model=ModelRef(model_id="t2i-flux"),
-    outputs=(Output(output_id="o", type="imageUrl", url=URL), Output(output_id="o", type="text", url="line\n  two")),
+def test_long_prompts_are_folded() -> None:
+    """Their beginning is seen, all of them is there."""
+    shown = Read(folded("word " * 100))
+    assert [tag for tag, _ in shown.elements] == ["details", "summary", "span", "div"]
+    assert shown.text.endswith("word " * 100)
+    assert Read(folded("word " * 10)).elements == [("span", {"dir": "auto"})]
+
+
+def test_line_ends_are_kept() -> None:
+    """Whatever machine they are from."""
+    assert text("a\r\nb\nc\td") == "a\nb\nc\td"
+
+
+@pytest.mark.parametrize(
+    ("cost", "told"), [(0, "0.00"), (0.5, "0.50"), (0.0042, "0.0042"), (1234.5, "1,234.50"), (0.123, "0.123")]
 )
+def test_costs(cost: float, told: str) -> None:
+    """In cents, and smaller where there is something."""
+    assert f">{told} USD<" in card(run(charged_cost=cost))
 
 
-def test_what_a_notebook_shows() -> None:
-    """A table with links; nothing is fetched, run, or styled beyond it."""
-    shown = Read(GENERATION._repr_html_())
-    assert shown.values("a", "href") == [URL]
-    assert not {"img", "video", "audio", "script", "style", "link", "iframe"} & set(shown.elements)
-    for words in ("run_1", "completed", "t2i-flux", "imageUrl", "line\n  two", "0.04 USD", "2026-01-02 03:04:05 UTC"):
-        assert words in shown.text
+def test_the_head_of_a_page() -> None:
+    """How many runs, what they cost, and filters with their numbers."""
+    records = [
+        run(outputs=[output("imageUrl", "https://flora.ai/1")]),
+        run(outputs=[output("text", "x"), output("imageUrl", "https://flora.ai/2")]),
+        run(status="failed", charged_cost=0),
+        run(status="paused", charged_cost=None, type="video"),
+    ]
+    shown = Read(page(records))
+    assert "4 runs, 0.08 USD" in shown.text
+    counts = [label["data-count"] for label in shown.all("label") if "data-count" in label]
+    assert counts == ["4", "2", "0", "0", "1", "1", "4", "2", "1", "0", "1", "1"]
+    assert "1 run, 0.04 USD" in Read(page([run()])).text
 
 
-def test_what_a_notebook_shows_of_a_run_and_of_a_page() -> None:
-    """A row each."""
-    run = Run(run_id="run_2", status="running", progress=30, created_at=0)
-    assert "running 30 %" in Read(run._repr_html_()).text
-    failed = Run(run_id="run_2", status="failed", progress=30, created_at=0, error_code="e", error_message="why")
-    assert "e why" in Read(failed._repr_html_()).text
-    several = GenerationPage(generations=(GENERATION, GENERATION), meta=PageMeta(next_cursor="x"))
-    assert Read(several._repr_html_()).elements["tr"] == 3
-    assert "Page of the history" in several._repr_html_()
-    assert "Last page" in GenerationPage(generations=(), meta=PageMeta())._repr_html_()
+def test_the_page_can_be_used_by_everybody() -> None:
+    """A language, landmarks, headings, labels, and words for all that is seen."""
+    shown = Read(page([run(outputs=[output("imageUrl", "https://flora.ai/1")]), run(status="running")]))
+    assert shown.all("html") == [{"lang": "en"}]
+    for landmark in ("header", "search", "main", "footer"):
+        assert len(shown.all(landmark)) == 1
+    assert len(shown.all("h1")) == 1
+    assert len(shown.all("h2")) == 2
+    assert len(shown.all("legend")) == len(shown.all("fieldset")) == 2
+    assert shown.all("a")[0] == {"class": "skip", "href": "#runs"}
+    assert all(image["alt"] for image in shown.all("img"))
+    assert all(bar["aria-label"] for bar in shown.all("progress"))
 
 
-def test_importing_the_package_does_not_load_it() -> None:
-    """Few look at runs."""
-    loaded = "import sys, flora_async; print('flora_async._render' in sys.modules)"
+def luminance(color: str) -> float:
+    """Say how light a color is, as WCAG measures it."""
+    digits = color if len(color) == 6 else "".join(2 * digit for digit in color)
+    shares = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    red, green, blue = (share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def schemes() -> Iterator[dict[str, str]]:
+    """Read the colors of the light scheme and of the dark one."""
+    style = opening("x", "x", Totals()).partition("<style>")[2]
+    for block in re.findall(r":root \{\s*(?:color-scheme: [^;]*;)?([^}]*--ground[^}]*)\}", style):
+        yield dict(re.findall(r"--([\w-]+): #([0-9a-f]+);", block))
+
+
+def test_contrast() -> None:
+    """All text has 4.5 to 1 at least, light and dark."""
+    read = list(schemes())
+    assert len(read) == 2
+    for colors in read:
+        pairs = [(ink, paper) for ink in ("ink", "soft") for paper in ("ground", "sheet", "sunk")]
+        pairs += [(ink, "sheet") for ink in ("accent", "completed", "running", "pending", "failed")]
+        for ink, paper in [*pairs, ("failed", "sunk"), ("accent", "sunk"), ("on-accent", "accent")]:
+            dark, light = sorted((luminance(colors[ink]), luminance(colors[paper])))
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, paper)
+
+
+def test_the_policy() -> None:
+    """Nothing but the page's own style and script, by their hashes, and pictures and media."""
+    allowed = dict(part.split(" ", 1) for part in policy(live=False).split("; "))
+    assert allowed["default-src"] == allowed["base-uri"] == allowed["form-action"] == "'none'"
+    for name in ("script-src", "style-src"):
+        assert re.fullmatch(r"'sha256-[A-Za-z0-9+/]{43}='", allowed[name])
+    assert allowed["img-src"] == allowed["media-src"] == "http: https: data:"
+    assert "connect-src" not in allowed
+    assert policy(live=True) == f"{policy(live=False)}; connect-src 'self'"
+
+
+RUN = {"run_id": "run_1", "status": "running", "progress": 37, "created_at": 1_782_909_005_000}
+HISTORY = RUN | {"generation_id": "run_1", "project_id": "prj_1", "workspace_id": "ws_1", "model": {"model_id": "m"}}
+
+
+def in_a_notebook(value: Any) -> Read:
+    """Show a value as a notebook does."""
+    return check(value._repr_html_(), NOTEBOOK)
+
+
+def test_a_run_in_a_notebook() -> None:
+    """As a table of one row."""
+    shown = in_a_notebook(msgspec.convert(RUN, Run))
+    for part in ("run_1", "running 37 %", "2026-07-01 12:30 UTC"):
+        assert part in shown.text
+    failed = in_a_notebook(msgspec.convert(RUN | {"status": "failed", "error_code": "safety_blocked"}, Run))
+    assert "safety_blocked" in failed.text
+
+
+def test_a_generation_in_a_notebook() -> None:
+    """With its model, and with links to its outputs, which are not fetched; texts are there."""
+    outputs = [output("imageUrl", "https://flora.ai/x.png?a=1&b=2"), output("text", "a haiku")]
+    made = HISTORY | {"status": "completed", "charged_cost": 0.5, "outputs": outputs}
+    shown = in_a_notebook(msgspec.convert(made, Generation))
+    for part in ("m", "completed", "0.50 USD", "a haiku"):
+        assert part in shown.text
+    assert [link["href"] for link in shown.all("a")] == ["https://flora.ai/x.png?a=1&b=2"]
+
+
+def test_a_page_in_a_notebook() -> None:
+    """All its generations, and whether more follow."""
+    given = {"generations": [HISTORY, HISTORY], "meta": {"next_cursor": "x"}}
+    shown = in_a_notebook(msgspec.convert(given, GenerationPage))
+    assert "2 generations, newest first; older ones follow" in shown.text
+    assert len(shown.all("tr")) == 3
+    assert "the last page" in in_a_notebook(msgspec.convert({**given, "meta": {}}, GenerationPage)).text
+
+
+def test_nobody_waits_for_the_renderer() -> None:
+    """It is imported when something is shown."""
+    loaded = "import sys, flora_async; print(*sys.modules)"
     output = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
-    assert output == "False\n"
+    assert "flora_async.models" in output.split()
+    assert not any("_render" in name for name in output.split())

@@ -21,6 +21,7 @@
     ├─ PaginationError                   the history leads in a circle
     ├─ DownloadError                     an output that was not saved
     ├─ ExportError                       a file of the history that was not written
+    ├─ DatabaseError                     the database of a durable batch cannot be used
     └─ WebhookVerificationError          a call-back that nobody knows to be FLORA's
 
 Each pickles, and its text is one line that holds what a log reader or FLORA's support needs. None holds the API key.
@@ -336,6 +337,10 @@ class DownloadError(FloraError):
 
 class ExportError(FloraError):
     """A file of the history was not written. The pages read so far stay beside it: the same call goes on from there."""
+
+
+class DatabaseError(FloraError):
+    """The database of a durable batch cannot be used. What FLORA was sent is in it, as far as it had got."""
 
 
 class WebhookVerificationError(FloraError):

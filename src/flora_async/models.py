@@ -7,7 +7,7 @@ or of another type is an error that names it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
@@ -203,7 +203,13 @@ class Run(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
         return None if self.completed_at is None else _moment(self.completed_at)
 
     def _repr_html_(self) -> str:
-        return _table([self], "Run")
+        return _as_table([self], "")
+
+
+def _as_table(runs: Iterable[Run], caption: str) -> str:
+    from flora_async._render import cards  # which only notebooks need
+
+    return cards.table([{**to_builtins(run), "created": run.created} for run in runs], caption)
 
 
 class Generation(Run, frozen=True, gc=False, kw_only=True, omit_defaults=True):
@@ -257,14 +263,8 @@ class GenerationPage(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
         return self.meta.total_estimate
 
     def _repr_html_(self) -> str:
-        return _table(self.generations, "Page of the history" if self.next_cursor else "Last page of the history")
-
-
-def _table(runs: Sequence[Run], caption: str) -> str:
-    """Show runs as notebooks ask for them: links, and nothing that is fetched by itself."""
-    from flora_async import _render  # here, since few look at runs in a notebook
-
-    return _render.table(({**to_builtins(run), "created": run.created} for run in runs), caption)
+        more = "older ones follow" if self.next_cursor else "the last page"
+        return _as_table(self.generations, f"{len(self.generations)} generations, newest first; {more}")
 
 
 class Response(Struct, Generic[T], frozen=True, kw_only=True):

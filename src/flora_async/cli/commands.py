@@ -206,22 +206,18 @@ async def _projects(options: argparse.Namespace, session: Session) -> int:
 
 
 async def _gallery(options: argparse.Namespace, session: Session) -> int:
+    prompts = {} if options.prompts is None else gallery.read_prompts(options.prompts)
     async with session.flora(options) as flora:
-        history = flora.generations.list(
-            limit=min(options.limit or 100, 100),
+        listing = flora.generations.list(
+            limit=100,
             project_id=options.project_id,
             status=options.status,
             workspace_id=options.workspace_id,
         )
-        try:
-            shown = await gallery.write(history, options.out, options.limit)
-        except errors.ResponseDecodeError:
-            showing.tell(f"what could be read is in {options.out}")
-            raise
-    showing.tell(f"{shown} {'run' if shown == 1 else 'runs'}")
-    print(options.out, flush=True)
-    if options.open and not webbrowser.open(options.out.absolute().as_uri()):
-        showing.tell("no browser could be opened")
+        path = await gallery.write(listing, options.out, limit=options.limit, prompts=prompts)
+    print(path)
+    if options.open and not webbrowser.open(path.as_uri()):
+        showing.tell("no browser was found to open it with")
     return 0
 
 

@@ -1,49 +1,105 @@
-"""``flora-async gallery``: the history as one page to look at."""
+"""``flora-async gallery``: the history as one page, written as it is read, there whole or not at all."""
 
 from __future__ import annotations
 
-import contextlib
+import secrets
+import shutil
+import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import IO
 
-import anyio
+import msgspec
+from anyio.to_thread import run_sync
 
-from flora_async import Generation, GenerationList, _render, errors
+from flora_async import Generation, GenerationList, ResponseDecodeError
+from flora_async._render.cards import card
+from flora_async._render.page import Totals, ending, opening
 from flora_async.cli import showing
+from flora_async.cli.parsing import UsageError
+
+AT_ONCE = 100
+"""How many runs are held before they are written."""
 
 
-async def write(history: GenerationList, out: Path, limit: int | None) -> int:
-    """Write the newest *limit* runs of a history to a page, and give how many they were.
+class _Ordered(msgspec.Struct):
+    run_id: str
+    prompt: str
 
-    The page takes its place when it is whole: until then, and if anything goes wrong, there is what was there before.
+
+def read_prompts(path: Path) -> dict[str, str]:
+    """Read what was ordered: a JSON object on each line, with ``run_id`` and ``prompt``."""
+    decoder = msgspec.json.Decoder(_Ordered)
+    prompts: dict[str, str] = {}
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                ordered = decoder.decode(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                wanted = "each line is a JSON object with run_id and prompt"
+                raise UsageError(f"--prompts {path}, line {number}: {error}; {wanted}") from None
+            prompts[ordered.run_id] = ordered.prompt
+    return prompts
+
+
+async def write(listing: GenerationList, out: Path, *, limit: int | None, prompts: Mapping[str, str]) -> Path:
+    """Write the newest *limit* runs of a history as a page, and give its path.
+
+    A run that cannot be read is told of, and left out.
 
     Raises:
-        ResponseDecodeError: an item is not what the reference promises; the page is there, with all others.
+        UsageError: *out* or *limit* cannot be.
+        FloraError: the history could not be read to its end; what *out* was before is still there.
+        OSError: it cannot be written.
     """
-    part = out.with_name(f"{out.name}.part")
-    shown = 0
-    broken: errors.ResponseDecodeError | None = None
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit must be at least 1, not {limit}")
+    if await run_sync(out.is_dir):
+        raise UsageError(f"--out must be a file, and {out} is a folder")
+    out = await run_sync(out.absolute)
+    totals = Totals()
+    # How many there are stands before them, and is known after them.
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="", dir=out.parent) as cards:
+        async with listing:
+            held: list[Generation] = []
+            generations = aiter(listing)
+            while limit is None or totals.runs + len(held) < limit:
+                try:
+                    held.append(await anext(generations))
+                except StopAsyncIteration:
+                    break
+                except ResponseDecodeError as error:
+                    if not (error.field or "").startswith("$.generations["):
+                        raise
+                    showing.tell(f"left out what cannot be read: {error}")
+                    break
+                if len(held) == AT_ONCE:
+                    await run_sync(partial(_add, cards, totals, held, prompts))
+                    held.clear()
+        await run_sync(partial(_add, cards, totals, held, prompts))
+        await run_sync(partial(_finish, cards, totals, out))
+    return out
+
+
+def _add(cards: IO[str], totals: Totals, generations: list[Generation], prompts: Mapping[str, str]) -> None:
+    for generation in generations:
+        known = {"created": generation.created, "prompt": prompts.get(generation.run_id)}
+        record = showing.plain(generation) | known
+        totals.add(record)
+        cards.write(card(record))
+
+
+def _finish(cards: IO[str], totals: Totals, out: Path) -> None:
+    part = out.with_name(f".gallery.{secrets.token_hex(4)}.part")
+    cards.seek(0)
     try:
-        async with await anyio.open_file(part, "w", encoding="utf-8", newline="\n") as file, history:
-            written = datetime.now(UTC)
-            await file.write(_render.head("FLORA runs", f"The history as it was on {written:%Y-%m-%d at %H:%M} UTC"))
-            try:
-                async for generation in history:
-                    await file.write(_card(generation))
-                    shown += 1
-                    if shown == limit:
-                        break
-            except errors.ResponseDecodeError as error:
-                broken = error
-            await file.write(_render.foot())
+        with part.open("x", encoding="utf-8", newline="") as page:
+            page.write(opening("FLORA gallery", f"as of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC", totals))
+            shutil.copyfileobj(cards, page)
+            page.write(ending())
         part.replace(out)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
-    if broken is not None:
-        raise broken
-    return shown
-
-
-def _card(generation: Generation) -> str:
-    return _render.card(showing.plain(generation, created=generation.created))
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

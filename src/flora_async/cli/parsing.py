@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     _generations(commands.add_parser("generations", help="FLORA's operations: create, retrieve, list"))
     _flora(commands)
     _batch(commands.add_parser("batch", help="orders by the thousand, that outlive this process"))
+    written = "write the history as a page to look at, and print its path"
+    _gallery(commands.add_parser("gallery", help=written, parents=[_key()], allow_abbrev=False))
     sandbox = commands.add_parser("sandbox", help="serve a small FLORA on this machine until interrupted")
     sandbox.add_argument("--port", type=int, default=8080, help="0: any free one (default: 8080)")
     sandbox.add_argument("--api-key", help="take this key only (default: any)")
@@ -100,13 +102,6 @@ def _flora(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: i
     projects.add_argument("--workspace-id", metavar="ws_...", help="of this workspace only")
     for listing in (models, workspaces, projects):
         _format(listing)
-    gallery = commands.add_parser(
-        "gallery", help="write the history as a page to look at", parents=[_key()], allow_abbrev=False
-    )
-    gallery.add_argument("--out", type=Path, default=Path("gallery.html"), metavar="FILE", help="default: gallery.html")
-    gallery.add_argument("--open", action="store_true", help="open it in a browser")
-    gallery.add_argument("--limit", type=_count, metavar="N", help="the newest N runs (default: all)")
-    _selection(gallery)
 
 
 def _batch(batch: argparse.ArgumentParser) -> None:
@@ -152,6 +147,21 @@ def _batch(batch: argparse.ArgumentParser) -> None:
     adopt.add_argument("--executor", required=True, metavar="ID", help="of the machine that is gone")
 
 
+def _gallery(gallery: argparse.ArgumentParser) -> None:
+    gallery.add_argument(
+        "--out", type=Path, default=Path("gallery.html"), metavar="FILE", help="where to (default: gallery.html)"
+    )
+    gallery.add_argument("--open", action="store_true", help="open it in a browser")
+    gallery.add_argument("--limit", type=int, metavar="N", help="so many runs at most, the newest (default: all)")
+    _selection(gallery)
+    gallery.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="what was ordered, which FLORA's history does not say: JSON objects, one a line, with run_id and prompt",
+    )
+
+
 def _key() -> _Parser:
     common = _Parser(add_help=False)
     common.add_argument("--api-key", metavar="KEY", help="the API key (default: FLORA_API_KEY)")
@@ -167,12 +177,6 @@ def _selection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--project-id", metavar="prj_...")
     command.add_argument("--status", choices=STATUSES)
     command.add_argument("--workspace-id", metavar="ws_...")
-
-
-def _count(text: str) -> int:
-    if (count := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return count
 
 
 def _format(command: argparse.ArgumentParser) -> None:

@@ -1,6 +1,5 @@
 """Batches that outlive their process: on DBOS, in a SQLite file or in PostgreSQL for many machines."""
 
-
 # The rooms: _orders reads files of orders, _tables and _ledger keep what is known of each order, _storing the batches,
 # _presence which processes live; _deciding and _plain are pure, _fulfilling sees to one order, _workflows is DBOS.
 
@@ -14,15 +13,5 @@ if find_spec("dbos") is None:
 from flora_async.durable._batch import Batch, BatchOutcome, BatchOutcomes
 from flora_async.durable._batches import Batches, adopt
 from flora_async.durable._storing import BatchSettings, BatchStatus
-from flora_async.durable._tables import DatabaseError
 
-__all__ = [
-    "Batch",
-    "BatchOutcome",
-    "BatchOutcomes",
-    "BatchSettings",
-    "BatchStatus",
-    "Batches",
-    "DatabaseError",
-    "adopt",
-]
+__all__ = ["Batch", "BatchOutcome", "BatchOutcomes", "BatchSettings", "BatchStatus", "Batches", "adopt"]

@@ -22,7 +22,8 @@ from flora_async.durable._fulfilling import Fulfilling
 from flora_async.durable._ledger import Ledger
 from flora_async.durable._presence import GONE_AFTER, SEEN_EVERY, Presence
 from flora_async.durable._storing import BatchStatus
-from flora_async.durable._tables import DEFAULT_DATABASE, DatabaseError, told_apart
+from flora_async.durable._tables import DEFAULT_DATABASE, told_apart
+from flora_async.errors import DatabaseError
 
 T = TypeVar("T")
 

@@ -53,8 +53,9 @@ class Fulfilling:
         """See an item to its end."""
         one = item.batch, item.number
         async with self._room:
-            while one in self._in_hand:  # noqa: ASYNC110 - its chunk was given out twice, which is rare
+            while one in self._in_hand:  # its chunk was given out twice, which is rare
                 await asyncio.sleep(LOOK_AGAIN)
+                item = await self._ledger.item(*one)
             self._in_hand.add(one)
             try:
                 while item.state not in ENDED:

@@ -14,7 +14,8 @@ from msgspec import Struct
 from sqlalchemy import exc as sa_exc
 
 from flora_async.durable import _deciding
-from flora_async.durable._tables import DatabaseError, batches, items, told_apart
+from flora_async.durable._tables import batches, items, told_apart
+from flora_async.errors import DatabaseError
 
 T = TypeVar("T")
 

@@ -13,6 +13,7 @@ from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 
 from flora_async import errors
+from flora_async.errors import DatabaseError
 
 DEFAULT_DATABASE = "sqlite:///flora-batch.db"
 BUSY_SECONDS = 30
@@ -73,10 +74,6 @@ processes = sa.Table(
     sa.Column("pid", sa.Integer, nullable=False),
     sa.Column("seen", sa.Float, nullable=False),  # by the database's clock
 )
-
-
-class DatabaseError(errors.FloraError):
-    """The database of a batch cannot be used. What FLORA was sent is in it, as far as it had got."""
 
 
 @contextmanager

@@ -1,24 +1,38 @@
-"""The sandbox's front page: its newest runs as they go, for a browser."""
+"""The sandbox's front page: its history, with the prompts, which asks for itself again as runs go on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from html import escape
 
-from flora_async import _render
-from flora_async.sandbox.runs import Runs, SandboxRun, Selection, generation_record
+from flora_async._render.cards import Record, card
+from flora_async._render.page import Totals, ending, opening, policy
+from flora_async.sandbox.runs import SandboxRun, generation_record
 
-NEWEST = 200
-"""How many runs are shown: a browser asks for them again each second."""
+RUNS = 100
+"""How many are on a page."""
+
+HEADERS = {
+    "Content-Security-Policy": f"{policy(live=True)}; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
-def front_page(runs: Runs, now: float, base_url: str) -> str:
-    """Show the newest runs, with the prompts that they were ordered by."""
-    newest, _, total = runs.page(Selection(limit=NEWEST), now)
-    subtitle = f"A sandbox at {base_url}, live" + (f": the newest {NEWEST} of {total:,} runs" if total > NEWEST else "")
-    cards = (_render.card(_record(run, now, base_url)) for run in newest)
-    return "".join((_render.head("FLORA sandbox", subtitle, live=True), *cards, _render.foot()))
+def page(runs: Iterable[SandboxRun], now: float, base_url: str, *, total: int, older: str | None) -> str:
+    """Show some of *total* runs. *older* is where the next ones are."""
+    records = [_record(run, now, base_url) for run in runs]
+    about = f"{base_url}, the newest {len(records)} of {total:,}" if older else base_url
+    more = f'<nav aria-label="Pages"><a href="/">Newest</a> <a href="{escape(older)}">Older</a></nav>' if older else ""
+    return opening("FLORA sandbox", about, Totals(records), live=True) + "".join(map(card, records)) + ending(more)
 
 
-def _record(run: SandboxRun, now: float, base_url: str) -> dict[str, object]:
-    created = datetime.fromtimestamp(run.created_at / 1000, UTC)
-    return {**generation_record(run, now, base_url), "created": created, "prompt": run.order.prompt}
+def _record(run: SandboxRun, now: float, base_url: str) -> Record:
+    known = {
+        "created": datetime.fromtimestamp(run.created_at / 1000, UTC),
+        "prompt": run.order.prompt,
+        "type": run.order.type,
+    }
+    return generation_record(run, now, base_url) | known

@@ -20,11 +20,10 @@ from msgspec import Struct
 
 from flora_async.errors import ConfigurationError
 from flora_async.models import GenerationType, Order
-from flora_async.sandbox import catalogue
+from flora_async.sandbox import catalogue, front
 from flora_async.sandbox.callbacks import CallBacks
 from flora_async.sandbox.contract import RefusalError, asked_status, check_run_id, read_order, read_selection, refusal
 from flora_async.sandbox.faults import BEFORE, Dice, Fault, FaultName, befall, check_fault, spoil
-from flora_async.sandbox.front import front_page
 from flora_async.sandbox.runs import (
     EXTENSIONS,
     Runs,
@@ -70,7 +69,8 @@ class Sandbox:
     FLORA's reference over real HTTP on this machine: credentials, validation, idempotency, runs that queue, run and
     finish, a history in pages, media that open. Any workspace and project id with the right prefix exists, and so does
     the ``run_abc123`` of the reference's examples, though not in the history. Nothing is billed, and nothing is kept
-    when it is closed. A ``callback_url`` is called back: https, or http on this machine.
+    when it is closed. A ``callback_url`` is called back: https, or http on this machine. Its front page, ``/`` in a
+    browser, shows its runs with their prompts as they go on, and wants no key.
 
     A prompt can ask for an outcome: ``[fail:safety_blocked]`` (the run fails, with that code), ``[slow]`` (it takes a
     minute at least, whatever the time scale), ``[http:429]`` (the create is answered so, and nothing is started). The
@@ -174,7 +174,7 @@ class Sandbox:
                 web.get("/api/v1/projects", self._projects),
                 web.get("/api/v1/models", self._models),
                 web.get("/media/{run_id}/{name}", self._media),
-                web.get("/", self._front),
+                web.get("/", self._front_page),
             ]
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -358,9 +358,13 @@ class Sandbox:
         medium = await run_sync(media.render, kind, run.order.prompt, run.seed)
         return _ranged(request, medium.content, medium.content_type)
 
-    async def _front(self, _request: web.Request) -> web.Response:
-        page = front_page(self._runs, self._clock(), self.base_url)
-        return web.Response(text=page, content_type="text/html", headers={"Cache-Control": "no-store"})
+    async def _front_page(self, request: web.Request) -> web.Response:
+        selection = read_selection({"limit": str(front.RUNS), **request.query})
+        now = self._clock()
+        runs, following, total = self._runs.page(selection, now)
+        older = None if following is None else str(request.rel_url.update_query(cursor=encode_cursor(following)))
+        page = front.page(runs, now, self.base_url, total=total, older=older)
+        return web.Response(text=page, content_type="text/html", headers=front.HEADERS)
 
 
 def _json(body: object, status: int = 200) -> web.Response:
