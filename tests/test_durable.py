@@ -98,6 +98,16 @@ async def until(happened: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_the_database_never_holds_the_key(sandbox: Sandbox, url: str, tmp_path: Path) -> None:
+    """Neither ours nor DBOS's part of it, with its log; orders that went wrong included."""
+    async with opened(sandbox, url) as batches:
+        sandbox.fail_next(500, times=3)
+        await batches["mugs"].run([*orders(5), *orders(2, "mug [fail:safety_blocked]"), *orders(2, "mug [http:400]")])
+    files = [path.read_bytes() for path in tmp_path.iterdir()]
+    assert any(b"safety_blocked" in content for content in files)
+    assert not any(sandbox.api_key.encode() in content for content in files)
+
+
 async def test_all_is_ordered_once_and_comes_back_in_order(sandbox: Sandbox, url: str) -> None:
     """With the order, the run, the key and what it cost."""
     async with opened(sandbox, url, only=None) as batches:

@@ -25,7 +25,7 @@ from flora_async import (
     _pacing,
 )
 from flora_async._addresses import parse_base_url
-from flora_async.durable import _deciding, _plain
+from flora_async.durable import _deciding, _plain, _tables
 from flora_async.durable._orders import fill, read_orders
 from flora_async.models import FieldError
 
@@ -214,3 +214,9 @@ def test_an_error_of_another_kind_through_the_database() -> None:
     """It keeps its words."""
     again = _plain.revive(_plain.plain_error(DownloadError("no room")), order(1), "k")
     assert str(again) == "no room"
+
+
+def test_an_address_is_told_without_its_password() -> None:
+    """Whoever reads over a shoulder, or a log, learns the place only."""
+    told = _tables.without_password("postgresql://anybody:hush@127.0.0.1/orders")
+    assert told == "postgresql://anybody:***@127.0.0.1/orders"

@@ -25,6 +25,7 @@ from flora_async.durable._ledger import OUT_OF_MONEY
 from flora_async.durable._orders import read_orders
 from flora_async.durable._plain import plain_error
 from flora_async.durable._storing import BatchSettings
+from flora_async.durable._tables import without_password
 
 SHOWN_FAULTS = 20
 DOWNLOADS = 16
@@ -117,7 +118,7 @@ def _opened(flora: Flora, options: argparse.Namespace, name: str) -> Batches:
 async def _see_through(
     batches: Batches, batch: Batch, flora: Flora, settings: BatchSettings, options: argparse.Namespace, session: Noted
 ) -> int:
-    again = f"flora-async batch resume --database {options.database} --batch {batch.name}"
+    again = f"flora-async batch resume --database {without_password(options.database)} --batch {batch.name}"
     session.notes = [f"the runs that were begun go on at FLORA, and nothing is lost; go on with: {again}"]
     with _progress(batches, batch):
         if settings.out is None:
@@ -135,7 +136,8 @@ def _told(status: BatchStatus, options: argparse.Namespace) -> int:
         why = "the next order would cost more than --max-cost" if status.stopped == OUT_OF_MONEY else status.stopped
         showing.tell(
             f"stopped with {status.waiting} orders left: {why}",
-            f"go on with: flora-async batch resume --database {options.database} --batch {status.batch}",
+            f"go on with: flora-async batch resume --database {without_password(options.database)} "
+            f"--batch {status.batch}",
         )
         return 1 if status.stopped == OUT_OF_MONEY else 3
     return 0 if status.completed == status.total else 1

@@ -149,8 +149,7 @@ async def ask(database: str, question: Callable[[sa.Connection], T]) -> T:
     def asked() -> T:
         with told_apart():
             if not _tables.has_tables(engine):
-                name = engine.url.render_as_string(hide_password=True)
-                raise errors.ConfigurationError(f"there is no batch in {name}")
+                raise errors.ConfigurationError(f"there is no batch in {_tables.without_password(database)}")
             with engine.begin() as connection:
                 return question(connection)
 

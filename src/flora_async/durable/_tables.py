@@ -116,6 +116,11 @@ def _set_up(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
 
 
+def without_password(url: str) -> str:
+    """Write a database's address so that others may see it."""
+    return sa.make_url(url).render_as_string(hide_password=True)
+
+
 def create_tables(engine: sa.Engine) -> None:
     """Make the tables, if need be; another process may do so at the same time."""
     try:
