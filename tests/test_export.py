@@ -267,8 +267,9 @@ async def test_an_export_that_was_killed_goes_on(server: Scripted, flora: Flora,
     path = tmp_path / f"h.{kind}"
     server.on("GET", "/generations", page("run_6", "run_5", cursor="a"), page("run_4", "run_3", cursor="b"), silence)
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, server.base_url, kind, str(path))
-    with anyio.fail_after(60):
-        while cursors(server) != [None, "a", "b"]:
+    pages = path.with_name(f"{path.name}.pages")
+    with anyio.fail_after(60):  # until two are kept, and the third is asked for
+        while cursors(server) != [None, "a", "b"] or pages.read_bytes().count(b"\n") < 3:
             await asyncio.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert await process.wait() == -signal.SIGKILL
