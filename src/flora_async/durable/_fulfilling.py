@@ -40,7 +40,7 @@ class Fulfilling:
         self._failures = 0
         self._open_at = 0.0
         self._creating = 0
-        self.creates_end = asyncio.Event()
+        self.creates_end: asyncio.Event = asyncio.Event()
         self.creates_end.set()
         self.closing: bool = False
         self._in_hand: set[tuple[str, int]] = set()
