@@ -7,7 +7,7 @@ import re
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 from msgspec import Struct
@@ -104,7 +104,7 @@ def _opened(path: Path) -> Generator[Iterable[tuple[int, Mapping[str, Any] | str
         raise errors.ConfigurationError(f"{path} cannot be read: {error}") from None
 
 
-def _json_rows(lines: Any) -> Iterator[tuple[int, Mapping[str, Any] | str]]:  # noqa: ANN401 - a binary file
+def _json_rows(lines: BinaryIO) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     number = 0
     while line := lines.readline(LONGEST_LINE + 1):
         number += 1
