@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,7 +26,17 @@ from flora_async import (
     RunFailedError,
     _pacing,
 )
-from flora_async.durable import Batches, _batch, _batches, _deciding, _fulfilling, _ledger, adopt
+from flora_async.durable import (
+    Batches,
+    BatchSettings,
+    _batch,
+    _batches,
+    _deciding,
+    _fulfilling,
+    _ledger,
+    _workflows,
+    adopt,
+)
 from flora_async.durable._tables import batches as batch_rows
 from flora_async.durable._tables import items, processes
 from flora_async.sandbox import Sandbox
@@ -86,6 +96,16 @@ def change(url: str, statement: sa.Executable) -> None:
     engine.dispose()
 
 
+def taken(url: str) -> Sequence[str]:
+    """List the chunks that an executor has taken."""
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        found = connection.execute(sa.text("SELECT workflow_uuid FROM workflow_status WHERE status = 'PENDING'"))
+        listed = [row[0] for row in found]
+    engine.dispose()
+    return listed
+
+
 async def outcomes(batch: Any, **settings: Any) -> list[Any]:
     """Collect what became of the orders."""
     return [outcome async for outcome in batch.results(**settings)]
@@ -96,6 +116,17 @@ async def until(happened: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not happened():
             await asyncio.sleep(0.01)
+
+
+async def test_what_comes_from_the_queue_at_the_end_is_given_back(sandbox: Sandbox, url: str) -> None:
+    """Chunks that DBOS takes while the block is left wait for nobody: others take them up."""
+    async with opened(sandbox, url, executor="one") as batches:
+        _workflows._attached.clear()  # as leaving the block begins
+        await batches["mugs"].add(_batch._plainly(orders(3)), max_cost=None, settings=BatchSettings())
+        await until(lambda: len(taken(url)) == 3)
+    assert taken(url) == []
+    async with asyncio.timeout(20), opened(sandbox, url, executor="two") as batches:
+        assert (await batches["mugs"].resume()).completed == 3
 
 
 async def test_the_database_never_holds_the_key(sandbox: Sandbox, url: str, tmp_path: Path) -> None:

@@ -193,6 +193,8 @@ class Engine:
                 # DBOS has made its own threads the loop's, and they are gone.
                 asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
                 self._ours = False
+                if self._client is not None:  # what it took from the queue as it ended, too
+                    begun = await run_sync(_begun_by, self._client, self._executor)
             if self._client is not None:
                 await run_sync(_requeue, self._client, begun)
                 self._client.destroy()
@@ -207,6 +209,17 @@ async def _is_launched() -> bool:
     return True
 
 
+def _begun_by(client: DBOSClient, executor: str) -> dict[str, list[str]]:
+    """List the chunks that an executor has begun, by queue."""
+    begun: dict[str, list[str]] = {}
+    for workflow in client.list_workflows(
+        executor_id=executor, status="PENDING", name=WORKFLOW, load_input=False, load_output=False
+    ):
+        if workflow.queue_name is not None:
+            begun.setdefault(workflow.queue_name, []).append(workflow.workflow_id)
+    return begun
+
+
 def _requeue(client: DBOSClient, begun: Mapping[str, list[str]]) -> None:
     for queue, workflow_ids in begun.items():
         client.resume_workflows(workflow_ids, queue_name=queue)
@@ -217,12 +230,7 @@ def adopt(database: sa.Engine, executor: str) -> int:
     with told_apart():
         client = DBOSClient(system_database_engine=database, serializer=DBOSPortableJSONSerializer())
         try:
-            begun: dict[str, list[str]] = {}
-            for workflow in client.list_workflows(
-                executor_id=executor, status="PENDING", name=WORKFLOW, load_input=False, load_output=False
-            ):
-                if workflow.queue_name is not None:
-                    begun.setdefault(workflow.queue_name, []).append(workflow.workflow_id)
+            begun = _begun_by(client, executor)
             _requeue(client, begun)
             return sum(map(len, begun.values()))
         finally:
