@@ -411,7 +411,7 @@ async def test_the_work_of_a_living_executor_is_not_adopted(sandbox: Sandbox, ur
     """It is told when it was seen; of one that has left, nothing is left to be adopted."""
     async with opened(sandbox, url) as batches:
         await batches["mugs"].run(orders(2))
-        with pytest.raises(ConfigurationError, match="one was seen 0 s ago"):
+        with pytest.raises(ConfigurationError, match=r"one was seen \d+ s ago"):
             await adopt(url, "one")
     assert await adopt(url, "one") == 0
 
