@@ -1,5 +1,7 @@
 """The pure rooms of batches: files of orders, what follows from a failure, money, endings as JSON."""
 
+import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +222,22 @@ def test_an_address_is_told_without_its_password() -> None:
     """Whoever reads over a shoulder, or a log, learns the place only."""
     told = _tables.without_password("postgresql://anybody:hush@127.0.0.1/orders")
     assert told == "postgresql://anybody:***@127.0.0.1/orders"
+
+
+def test_a_database_that_somebody_writes_to_is_waited_for(tmp_path: Path) -> None:
+    """Also by the first connection, which would rather have it write its log ahead."""
+    writing = sqlite3.connect(tmp_path / "batch.db", check_same_thread=False)
+    writing.execute("CREATE TABLE theirs (x)")
+    writing.execute("BEGIN IMMEDIATE")
+
+    def finish() -> None:
+        writing.commit()
+        writing.close()
+
+    done = threading.Timer(0.3, finish)
+    done.start()
+    engine = _tables.open_database(f"sqlite:///{tmp_path}/batch.db")
+    _tables.create_tables(engine)
+    assert _tables.has_tables(engine)
+    engine.dispose()
+    done.join()

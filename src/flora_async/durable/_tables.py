@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -113,7 +113,10 @@ def _set_up(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = "IMMEDIATE"
     connection.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
     connection.execute("PRAGMA foreign_keys=ON")
-    connection.execute("PRAGMA journal_mode=WAL")
+    with suppress(
+        sqlite3.OperationalError
+    ):  # somebody is writing, which SQLite does not wait for: the next one asks again
+        connection.execute("PRAGMA journal_mode=WAL")
 
 
 def without_password(url: str) -> str:
