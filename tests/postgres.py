@@ -14,7 +14,8 @@ from pathlib import Path
 @contextmanager
 def cluster() -> Iterator[str]:
     """Give the URL of a fresh database, for as long as it is entered."""
-    folder = Path(tempfile.mkdtemp(prefix="flora-pg-"))
+    # Not in a session's own folder: the account that it runs as must come there, and a socket's path is short.
+    folder = Path(tempfile.mkdtemp(prefix="flora-pg-", dir="/tmp"))
     if os.getuid() == 0:  # a server that root runs refuses to start
         account = pwd.getpwnam("postgres")
         os.chown(folder, account.pw_uid, account.pw_gid)
