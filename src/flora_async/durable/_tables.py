@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -100,12 +101,23 @@ def open_database(url: str) -> sa.Engine:
         ) from None
     if backend == "postgresql":
         return sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_size=10, pool_pre_ping=True)
+    check_sqlite(sys.version_info[:2], sqlite3.sqlite_version_info)
     folder = Path(str(parsed.database)).absolute().parent
     if not folder.is_dir():
         raise errors.ConfigurationError(f"database: there is no folder {folder}")
     engine = sa.create_engine(parsed)
     event.listen(engine, "connect", _set_up)
     return engine
+
+
+def check_sqlite(python: tuple[int, int], sqlite: tuple[int, int, int]) -> None:
+    """Refuse a SQLite in which DBOS cannot tell the time: from Python 3.12 on it takes 3.42 for granted."""
+    if python >= (3, 12) and sqlite < (3, 42):
+        there = ".".join(map(str, sqlite))
+        raise errors.ConfigurationError(
+            f"this Python has SQLite {there}, and DBOS needs 3.42 on Python 3.12 or newer: "
+            "use PostgreSQL, another build of Python, or Python 3.11"
+        )
 
 
 def _set_up(connection: sqlite3.Connection, _record: object) -> None:
