@@ -8,6 +8,7 @@ import time
 from collections import Counter
 
 import msgspec
+from msgspec.structs import asdict
 
 from flora_async import Flora, StartedRun, errors
 from flora_async._pacing import PollFactory
@@ -159,16 +160,7 @@ class Fulfilling:
         self._creating += 1
         self.creates_end.clear()
         try:
-            return await self._flora.generations.create(
-                type=order.type,
-                prompt=order.prompt,
-                workspace_id=order.workspace_id,
-                project_id=order.project_id,
-                model=order.model,
-                params=order.params,
-                callback_url=order.callback_url,
-                idempotency_key=item.key,
-            )
+            return await self._flora.generations.create(**asdict(order), idempotency_key=item.key)
         finally:
             self._creating -= 1
             if not self._creating:
