@@ -185,6 +185,7 @@ def test_ctrl_c(flora_sandbox: Sandbox, tmp_path: Path) -> None:
     assert process.wait(30) == 130
     told = said(tmp_path)
     assert "flora-async batch resume --database sqlite:///flora-batch.db --batch mugs" in told
+    assert "may have been accepted" not in told, "the database knows each key"
     assert "Traceback" not in told
     assert not (tmp_path / "r.jsonl").exists()
 

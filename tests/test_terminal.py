@@ -122,6 +122,7 @@ def test_no_connection_is_three(run: Any, monkeypatch: pytest.MonkeyPatch) -> No
         ("x generations retrieve --run-id nonsense", "run_id must start with 'run_'"),
         (f"x generations create {' '.join(ORDER)} text --prompt a --params seed", "NAME=VALUE"),
         ("x generations list --limit 500", "1 to 100"),
+        ("x generations list --limit 0", "1 to 100"),
     ],
 )
 def test_settings_are_two(run: Any, line: str, told: str) -> None:

@@ -39,10 +39,6 @@ class Noted(Protocol):
 
     notes: list[str]
 
-    def flora(self, options: argparse.Namespace) -> Flora:
-        """Open a client."""
-        ...
-
 
 async def run(options: argparse.Namespace, session: Noted) -> int:
     """Do what was typed after ``flora-async batch``."""
@@ -70,7 +66,7 @@ async def _run(options: argparse.Namespace, session: Noted) -> int:
             f"the batch {unfinished} has these orders, and is not finished: `flora-async batch resume --batch "
             f"{unfinished}` goes on with it; --batch NAME orders them all once more"
         )
-    async with session.flora(options) as flora:
+    async with Flora(options.api_key) as flora:
         showing.tell(await _estimate(flora, options, counts))
         if options.dry_run:
             return 0
@@ -90,7 +86,7 @@ async def _run(options: argparse.Namespace, session: Noted) -> int:
 
 async def _go_on(options: argparse.Namespace, session: Noted) -> int:
     name = options.batch or await _only(options.database)
-    async with session.flora(options) as flora, _opened(flora, options, name) as batches:
+    async with Flora(options.api_key) as flora, _opened(flora, options, name) as batches:
         batch = batches[name]
         if options.operation == "worker":
             session.notes = [f"others can go on with what this worker had begun of {name}"]

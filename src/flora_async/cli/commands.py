@@ -108,7 +108,7 @@ async def _list(options: argparse.Namespace, session: Session) -> int:
     async with session.flora(options) as flora:
         listing = flora.generations.list(
             cursor=options.cursor,
-            limit=options.limit or (100 if options.all else None),
+            limit=100 if options.all and options.limit is None else options.limit,
             project_id=options.project_id,
             status=options.status,
             workspace_id=options.workspace_id,
