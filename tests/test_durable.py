@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import backoff
+import msgspec
 import pytest
 import sqlalchemy as sa
 from anyio.to_thread import run_sync
@@ -137,6 +138,20 @@ async def test_the_database_never_holds_the_key(sandbox: Sandbox, url: str, tmp_
     files = [path.read_bytes() for path in tmp_path.iterdir()]
     assert any(b"safety_blocked" in content for content in files)
     assert not any(sandbox.api_key.encode() in content for content in files)
+
+
+class Row(Order, frozen=True, kw_only=True):
+    """An order with a thing of the caller's own, which is nothing for FLORA and need not be JSON."""
+
+    line: object
+
+
+async def test_an_order_may_carry_more(sandbox: Sandbox, url: str) -> None:
+    """What is the caller's own stays behind."""
+    rows = [Row(**msgspec.structs.asdict(order), line=object()) for order in orders(3)]
+    async with opened(sandbox, url) as batches:
+        assert (await batches["mugs"].run(rows)).completed == 3
+        assert [outcome.order for outcome in await outcomes(batches["mugs"])] == list(orders(3))
 
 
 async def test_all_is_ordered_once_and_comes_back_in_order(sandbox: Sandbox, url: str) -> None:

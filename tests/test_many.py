@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from scripted import Scripted, answer, error, generation, run, started, tasks_of_ours
 
@@ -70,6 +71,20 @@ async def test_every_order_has_one_outcome(sandbox: Sandbox, flora: Flora) -> No
         assert outcome.run is not None
         assert outcome.order.prompt in outcome.run.outputs[0].url
     assert sandbox.accepted == 100
+
+
+class Row(Order, frozen=True, kw_only=True):
+    """An order with a thing of the caller's own, which is nothing for FLORA and need not be JSON."""
+
+    line: object
+
+
+async def test_an_order_may_carry_more(sandbox: Sandbox, flora: Flora) -> None:
+    """It comes back as it was given; FLORA is not told of what is the caller's."""
+    rows = [Row(**msgspec.structs.asdict(order), line=object()) for order in orders(3)]
+    outcomes = [outcome async for outcome in flora.generate_many(rows)]
+    assert {id(outcome.order) for outcome in outcomes} == {id(row) for row in rows}
+    assert all(outcome.run for outcome in outcomes)
 
 
 async def test_one_failure_spoils_nothing(flora: Flora) -> None:

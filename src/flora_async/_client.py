@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, overload
 
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from flora_async import _addresses, _wire, errors
 from flora_async._arguments import (
@@ -420,7 +420,7 @@ class Flora:
         return await self._transport.call(request, partial(_wire.read_response, decode_as))
 
     async def _start(self, order: Order) -> StartedRun:
-        return await self.generations.create(**asdict(order))
+        return await self.generations.create(**_wire.order_fields(order))
 
     def _may_connect(self, address: str) -> bool:
         if self._allow_private_hosts or _addresses.is_public(address):

@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -90,6 +90,11 @@ def check_order(origin: Origin, order: Order) -> bytes:
     if order.callback_url is not None and not secure(origin, check_text("callback_url", order.callback_url)):
         raise errors.ConfigurationError("callback_url must be an https URL")
     return msgspec.json.encode(order)
+
+
+def order_fields(order: Order) -> dict[str, Any]:
+    """Give what an order says to FLORA, without what a subclass of the caller's says to the caller."""
+    return {name: getattr(order, name) for name in Order.__struct_fields__}
 
 
 def create_request(origin: Origin, order: Order, idempotency_key: str) -> Request:

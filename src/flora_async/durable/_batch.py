@@ -279,6 +279,7 @@ async def _plainly(
 def _checked(order: object, number: int) -> Order:
     if not isinstance(order, Order):
         raise errors.ConfigurationError(f"order {number}: a batch takes Orders, not {type(order).__name__}")
+    order = Order(**_wire.order_fields(order))
     try:
         _wire.check_order(_ORIGIN, order)
     except errors.ConfigurationError as error:

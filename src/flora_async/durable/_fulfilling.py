@@ -8,9 +8,8 @@ import time
 from collections import Counter
 
 import msgspec
-from msgspec.structs import asdict
 
-from flora_async import Flora, StartedRun, errors
+from flora_async import Flora, StartedRun, _wire, errors
 from flora_async._pacing import PollFactory
 from flora_async.durable import _deciding, _plain
 from flora_async.durable._ledger import ENDED, Change, Item, Ledger
@@ -160,7 +159,7 @@ class Fulfilling:
         self._creating += 1
         self.creates_end.clear()
         try:
-            return await self._flora.generations.create(**asdict(order), idempotency_key=item.key)
+            return await self._flora.generations.create(**_wire.order_fields(order), idempotency_key=item.key)
         finally:
             self._creating -= 1
             if not self._creating:
