@@ -3,8 +3,11 @@
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from flora_async._virtual import VirtualLoop
 
 OFFICIAL_CLIENT = "@flora-ai/flora@0.11.0"
 
@@ -19,6 +22,11 @@ def official_client(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, bool]]:
-    """Run async tests on asyncio, the only kind of loop that aiohttp knows, by itself or as uvloop has it."""
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """Run async tests on asyncio, the only kind of loop that aiohttp knows, by itself or as uvloop has it.
+
+    Those that set seconds against seconds run in virtual time, where a machine that stands still changes nothing.
+    """
+    if request.node.get_closest_marker("virtual_time"):
+        return "asyncio", {"loop_factory": VirtualLoop}
     return "asyncio", {"use_uvloop": os.environ.get("EVENT_LOOP") == "uvloop"}

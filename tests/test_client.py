@@ -352,6 +352,7 @@ async def test_a_server_that_is_not_there() -> None:
                 assert caught.value.__context__ is None
 
 
+@pytest.mark.virtual_time
 async def test_a_server_that_does_not_answer(server: Scripted) -> None:
     """The exchange ends at the timeout; a create may have arrived."""
     server.on("GET", f"/runs/{RUN_ID}", silence).on("POST", "/generate", silence)
@@ -363,6 +364,7 @@ async def test_a_server_that_does_not_answer(server: Scripted) -> None:
             await flora.generations.create(**ORDER)
 
 
+@pytest.mark.virtual_time
 async def test_retry_after_is_sat_out(flora: Flora, server: Scripted) -> None:
     """And one above a minute is an error at once."""
     server.on("GET", f"/runs/{RUN_ID}", error(429, headers={"Retry-After": "1"}), answer(run()))

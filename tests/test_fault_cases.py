@@ -109,12 +109,14 @@ async def test_case_002_no_such_host() -> None:
         assert "nowhere.invalid" in await both_fail(flora, APIConnectionError, "not_sent", 3)
 
 
+@pytest.mark.virtual_time
 async def test_case_003_and_004_a_connection_that_hangs() -> None:
     """The connection's own time is less than the exchange's, so that nothing can have been sent when it is up."""
     async with black_hole() as where, Flora(KEY, base_url=f"http://{where}", timeout=0.2, max_retries=1) as flora:
         await both_fail(flora, APITimeoutError, "not_sent", 2)
 
 
+@pytest.mark.virtual_time
 async def test_case_005_a_borrowed_pool_that_is_full() -> None:
     """The wait for a connection counts as not sent."""
     async with (
@@ -203,6 +205,7 @@ async def talk(said: bytes | None) -> asyncio.Server:
     return await asyncio.start_server(converse, "127.0.0.1", 0)
 
 
+@pytest.mark.virtual_time
 @pytest.mark.parametrize(
     ("said", "kind"),
     [
@@ -335,6 +338,7 @@ async def test_case_029_a_server_that_closes_idle_connections(monkeypatch: pytes
         assert server.count("POST") == 100
 
 
+@pytest.mark.virtual_time
 async def test_case_037_a_queue_costs_nobody_his_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests wait for their turn outside their deadline."""
     monkeypatch.setattr("flora_async._limiter.IN_FLIGHT", 2)
@@ -680,6 +684,7 @@ async def test_case_097_ends_that_say_little() -> None:
         assert failure.run.run_id == RUN_ID
 
 
+@pytest.mark.virtual_time
 @pytest.mark.usefixtures("poll_quickly")
 async def test_case_098_a_run_that_takes_longer() -> None:
     """The error holds the run, and the wait can begin again."""

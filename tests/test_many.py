@@ -229,6 +229,7 @@ async def test_runs_as_they_finish(sandbox: Sandbox, flora: Flora) -> None:
     assert type(outcomes[begun[5].run_id].run) is Run
 
 
+@pytest.mark.virtual_time
 async def test_outcomes_of_runs_that_do_not_end(flora: Flora, monkeypatch: pytest.MonkeyPatch) -> None:
     """A time-out and a run that is not there are outcomes; a failed record needs no request."""
     monkeypatch.setattr(_pacing, "NOT_FOUND_GRACE", 0.05)

@@ -134,6 +134,7 @@ async def test_a_run_that_is_to_fail(flora: Flora) -> None:
         assert caught.value.run.outputs == ()
 
 
+@pytest.mark.virtual_time
 async def test_a_slow_run(flora: Flora) -> None:
     """It outlasts a wait."""
     with pytest.raises(RunTimeoutError):
@@ -175,6 +176,7 @@ BEFORE = ("reset", "hang", "html", "redirect", 503)
 AFTER = ("lost_reply", "half_reply", "repeated_reply", "garbage", "empty", "wrong_run")
 
 
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("fault", [*BEFORE, *AFTER])
 async def test_faults_by_name(fault: Any) -> None:
     """Before anything is done, or when all is; a create under the same key puts each right."""

@@ -130,6 +130,7 @@ async def test_a_page_is_linked_to_the_waits_that_it_serves(flora: Flora, server
     assert len(look.links) == 2
 
 
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("way", ["failed", "late", "cancelled"])
 async def test_how_a_wait_ended(flora: Flora, server: Scripted, kept: Kept, way: str) -> None:
     """A failed run and an error are errors; that nobody waits any more is none."""
