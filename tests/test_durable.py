@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from anyio.to_thread import run_sync
 from dbos import DBOS
+from dbos import error as dbos_error
 from killing import order
 
 from flora_async import (
@@ -128,6 +129,52 @@ async def test_what_comes_from_the_queue_at_the_end_is_given_back(sandbox: Sandb
     assert taken(url) == []
     async with asyncio.timeout(20), opened(sandbox, url, executor="two") as batches:
         assert (await batches["mugs"].resume()).completed == 3
+
+
+@pytest.mark.parametrize("ended", ["ERROR", "SUCCESS", "CANCELLED", None])
+async def test_orders_that_dbos_has_done_with_are_taken_up(sandbox: Sandbox, url: str, ended: str | None) -> None:
+    """Whatever it holds for ended, or has lost: an order without an end is gone on with, and is ordered once."""
+    async with opened(sandbox, url) as batches:
+        _workflows._attached.clear()
+        await batches["mugs"].add(_batch._plainly(orders(150)), max_cost=None, settings=BatchSettings())
+    for _ in range(2):
+        change(
+            url,
+            sa.text(f"UPDATE workflow_status SET status = '{ended}', completed_at = 1")
+            if ended
+            else sa.text("DELETE FROM workflow_status"),
+        )
+        async with asyncio.timeout(60), opened(sandbox, url) as batches:
+            status = await batches["mugs"].resume()
+            assert (status.completed, sandbox.accepted) == (150, 150)
+
+
+async def test_what_fails_in_dbos_is_not_the_end(
+    sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Like a chunk that begins as DBOS shuts down; it is given back."""
+
+    async def gone(*args: object) -> None:
+        raise dbos_error.DBOSException("Executor accessed before DBOS was launched")
+
+    async with opened(sandbox, url) as batches:
+        with monkeypatch.context() as patch:
+            patch.setattr(DBOS, "run_step_async", gone)
+            await batches["mugs"].add(_batch._plainly(orders(3)), max_cost=None, settings=BatchSettings())
+            await until(lambda: caplog.text.count("left for later") == 3)
+    assert taken(url) == []
+    async with asyncio.timeout(20), opened(sandbox, url) as batches:
+        assert (await batches["mugs"].resume()).completed == 3
+
+
+async def test_nothing_waits_for_whoever_opens_batches_next(sandbox: Sandbox, url: str) -> None:
+    """Chunks that nobody has seen to are left by the tasks that waited with them."""
+    async with opened(sandbox, url) as batches:
+        _workflows._attached.clear()
+        await batches["mugs"].add(_batch._plainly(orders(3)), max_cost=None, settings=BatchSettings())
+        await until(lambda: len(_workflows._unattended) == 3)
+    await until(lambda: not _workflows._unattended)
+    assert taken(url) == []
 
 
 async def test_the_database_never_holds_the_key(sandbox: Sandbox, url: str, tmp_path: Path) -> None:

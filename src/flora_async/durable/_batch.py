@@ -153,7 +153,9 @@ class Batch:
         row = await self._ledger.ask(lambda connection: _storing.find(connection, self.name))
         await self._open_queue(row.total, msgspec.json.decode(row.settings, type=BatchSettings).rate)
         changes = {} if max_cost is None else {"max_cost": check_usd("max_cost", max_cost)}
-        await self._ledger.ask(lambda connection: _storing.go_on(connection, self.name, changes))
+        await self._ledger.ask(
+            lambda connection: _storing.go_on(connection, self.name, changes, self._parts.workflows.enqueue)
+        )
 
     async def resume(self, *, max_cost: float | None = None) -> BatchStatus:
         """Go on with the batch where it stands, and return when every order has come to its end."""

@@ -184,9 +184,17 @@ def statuses(connection: sa.Connection, batch: str | None = None) -> list[BatchS
     return found
 
 
-def go_on(connection: sa.Connection, batch: str, changes: Mapping[str, object]) -> None:
-    """Take up a stopped batch."""
+def go_on(connection: sa.Connection, batch: str, changes: Mapping[str, object], enqueue: Enqueue) -> None:
+    """Take up a stopped batch, and queue what has no end yet, in case that it is not queued any more."""
+    row = find(connection, batch)
     connection.execute(sa.update(batches).where(batches.c.batch == batch).values(stopped=None, **changes))
+    first = items.c.number - items.c.number % row.chunk
+    left = sa.select(items.c.round, first).where(items.c.batch == batch, items.c.state.not_in(ENDED)).distinct()
+    chunks: dict[int, list[tuple[int, int]]] = {}
+    for round_, start in sorted(map(tuple, connection.execute(left).all())):
+        chunks.setdefault(round_, []).append((start, min(start + row.chunk, row.total)))
+    for round_, starts in chunks.items():
+        enqueue(connection, batch, round_, starts)
 
 
 def order_anew(connection: sa.Connection, batch: str, enqueue: Enqueue) -> int:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from itertools import count
+from typing import Any, TypeAlias, cast
 
 import anyio
 import sqlalchemy as sa
@@ -24,6 +25,8 @@ WORKFLOW = "flora_async.chunk"
 APPLICATION = "flora-async"
 VERSION = "flora-async-1"
 """Of the workflow: processes that share it take each other's work, whatever else was deployed."""
+UNDER_WAY = ("ENQUEUED", "DELAYED", "PENDING")
+"""What DBOS says of a workflow that has not ended."""
 QUEUE_LOOKS = 0.1
 """Seconds between looks into a queue."""
 ATTACHED_LOOKS = 0.5
@@ -56,23 +59,34 @@ class Attached(Struct, frozen=True, eq=False):
 
 
 _attached: list[Attached] = []
+_unattended: set[asyncio.Task[Any]] = set()
+"""DBOS's tasks that wait for somebody to see to their chunks."""
 
 
 @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None, serialization_type=WorkflowSerializationFormat.PORTABLE)
 async def _chunk(batch: str, round: int, first: int, last: int) -> int:
     """See to some orders; where they stand is in the database, so that doing it again does nothing twice."""
-    await DBOS.run_step_async({"name": "fulfil"}, _fulfil, batch, round, first, last)
+    try:
+        await DBOS.run_step_async({"name": "fulfil"}, _fulfil, batch, round, first, last)
+    except Exception as error:
+        # DBOS's own, as it shuts down. It would take it for the end of the chunk, and leave its orders.
+        log.warning("orders %d to %d of %s are left for later: %r", first, last - 1, batch, error)
+        raise asyncio.CancelledError from error
     return last - first
 
 
 async def _fulfil(batch: str, round: int, first: int, last: int) -> None:
-    while not _attached:  # noqa: ASYNC110 - a service whose client is not open yet, maybe on another loop
-        await asyncio.sleep(ATTACHED_LOOKS)
+    workflow = cast("asyncio.Task[Any]", asyncio.current_task())
+    _unattended.add(workflow)
+    try:
+        while not _attached:  # noqa: ASYNC110 - a service whose client is not open yet, maybe on another loop
+            await asyncio.sleep(ATTACHED_LOOKS)
+    finally:
+        _unattended.discard(workflow)
     here = _attached[0]
     work = here.see_to(DBOS.workflow_id or "", batch, round, first, last)
-    if (workflow := asyncio.current_task()) is not None:
-        here.workflows.add(workflow)
-        workflow.add_done_callback(here.workflows.discard)
+    here.workflows.add(workflow)
+    workflow.add_done_callback(here.workflows.discard)
     if asyncio.get_running_loop() is here.loop:
         await work
     else:
@@ -162,14 +176,21 @@ class Engine:
             await DBOS.delete_queue_async(queue_of(batch))
 
     def enqueue(self, connection: sa.Connection, batch: str, round: int, chunks: Iterable[tuple[int, int]]) -> None:
-        """Put chunks into their batch's queue, as part of a transaction; again does nothing."""
+        """Put chunks into their batch's queue, as part of a transaction, unless they are there or are seen to."""
         if self._client is None:
             raise errors.ClientClosedError("these batches are not open: use `async with Batches(...)`")
+        there = self._client.list_workflows(
+            workflow_id_prefix=f"flora:{batch}:{round}:", load_input=False, load_output=False
+        )
+        over = {workflow.workflow_id: workflow.status not in UNDER_WAY for workflow in there}
         for first, last in chunks:
+            # DBOS begins nothing again that has ended, by an error or by somebody's hand: that gets a new name.
+            names = (f"flora:{batch}:{round}:{first}" + f":{again}" * (again > 0) for again in count())
+            name = next(name for name in names if not over.get(name))
             options: EnqueueOptions = {
                 "workflow_name": WORKFLOW,
                 "queue_name": queue_of(batch),
-                "workflow_id": f"flora:{batch}:{round}:{first}",
+                "workflow_id": name,
                 "app_version": DBOS.application_version,
                 "serialization_type": WorkflowSerializationFormat.PORTABLE,
             }
@@ -190,6 +211,8 @@ class Engine:
         with told_apart():
             if self._ours:
                 await run_sync(DBOS.destroy)
+                for task in list(_unattended):  # which would wait for whoever opens batches next
+                    task.cancel()
                 # DBOS has made its own threads the loop's, and they are gone.
                 asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
                 self._ours = False
