@@ -1,4 +1,7 @@
-"""What a call costs, in Python's own calls, against the floor: a number that a busy machine does not change."""
+"""What a call costs, in Python's own calls above the floor's: a number that a busy machine does not change.
+
+The difference is bounded, not the ratio: asyncio itself makes fewer calls from one Python to the next.
+"""
 
 import asyncio
 import statistics
@@ -15,6 +18,7 @@ from contestants import flora as ours
 pytestmark = pytest.mark.anyio
 
 PAGES, ITEMS = 100, 100
+OF_A_RETRIEVE, OF_A_CREATE, OF_AN_ITEM = 27, 78, 2.5
 
 
 @pytest.fixture
@@ -68,21 +72,21 @@ async def test_a_retrieve(clients: tuple[floor.Contestant, ours.Contestant]) -> 
     """Not many more than aiohttp makes by itself."""
     by_hand, flora = clients
     base = await calls(lambda: by_hand.retrieve("run_bench"), 30)
-    assert await calls(lambda: flora.retrieve("run_bench"), 30) <= 1.16 * base
+    assert await calls(lambda: flora.retrieve("run_bench"), 30) - base <= OF_A_RETRIEVE
 
 
 async def test_a_create(clients: tuple[floor.Contestant, ours.Contestant]) -> None:
     """With its checks, its key and what is remembered of it."""
     by_hand, flora = clients
     base = await calls(lambda: by_hand.create("a mug"), 30)
-    assert await calls(lambda: flora.create("a mug"), 30) <= 1.36 * base
+    assert await calls(lambda: flora.create("a mug"), 30) - base <= OF_A_CREATE
 
 
 async def test_an_item_of_the_history(clients: tuple[floor.Contestant, ours.Contestant]) -> None:
     """Two for each: one that hands it out, one that reads it. And some for each page."""
     by_hand, flora = clients
     base = await calls(by_hand.history, 2)
-    assert await calls(flora.history, 2) - base <= PAGES * ITEMS * 2.5
+    assert await calls(flora.history, 2) - base <= PAGES * ITEMS * OF_AN_ITEM
 
 
 async def test_the_count_sees_a_regression(clients: tuple[floor.Contestant, ours.Contestant]) -> None:
@@ -95,4 +99,4 @@ async def test_the_count_sees_a_regression(clients: tuple[floor.Contestant, ours
         return await flora.retrieve("run_bench")
 
     base = await calls(lambda: by_hand.retrieve("run_bench"), 30)
-    assert await calls(burdened, 30) > 1.16 * base
+    assert await calls(burdened, 30) - base > OF_A_RETRIEVE

@@ -1,6 +1,8 @@
 """Batches on DBOS, in one process: what is ordered, what it ends as, and what is never done twice."""
 
 import asyncio
+import sqlite3
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -526,6 +528,10 @@ async def test_names_are_resolved_after_it_was_closed(sandbox: Sandbox, url: str
     assert await asyncio.to_thread(lambda: 7) == 7
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12) and sqlite3.sqlite_version_info < (3, 42),
+    reason="DBOS by itself does not work with the SQLite of this Python",
+)
 @pytest.mark.parametrize("on_this_loop", [True, False])
 async def test_in_a_service_that_runs_dbos(sandbox: Sandbox, url: str, on_this_loop: bool) -> None:
     """Its DBOS is used, wherever its loop is, and left running."""

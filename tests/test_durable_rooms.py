@@ -241,11 +241,3 @@ def test_a_database_that_somebody_writes_to_is_waited_for(tmp_path: Path) -> Non
     assert _tables.has_tables(engine)
     engine.dispose()
     done.join()
-
-
-def test_a_sqlite_that_is_too_old_is_refused() -> None:
-    """Where DBOS counts on a newer one, and nowhere else."""
-    with pytest.raises(ConfigurationError, match=r"SQLite 3\.40\.1, and DBOS needs 3\.42"):
-        _tables.check_sqlite((3, 13), (3, 40, 1))
-    for python, sqlite in (((3, 11), (3, 40, 1)), ((3, 12), (3, 42, 0)), ((3, 14), (3, 50, 4))):
-        _tables.check_sqlite(python, sqlite)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -101,7 +101,6 @@ def open_database(url: str) -> sa.Engine:
         ) from None
     if backend == "postgresql":
         return sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_size=10, pool_pre_ping=True)
-    check_sqlite(sys.version_info[:2], sqlite3.sqlite_version_info)
     folder = Path(str(parsed.database)).absolute().parent
     if not folder.is_dir():
         raise errors.ConfigurationError(f"database: there is no folder {folder}")
@@ -110,25 +109,15 @@ def open_database(url: str) -> sa.Engine:
     return engine
 
 
-def check_sqlite(python: tuple[int, int], sqlite: tuple[int, int, int]) -> None:
-    """Refuse a SQLite in which DBOS cannot tell the time: from Python 3.12 on it takes 3.42 for granted."""
-    if python >= (3, 12) and sqlite < (3, 42):
-        there = ".".join(map(str, sqlite))
-        raise errors.ConfigurationError(
-            f"this Python has SQLite {there}, and DBOS needs 3.42 on Python 3.12 or newer: "
-            "use PostgreSQL, another build of Python, or Python 3.11"
-        )
-
-
 def _set_up(connection: sqlite3.Connection, _record: object) -> None:
     # As DBOS opens its own; with a log that is written ahead, readers and the writer do not wait for each other.
     connection.isolation_level = "IMMEDIATE"
     connection.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
     connection.execute("PRAGMA foreign_keys=ON")
-    with suppress(
-        sqlite3.OperationalError
-    ):  # somebody is writing, which SQLite does not wait for: the next one asks again
+    with suppress(sqlite3.OperationalError):  # somebody writes, which SQLite does not wait for: the next one asks again
         connection.execute("PRAGMA journal_mode=WAL")
+    if sqlite3.sqlite_version_info < (3, 42):  # from which on it can tell what DBOS asks for: the time to a millisecond
+        connection.create_function("unixepoch", 1, lambda _subsec: time.time())
 
 
 def without_password(url: str) -> str:
