@@ -82,10 +82,15 @@ class Batches:
         self._alive: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        with told_apart():
-            await asyncio.to_thread(_tables.create_tables, self._engine)
-        await self._workflows.start(self._fulfil)
-        await self._presence.sign()
+        try:
+            with told_apart():
+                await run_sync(_tables.create_tables, self._engine)
+            await self._workflows.start(self._fulfil)
+            await self._presence.sign()
+        except BaseException:
+            await self._workflows.stop()
+            await run_sync(self._engine.dispose)
+            raise
         self._alive = asyncio.get_running_loop().create_task(self._give_signs())
         return self
 
