@@ -22,8 +22,12 @@ AT_ONCE = 6
 ELSEWHERE = {"sandbox", "demo", "--open"}
 """What serves until it is interrupted, takes long, or opens a browser, is tested where it is at home."""
 
-SLOW = re.compile(r"^Executing .* took [0-9.]+ seconds\n", re.MULTILINE)
-"""What asyncio says of a busy machine, as it debugs."""
+_SLOW = re.compile(r"^Executing .* took [0-9.]+ seconds\n", re.MULTILINE)
+
+
+def complaints_of(said: bytes | str) -> str:
+    """Give what a program says on stderr, without what asyncio says of a busy machine, as it debugs."""
+    return _SLOW.sub("", said if isinstance(said, str) else said.decode())
 
 
 @dataclass(frozen=True)
@@ -109,4 +113,4 @@ async def _run(example: Example, home: Path, settings: dict[str, str]) -> Ending
     pipe = subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, cwd=home, env=settings, stdout=pipe, stderr=pipe)
     output, complaints = await process.communicate()
-    return Ending(process.returncode, output.decode(), SLOW.sub("", complaints.decode()))
+    return Ending(process.returncode, output.decode(), complaints_of(complaints))

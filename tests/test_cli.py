@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import pytest
 from PIL import Image
+from programs import complaints_of
 
 from flora_async import Flora
 from flora_async.cli import main
@@ -91,5 +92,5 @@ async def test_the_sandbox_as_a_command(extra: tuple[str, ...], keys: list[str],
             assert (await flora.request("GET", "/models")).status == 200
     process.send_signal(end)
     _, complaints = await process.communicate()
-    assert complaints.decode() == ""
+    assert complaints_of(complaints) == ""
     assert process.returncode == 0

@@ -19,6 +19,7 @@ import aiohttp
 import msgspec
 import pytest
 import uvicorn
+from programs import complaints_of
 
 from flora_async.sandbox import Sandbox
 from flora_async.webhooks import sign
@@ -87,7 +88,7 @@ async def service(name: str, sandbox: Sandbox) -> AsyncIterator[aiohttp.ClientSe
             process.send_signal(signal.SIGINT)
         _, complaints = await asyncio.wait_for(process.communicate(), 30)
     # In the development mode of Python, aiohttp.web writes its access log.
-    assert re.sub(r'127.0.0.1 \[.*" [0-9]{3} .*\n', "", complaints.decode()) == ""
+    assert re.sub(r'127.0.0.1 \[.*" [0-9]{3} .*\n', "", complaints_of(complaints)) == ""
 
 
 async def run(sandbox: Sandbox, folder: Path, *words: str, typed: str = "") -> tuple[int | None, str, str]:
@@ -101,7 +102,7 @@ async def run(sandbox: Sandbox, folder: Path, *words: str, typed: str = "") -> t
         stderr=subprocess.PIPE,
     )
     output, complaints = await asyncio.wait_for(process.communicate(typed.encode()), 60)
-    return process.returncode, output.decode(), complaints.decode()
+    return process.returncode, output.decode(), complaints_of(complaints)
 
 
 @pytest.mark.anyio
@@ -296,7 +297,7 @@ async def test_a_chat_that_is_interrupted(tmp_path: Path) -> None:
         (run_id,) = sandbox.orders
         assert f"{run_id} goes on at FLORA" in (await process.stdout.read()).decode()
         assert process.stderr is not None
-        assert await process.stderr.read() == b""
+        assert complaints_of(await process.stderr.read()) == ""
         process.stdin.close()
 
 

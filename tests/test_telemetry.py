@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
+from programs import complaints_of
 from scripted import RUN_ID, Scripted, answer, error, generation, history, run, started
 
 from flora_async import Flora, RunFailedError, RunTimeoutError, telemetry
@@ -214,7 +215,7 @@ async def printed(word: str, tmp_path: Path) -> list[str]:
             stderr=subprocess.PIPE,
         )
         output, complaints = await process.communicate()
-    assert complaints.decode() == ""
+    assert complaints_of(complaints) == ""
     return output.decode().splitlines()
 
 
