@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,18 @@ def test_a_worker_joins(batch: Any, flora_sandbox: Sandbox, tmp_path: Path) -> N
     assert "3 of 3 done" in batch("worker", "--executor", "two")
     check_billing(flora_sandbox, read_lines(tmp_path / "results.jsonl"), 3)
     assert "0 chunks of one wait" in batch("adopt", "--executor", "one")
+
+
+def test_an_executor_that_is_gone_is_named(batch: Any, flora_sandbox: Sandbox, tmp_path: Path) -> None:
+    """With the command that takes over its work."""
+    flora_sandbox.fail_next(402, times=3, method="POST")
+    batch("run", write_orders(tmp_path / "orders.jsonl", 3), "--out", "results.jsonl", code=3)
+    with closing(sqlite3.connect(tmp_path / "flora-batch.db")) as database, database:
+        database.execute("UPDATE workflow_status SET status = 'PENDING', executor_id = 'dead'")
+    assert "adopt --executor dead --database sqlite:///flora-batch.db" in batch("worker", code=3)
+    flora_sandbox._planned.clear()
+    assert "3 chunks of dead wait" in batch("adopt", "--executor", "dead")
+    assert "3 of 3 done" in batch("resume")
 
 
 def test_ctrl_c(flora_sandbox: Sandbox, tmp_path: Path) -> None:

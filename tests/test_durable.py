@@ -480,6 +480,20 @@ async def test_the_work_of_a_living_executor_is_not_adopted(sandbox: Sandbox, ur
     assert await adopt(url, "one") == 0
 
 
+async def test_the_work_of_an_executor_that_is_gone(sandbox: Sandbox, url: str) -> None:
+    """It is named, and taken over when that is asked for."""
+    async with opened(sandbox, url) as batches:
+        _workflows._attached.clear()
+        await batches["mugs"].add(_batch._plainly(orders(3)), max_cost=None, settings=BatchSettings())
+    change(url, sa.text("UPDATE workflow_status SET status = 'PENDING', executor_id = 'dead'"))
+    async with asyncio.timeout(20), opened(sandbox, url) as batches:
+        assert await batches["mugs"].gone() == ["dead"]
+        resumed = asyncio.create_task(batches["mugs"].resume())
+        assert await adopt(url, "dead") == 3
+        assert (await resumed).completed == 3
+        assert await batches["mugs"].gone() == []
+
+
 async def test_adopting_in_a_database_without_batches(url: str) -> None:
     """There is none, and none is made."""
     with pytest.raises(ConfigurationError, match="there is no batch in sqlite"):

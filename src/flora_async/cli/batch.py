@@ -88,6 +88,11 @@ async def _go_on(options: argparse.Namespace, session: Noted) -> int:
     name = options.batch or await _only(options.database)
     async with Flora(options.api_key) as flora, _opened(flora, options, name) as batches:
         batch = batches[name]
+        for executor in await batch.gone():
+            showing.tell(
+                f"{executor} is gone, and holds orders of {name}: if it does not come back, "
+                f"flora-async batch adopt --executor {executor} --database {without_password(options.database)}"
+            )
         if options.operation == "worker":
             session.notes = [f"others can go on with what this worker had begun of {name}"]
             with _progress(batches, batch):

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import msgspec
+from anyio.to_thread import run_sync
 from msgspec import Struct
 
 from flora_async import _wire, errors
@@ -18,7 +19,9 @@ from flora_async._client import DEFAULT_BASE_URL
 from flora_async.durable import _deciding, _plain, _storing, _workflows
 from flora_async.durable._fulfilling import Fulfilling
 from flora_async.durable._ledger import ENDED, Item, Ledger, State
+from flora_async.durable._presence import Presence
 from flora_async.durable._storing import BatchSettings, BatchStatus
+from flora_async.durable._tables import told_apart
 from flora_async.models import Order, Run
 
 LOOK = 0.25
@@ -55,6 +58,7 @@ class Parts(Struct, frozen=True):
     ledger: Ledger
     workflows: _workflows.Engine
     fulfilling: Fulfilling
+    presence: Presence
     concurrency: int
 
 
@@ -161,6 +165,13 @@ class Batch:
         """Go on with the batch where it stands, and return when every order has come to its end."""
         await self.go_on(max_cost=max_cost)
         return await self.finished()
+
+    async def gone(self) -> list[str]:
+        """Name the executors that are gone and hold orders of the batch, which wait until they are back or adopted."""
+        with told_apart():
+            holders = await run_sync(self._parts.workflows.holders, self.name)
+        alive = self._parts.presence.alive
+        return [executor for executor in sorted(holders) if await alive(executor=executor) is None]
 
     async def retry_failed(self) -> int:
         """Order anew, under new keys, what certainly failed: runs that FLORA gave up, orders that it refused.

@@ -78,7 +78,7 @@ class Batches:
         self._presence = Presence(self._ledger, name)
         self._fulfilling = Fulfilling(flora, self._ledger, self._presence, concurrency=concurrency, poll=poll)
         self._workflows = _workflows.Engine(self._engine, database, name, only)
-        self._parts = Parts(self._ledger, self._workflows, self._fulfilling, concurrency)
+        self._parts = Parts(self._ledger, self._workflows, self._fulfilling, self._presence, concurrency)
         self._alive: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:

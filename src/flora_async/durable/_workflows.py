@@ -33,6 +33,7 @@ ATTACHED_LOOKS = 0.5
 ENDING_SECONDS = 5.0
 """For how long DBOS may take to write down what has ended."""
 THREADS = 16
+CLOSED = "these batches are not open: use `async with Batches(...)`"
 
 Fulfil: TypeAlias = Callable[[str, int, int, int], Coroutine[Any, Any, None]]
 """Sees to the orders of a batch, in a round, from one number to before another."""
@@ -178,7 +179,7 @@ class Engine:
     def enqueue(self, connection: sa.Connection, batch: str, round: int, chunks: Iterable[tuple[int, int]]) -> None:
         """Put chunks into their batch's queue, as part of a transaction, unless they are there or are seen to."""
         if self._client is None:
-            raise errors.ClientClosedError("these batches are not open: use `async with Batches(...)`")
+            raise errors.ClientClosedError(CLOSED)
         there = self._client.list_workflows(
             workflow_id_prefix=f"flora:{batch}:{round}:", load_input=False, load_output=False
         )
@@ -195,6 +196,15 @@ class Engine:
                 "serialization_type": WorkflowSerializationFormat.PORTABLE,
             }
             self._client.enqueue_in_transaction(connection, options, batch, round, first, last)
+
+    def holders(self, batch: str) -> set[str]:
+        """Name the executors that have begun chunks of a batch."""
+        if self._client is None:
+            raise errors.ClientClosedError(CLOSED)
+        begun = self._client.list_workflows(
+            workflow_id_prefix=f"flora:{batch}:", status="PENDING", load_input=False, load_output=False
+        )
+        return {workflow.executor_id for workflow in begun if workflow.executor_id is not None}
 
     async def stop(self) -> None:
         """Take part no longer, and give back what was begun here."""
