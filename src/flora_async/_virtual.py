@@ -22,16 +22,7 @@ SLICE = 0.05
 
 def new_runner(*, virtual: bool) -> asyncio.Runner:
     """Give a loop of one's own, in *virtual* time or not, to run one thing after another."""
-    runner = asyncio.Runner(loop_factory=VirtualLoop if virtual else None)
-    if virtual:
-        runner.run(_settle_in())
-    return runner
-
-
-async def _settle_in() -> None:
-    loop = asyncio.get_running_loop()
-    if isinstance(loop, VirtualLoop):
-        loop.threads = current_default_thread_limiter()
+    return asyncio.Runner(loop_factory=VirtualLoop if virtual else None)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -41,17 +32,25 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     for no other process: there a timer comes first.
     """
 
-    threads: CapacityLimiter | None = None
-    """Of anyio: how many of its threads work for this loop."""
-
     def __init__(self) -> None:
         self._now = time.monotonic()
         self._executing = 0
+        self._threads: CapacityLimiter | None = None
+        self._first: asyncio.Task[None] | None = None
         super().__init__(_Jumping(self))
 
     def time(self) -> float:
         """Say the virtual time, in seconds."""
         return self._now
+
+    def run_forever(self) -> None:
+        """Run, and find out first which of anyio's threads work for this loop: only a task can."""
+        if self._first is None:
+            self._first = self.create_task(self._settle_in())
+        super().run_forever()
+
+    async def _settle_in(self) -> None:
+        self._threads = current_default_thread_limiter()
 
     def jump(self, seconds: float) -> None:
         """Let so much time pass."""
@@ -60,7 +59,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     @property
     def waits_for_threads(self) -> bool:
         """Whether a thread works for this loop."""
-        return self._executing > 0 or (self.threads is not None and self.threads.borrowed_tokens > 0)
+        return self._executing > 0 or (self._threads is not None and self._threads.borrowed_tokens > 0)
 
     def run_in_executor(self, executor: Executor | None, func: Callable[..., T], *args: object) -> asyncio.Future[T]:
         """Count what threads do."""
