@@ -34,7 +34,6 @@ from flora_async.durable import (
     Batches,
     BatchSettings,
     _batch,
-    _batches,
     _deciding,
     _fulfilling,
     _ledger,
@@ -167,6 +166,24 @@ async def test_what_fails_in_dbos_is_not_the_end(
     assert taken(url) == []
     async with asyncio.timeout(20), opened(sandbox, url) as batches:
         assert (await batches["mugs"].resume()).completed == 3
+
+
+async def test_a_step_that_fails_is_done_again(sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though DBOS could not write it down, or read it."""
+    monkeypatch.setattr(_workflows, "FAULT_PAUSE", 0.01)
+    whole, failures = DBOS.run_step_async, iter(range(2))
+
+    async def failing(*arguments: Any) -> Any:
+        done = await whole(*arguments)
+        if next(failures, None) is not None:
+            raise OSError("the disk is full")
+        return done
+
+    monkeypatch.setattr(DBOS, "run_step_async", failing)
+    async with opened(sandbox, url) as batches:
+        assert (await batches["mugs"].run(orders(3))).completed == 3
+        assert sandbox.accepted == 3
+        await until(lambda: not taken(url))
 
 
 async def test_nothing_waits_for_whoever_opens_batches_next(sandbox: Sandbox, url: str) -> None:
@@ -584,7 +601,7 @@ async def test_the_database_is_away_for_a_moment(sandbox: Sandbox, url: str, mon
 @pytest.mark.parametrize("method", ["unended", "item", "change"])
 async def test_the_database_fails(sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """No order is left out, and none is billed twice, whatever could not be read or written."""
-    monkeypatch.setattr(_batches, "FAULT_PAUSE", 0.05)
+    monkeypatch.setattr(_workflows, "FAULT_PAUSE", 0.05)
     whole, failures = getattr(_ledger.Ledger, method), iter(range(2))
 
     async def failing(*arguments: Any) -> Any:

@@ -30,8 +30,6 @@ T = TypeVar("T")
 log = logging.getLogger("flora_async")
 
 CONCURRENCY = 1000
-FAULT_PAUSE = 5.0
-"""Seconds until what went wrong with a chunk, on this side, is tried again."""
 CREATES_END = 10.0
 """Seconds for which closing waits for creates that are out."""
 
@@ -131,7 +129,7 @@ class Batches:
             if not faults:
                 return
             log.error("%d orders of %s could not be seen to, they are tried again: %r", len(faults), batch, faults[0])
-            await asyncio.sleep(FAULT_PAUSE)
+            await asyncio.sleep(_workflows.FAULT_PAUSE)
 
     def __getitem__(self, batch: str) -> Batch:
         """Give a batch by its name; whether it exists is found out when it is used."""

@@ -30,6 +30,8 @@ UNDER_WAY = ("ENQUEUED", "DELAYED", "PENDING")
 QUEUE_LOOKS = 0.1
 """Seconds between looks into a queue."""
 ATTACHED_LOOKS = 0.5
+FAULT_PAUSE = 5.0
+"""Seconds until a chunk with which something went wrong on this side is tried again."""
 ENDING_SECONDS = 5.0
 """For how long DBOS may take to write down what has ended."""
 THREADS = 16
@@ -66,14 +68,21 @@ _unattended: set[asyncio.Task[Any]] = set()
 
 @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None, serialization_type=WorkflowSerializationFormat.PORTABLE)
 async def _chunk(batch: str, round: int, first: int, last: int) -> int:
-    """See to some orders; where they stand is in the database, so that doing it again does nothing twice."""
-    try:
-        await DBOS.run_step_async({"name": "fulfil"}, _fulfil, batch, round, first, last)
-    except Exception as error:
-        # DBOS's own, as it shuts down. It would take it for the end of the chunk, and leave its orders.
-        log.warning("orders %d to %d of %s are left for later: %r", first, last - 1, batch, error)
-        raise asyncio.CancelledError from error
-    return last - first
+    """See to some orders; where they stand is in the database, so that doing it again does nothing twice.
+
+    No error leaves it: DBOS would take it for the end of the chunk, and its orders would be left.
+    """
+    while True:
+        try:
+            await DBOS.run_step_async({"name": "fulfil"}, _fulfil, batch, round, first, last)
+        except dbos_error.DBOSException as error:  # as it shuts down: the chunk is given back, or taken up at its start
+            log.warning("orders %d to %d of %s are left for later: %r", first, last - 1, batch, error)
+            raise asyncio.CancelledError from error
+        except Exception as error:
+            log.exception("orders %d to %d of %s are tried again", first, last - 1, batch, exc_info=error)
+            await asyncio.sleep(FAULT_PAUSE)
+        else:
+            return last - first
 
 
 async def _fulfil(batch: str, round: int, first: int, last: int) -> None:
