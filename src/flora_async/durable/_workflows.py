@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from typing import Any, TypeAlias, cast
 
@@ -229,7 +230,8 @@ class Engine:
                     await asyncio.sleep(0.01)
         with told_apart():
             if self._ours:
-                await run_sync(DBOS.destroy)
+                pause = await run_sync(_pause_before_the_end, self._client)
+                await run_sync(partial(DBOS.destroy, workflow_completion_timeout_sec=pause))
                 for task in list(_unattended):  # which would wait for whoever opens batches next
                     task.cancel()
                 # DBOS has made its own threads the loop's, and they are gone.
@@ -241,6 +243,14 @@ class Engine:
                 await run_sync(_requeue, self._client, begun)
                 self._client.destroy()
                 self._client = None
+
+
+def _pause_before_the_end(client: DBOSClient | None) -> int:
+    """Say for how many seconds DBOS shall take nothing up before it ends: what begins as it ends, complains."""
+    left = client is not None and client.list_workflows(
+        name=WORKFLOW, status=list(UNDER_WAY), limit=1, load_input=False, load_output=False
+    )
+    return 1 if left else 0
 
 
 async def _is_launched() -> bool:
