@@ -212,7 +212,7 @@ class Engine:
         if self._client is None:
             raise errors.ClientClosedError(CLOSED)
         begun = self._client.list_workflows(
-            workflow_id_prefix=f"flora:{batch}:", status="PENDING", load_input=False, load_output=False
+            queue_name=queue_of(batch), status="PENDING", load_input=False, load_output=False
         )
         return {workflow.executor_id for workflow in begun if workflow.executor_id is not None}
 
@@ -230,7 +230,8 @@ class Engine:
                     await asyncio.sleep(0.01)
         with told_apart():
             if self._ours:
-                pause = await run_sync(_pause_before_the_end, self._client)
+                # Where there is more to do it takes up nothing for a second first: what begins as it ends, complains.
+                pause = 1 if begun or _unattended else 0
                 await run_sync(partial(DBOS.destroy, workflow_completion_timeout_sec=pause))
                 for task in list(_unattended):  # which would wait for whoever opens batches next
                     task.cancel()
@@ -243,14 +244,6 @@ class Engine:
                 await run_sync(_requeue, self._client, begun)
                 self._client.destroy()
                 self._client = None
-
-
-def _pause_before_the_end(client: DBOSClient | None) -> int:
-    """Say for how many seconds DBOS shall take nothing up before it ends: what begins as it ends, complains."""
-    left = client is not None and client.list_workflows(
-        name=WORKFLOW, status=list(UNDER_WAY), limit=1, load_input=False, load_output=False
-    )
-    return 1 if left else 0
 
 
 async def _is_launched() -> bool:
