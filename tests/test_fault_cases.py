@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+import re
 import resource
 import socket
 import ssl
@@ -51,6 +52,7 @@ from flora_async import (
     Flora,
     InternalServerError,
     NotFoundError,
+    Output,
     PaginationError,
     ProtocolError,
     RateLimitError,
@@ -336,6 +338,41 @@ async def test_case_029_a_server_that_closes_idle_connections(monkeypatch: pytes
             await flora.generations.create(**ORDER)
             await asyncio.sleep(0.03)
         assert server.count("POST") == 100
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("ends", ["closes", "stays"])
+@pytest.mark.parametrize("what", ["read", "download"])
+async def test_case_026_half_an_answer_that_nobody_asked_for(what: str, ends: str, tmp_path: Path) -> None:
+    """On an idle connection: aiohttp reads it by the clock of the request before, which stands; ours does not."""
+
+    async def and_more(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(http(run()))
+        await asyncio.sleep(0.01)
+        writer.write(http(run())[:-20])
+        return True
+
+    async def nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        if ends == "stays":
+            await asyncio.Event().wait()
+        return False
+
+    async with (
+        Raw(and_more, nothing) as server,
+        Flora(KEY, base_url=server.base_url, timeout=0.5, max_retries=0) as flora,
+    ):
+        output = Output(output_id="output_1", type="imageUrl", url=f"{server.where}/media")
+
+        async def get(number: int) -> object:
+            if what == "read":
+                return await flora.generations.retrieve(RUN_ID)
+            return await flora.download(output, tmp_path / f"{number}")
+
+        assert await get(1)
+        await asyncio.sleep(0.1)
+        failure = await fails(get(2))
+        assert isinstance(failure, APITimeoutError if what == "read" else DownloadError)
+        assert re.search("in time|broke", str(failure))
 
 
 @pytest.mark.virtual_time

@@ -64,6 +64,7 @@ class Sessions:
             return socket.socket(address[0], address[1], address[2])
 
         self._key = key
+        self._seconds = timeout
         self._max_bytes = max_bytes
         self._proxy = proxy
         self._borrowed = borrowed
@@ -110,7 +111,9 @@ class Sessions:
                     request=request,
                     status=response.status,
                     headers=response.headers,
-                    body=await _read_whole(response, self._max_bytes, request),
+                    body=await _read_whole(
+                        response, self._max_bytes, request, seconds=self._seconds - (time.monotonic() - began)
+                    ),
                 )
                 if log.isEnabledFor(logging.DEBUG):
                     took = 1000 * (time.monotonic() - began)
@@ -199,10 +202,13 @@ class Sessions:
     async def chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         """Give the bytes of an output as they come: what came before a connection breaks is kept."""
         try:
-            async for chunk in response.content.iter_any():
+            while True:
+                async with asyncio.timeout(self._seconds):  # see _read_whole
+                    chunk = await response.content.readany()
+                if not chunk:
+                    return
                 yield chunk
-            return
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
             failure = _translated(error, sent=None, where=str(response.url.with_query(None)))
         raise failure
 
@@ -271,21 +277,31 @@ def check_session(session: object) -> None:
             )
 
 
-async def _read_whole(response: aiohttp.ClientResponse, limit: int, request: Request) -> bytes:
-    """Read an answer, if it has no more than *limit* bytes."""
+async def _read_whole(response: aiohttp.ClientResponse, limit: int, request: Request, *, seconds: float) -> bytes:
+    """Read an answer, if it has no more than *limit* bytes, within so many *seconds*.
+
+    They are counted here: what was on the connection before it was asked, aiohttp reads by the clock of the request
+    before, which stands.
+    """
     content = response.content
     parts: list[bytes] = []
     size = 0
     failure: errors.APIConnectionError | None = None
     length = response.content_length
     try:
-        while size <= limit and (length is None or length <= limit):
-            part = await content.readany()
-            parts.append(part)
-            size += len(part)
-            if content.at_eof() and size <= limit:
-                return b"".join(parts)
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        if content.is_eof() and (length is None or length <= limit):  # as nearly always: it has come with its head
+            body = content.read_nowait()
+            size = len(body)
+            if size <= limit:
+                return body
+        async with asyncio.timeout(seconds):
+            while size <= limit and (length is None or length <= limit):
+                part = await content.readany()
+                parts.append(part)
+                size += len(part)
+                if content.at_eof() and size <= limit:
+                    return b"".join(parts)
+    except (aiohttp.ClientError, OSError, RuntimeError) as error:
         failure = _translated(error, sent=None, where=request.path)
     response.close()
     if failure is None:
@@ -314,6 +330,6 @@ def _translated(error: Exception, *, sent: bool | None, where: str) -> errors.AP
     if connecting:
         return errors.APIConnectionError(f"{where}: cannot connect ({name}{number})", sent=state)
     hint = "; does it speak https?" if where.startswith("http:") else ""
-    if isinstance(error, aiohttp.ClientError | OSError):
+    if isinstance(error, aiohttp.ClientError | OSError | RuntimeError):  # aiohttp's of a body whose connection has gone
         return errors.APIConnectionError(f"{where}: the connection broke ({name}{number}){hint}", sent=state)
     return errors.APIConnectionError(f"{where}: the request failed ({name})", sent=state, retryable=False)
