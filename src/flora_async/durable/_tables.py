@@ -117,7 +117,11 @@ def _set_up(connection: sqlite3.Connection, _record: object) -> None:
     with suppress(sqlite3.OperationalError):  # somebody writes, which SQLite does not wait for: the next one asks again
         connection.execute("PRAGMA journal_mode=WAL")
     if sqlite3.sqlite_version_info < (3, 42):  # from which on it can tell what DBOS asks for: the time to a millisecond
-        connection.create_function("unixepoch", 1, lambda _subsec: time.time())
+        connection.create_function("unixepoch", 1, _unixepoch)
+
+
+def _unixepoch(_modifier: str) -> float:
+    return time.time()
 
 
 def without_password(url: str) -> str:
