@@ -147,6 +147,10 @@ class Batch:
         chunks = math.ceil(self._parts.concurrency / chunk)
         await self._parts.workflows.open_queue(self.name, chunks=chunks, rate=rate, chunk=chunk)
 
+    async def _reopen_queue(self) -> None:
+        row = await self._ledger.ask(lambda connection: _storing.find(connection, self.name))
+        await self._open_queue(row.total, msgspec.json.decode(row.settings, type=BatchSettings).rate)
+
     async def settings(self) -> BatchSettings:
         """Say what the batch was asked for beside its orders."""
         row = await self._ledger.ask(lambda connection: _storing.find(connection, self.name))
@@ -154,8 +158,7 @@ class Batch:
 
     async def go_on(self, *, max_cost: float | None = None) -> None:
         """Take the batch up where it stands, without waiting for it."""
-        row = await self._ledger.ask(lambda connection: _storing.find(connection, self.name))
-        await self._open_queue(row.total, msgspec.json.decode(row.settings, type=BatchSettings).rate)
+        await self._reopen_queue()
         changes = {} if max_cost is None else {"max_cost": check_usd("max_cost", max_cost)}
         await self._ledger.ask(
             lambda connection: _storing.go_on(connection, self.name, changes, self._parts.workflows.enqueue)
@@ -179,8 +182,7 @@ class Batch:
         What is unknown may have been paid for, and is not ordered anew: its run is looked for once more. Returns how
         many orders are worked on again; ``resume`` waits for them.
         """
-        row = await self._ledger.ask(lambda connection: _storing.find(connection, self.name))
-        await self._open_queue(row.total, msgspec.json.decode(row.settings, type=BatchSettings).rate)
+        await self._reopen_queue()
         return await self._ledger.ask(
             lambda connection: _storing.order_anew(connection, self.name, self._parts.workflows.enqueue)
         )
