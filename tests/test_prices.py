@@ -1,0 +1,116 @@
+"""Cost limits: prices by type and model, quotes, charges, and the decision whether one more order fits."""
+
+import pytest
+from msgspec.structs import replace
+
+from flora_async import Order
+from flora_async._costs import QUOTE_MARGIN, CostTracker, KindCosts, decide_read, decide_start, price_key
+
+TEXT, VIDEO = ("text", None), ("video", None)
+
+
+def spent(tracker: CostTracker) -> float:
+    """Return the expected cost of everything so far."""
+    return sum(kind.expected for kind in tracker.costs.values())
+
+
+def test_the_key_of_a_price_is_type_and_model() -> None:
+    """Two models of one type have prices of their own."""
+    order = Order(type="text", prompt="p", workspace_id="ws_1", project_id="prj_1")
+    assert price_key(order) == TEXT
+    assert price_key(replace(order, model="m")) == ("text", "m")
+
+
+@pytest.mark.parametrize(
+    ("costs", "key", "max_cost", "decision"),
+    [
+        ({}, TEXT, 1.0, "start"),
+        ({}, TEXT, 0.0, "stop"),
+        # The first of a kind has no price: nothing starts beside it.
+        ({TEXT: KindCosts(unanswered=1)}, TEXT, 1.0, "wait"),
+        ({TEXT: KindCosts(unanswered=1)}, VIDEO, 1.0, "wait"),
+        ({TEXT: KindCosts(running=1)}, VIDEO, 1.0, "wait"),
+        ({TEXT: KindCosts(charged=0.01, highest_charge=0.01)}, VIDEO, 1.0, "start"),
+        # A charge is a price; exactly the limit fits.
+        ({TEXT: KindCosts(charged=0.9, highest_charge=0.1)}, TEXT, 1.0, "start"),
+        ({TEXT: KindCosts(charged=0.91, highest_charge=0.1)}, TEXT, 1.0, "stop"),
+        ({TEXT: KindCosts(charged=0.1, highest_charge=0.1, unanswered=9)}, TEXT, 1.0, "wait"),
+        ({TEXT: KindCosts(charged=0.1, highest_charge=0.1, doubtful=9)}, TEXT, 1.0, "stop"),
+        # Running orders count with their own quotes, and at least as much as was ever charged.
+        (
+            {VIDEO: KindCosts(charged=0.5, highest_charge=0.5, running=1, quoted=3.0, highest_quote=3.0)},
+            VIDEO,
+            6,
+            "wait",
+        ),
+        (
+            {VIDEO: KindCosts(charged=0.5, highest_charge=0.5, running=1, quoted=0.2, highest_quote=0.2)},
+            VIDEO,
+            1.5,
+            "start",
+        ),
+        (
+            {VIDEO: KindCosts(charged=0.5, highest_charge=0.5, running=1, quoted=0.2, highest_quote=0.2)},
+            VIDEO,
+            1.4,
+            "wait",
+        ),
+        # A quote alone counts fourfold.
+        ({VIDEO: KindCosts(running=1, quoted=0.25, highest_quote=0.25)}, VIDEO, 2.0, "start"),
+        ({VIDEO: KindCosts(running=1, quoted=0.25, highest_quote=0.25)}, VIDEO, 1.9, "wait"),
+        # Another kind's cost counts too; a doubtful create of unknown price holds nothing up.
+        ({VIDEO: KindCosts(charged=1.0, highest_charge=0.5), TEXT: KindCosts(highest_charge=0.01)}, TEXT, 1.0, "stop"),
+        ({TEXT: KindCosts(doubtful=1)}, TEXT, 1.0, "start"),
+        # Free of charge fits any limit that is not passed.
+        ({TEXT: KindCosts(charged=0.0, highest_charge=0.0)}, TEXT, 0.0, "start"),
+    ],
+)
+def test_whether_one_more_fits(
+    costs: dict[tuple[str, str | None], KindCosts], key: tuple[str, str | None], max_cost: float, decision: str
+) -> None:
+    """Each rule of the limit, with the amounts that tell it from its neighbours."""
+    assert decide_start(costs, key, max_cost=max_cost) == decision
+
+
+def test_no_order_is_read_that_cannot_fit() -> None:
+    """Without a seen kind that fits, the next order is not read; one kind that fits is enough."""
+    dear, cheap = KindCosts(charged=0.5, highest_charge=0.5), KindCosts(charged=0.1, highest_charge=0.1)
+    assert decide_read({}, max_cost=1) == "start"
+    assert decide_read({}, max_cost=0) == "stop"
+    assert decide_read({VIDEO: dear}, max_cost=0.9) == "stop"
+    assert decide_read({VIDEO: dear, TEXT: cheap}, max_cost=0.9) == "start"
+    assert decide_read({VIDEO: dear, TEXT: KindCosts(highest_charge=0.6, running=1)}, max_cost=0.9) == "wait"
+
+
+def test_a_charge_replaces_the_quote() -> None:
+    """Too low a quote and too high a quote both end as the charge, and the price follows."""
+    tracker = CostTracker()
+    tracker.record_sent(VIDEO)
+    tracker.record_started(VIDEO, 0.253)
+    assert spent(tracker) == pytest.approx(QUOTE_MARGIN * 0.253)
+    tracker.record_completed(VIDEO, 0.253, 0.873)
+    assert spent(tracker) == pytest.approx(0.873)
+    assert tracker.costs[VIDEO].price == pytest.approx(0.873)
+    tracker.record_sent(TEXT)
+    tracker.record_started(TEXT, 1.0)
+    tracker.record_completed(TEXT, 1.0, 0.1)
+    assert tracker.costs[TEXT].price == pytest.approx(0.1)
+
+
+def test_what_is_free_and_what_may_not_be() -> None:
+    """Failed and refused orders cost nothing; doubtful, abandoned and unpriced ones count."""
+    tracker = CostTracker()
+    for _ in range(5):
+        tracker.record_sent(TEXT)
+    tracker.record_refused(TEXT)
+    tracker.record_started(TEXT, 0.1)
+    tracker.record_failed(TEXT, 0.1)
+    assert (spent(tracker), tracker.costs[TEXT].price) == (0.0, None)
+    tracker.record_started(TEXT, 0.1)
+    tracker.record_completed(TEXT, 0.1, None)  # its charge is missing: the quote is kept
+    tracker.record_doubtful(TEXT)
+    tracker.record_started(TEXT, 0)
+    assert spent(tracker) == pytest.approx(0.3)
+    tracker.record_abandoned(TEXT, 0)
+    assert spent(tracker) == pytest.approx(0.3)
+    assert not tracker.costs[TEXT].in_flight
