@@ -11,7 +11,7 @@ import pytest
 import flora_async
 
 ORDER = """
-    _version _render models errors _events _arguments _addresses _wire _pacing _costs _places _matching webhooks
+    _version _render models errors _aio _events _arguments _addresses _wire _pacing _costs _places _matching webhooks
     _closing _limiter _sessions _transport _entries _waits _watcher _polling _many _inbox _history _saving _catalogue
     _downloads _recovery _generations _client __init__ export telemetry durable sandbox _virtual cli
 """

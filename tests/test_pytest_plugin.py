@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import anyio.to_thread
 import pytest
 
+from flora_async._aio import run_in_thread
 from flora_async._virtual import VirtualLoop
 
 pytest_plugins = ["pytester"]
@@ -88,7 +89,7 @@ def test_time_is_virtual_and_the_mark_sets_it(project: pytest.Pytester) -> None:
     )
 
 
-@pytest.mark.parametrize("in_thread", [anyio.to_thread.run_sync, asyncio.to_thread])
+@pytest.mark.parametrize("in_thread", [anyio.to_thread.run_sync, asyncio.to_thread, run_in_thread])
 def test_time_stands_while_a_thread_works(in_thread: Callable[..., Awaitable[None]]) -> None:
     """Whoever started it, on a loop that anybody made."""
 

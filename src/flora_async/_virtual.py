@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 from anyio import CapacityLimiter
 from anyio.to_thread import current_default_thread_limiter
 
+from flora_async._aio import thread_limiter
+
 T = TypeVar("T")
 
 GRACE = 0.0005
@@ -35,7 +37,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._now = time.monotonic()
         self._executing = 0
-        self._threads: CapacityLimiter | None = None
+        self._limiters: tuple[CapacityLimiter, ...] = ()
         self._first: asyncio.Task[None] | None = None
         super().__init__(_Jumping(self))
 
@@ -44,13 +46,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def run_forever(self) -> None:
-        """Run, and find out first which of anyio's threads work for this loop: only a task can."""
+        """Run the loop; first find the limiters of its threads, which only a task can."""
         if self._first is None:
             self._first = self.create_task(self._settle_in())
         super().run_forever()
 
     async def _settle_in(self) -> None:
-        self._threads = current_default_thread_limiter()
+        self._limiters = current_default_thread_limiter(), thread_limiter()
 
     def jump(self, seconds: float) -> None:
         """Let so much time pass."""
@@ -59,7 +61,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     @property
     def waits_for_threads(self) -> bool:
         """Whether a thread works for this loop."""
-        return self._executing > 0 or (self._threads is not None and self._threads.borrowed_tokens > 0)
+        return self._executing > 0 or any(limiter.borrowed_tokens for limiter in self._limiters)
 
     def run_in_executor(self, executor: Executor | None, func: Callable[..., T], *args: object) -> asyncio.Future[T]:
         """Count what threads do."""
