@@ -368,7 +368,7 @@ async def test_what_on_event_raises_goes_no_further(server: Scripted, caplog: py
     assert len(events) > 6
     (record,) = (record for record in caplog.records if record.levelno >= logging.ERROR)
     assert "ValueError: mine" in caplog.text
-    assert vars(record)["event"] == "RequestEnded"
+    assert vars(record)["event_type"] == "RequestEnded"
 
 
 async def test_without_a_listener_no_event_is_made(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,18 @@
 
 import hashlib
 import hmac
+import io
 import json
+import wsgiref.headers
+from collections.abc import Iterator
+from email.message import Message
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict, MultiDict
+from starlette.datastructures import Headers
 
 from flora_async import ConfigurationError, FloraError, WebhookVerificationError
 from flora_async.webhooks import sign, verify
@@ -122,11 +128,117 @@ def test_signatures_that_are_none(header: Any) -> None:
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("body", [b"", BODY + b" ", BODY[:-1], b"x" * (2**20 + 1), "text", None, {"a": 1}])
+@pytest.mark.parametrize("body", [b"", BODY + b" ", BODY[:-1], b"x" * (2**20 + 1), "text", "\ud800"])
 def test_bodies_that_were_not_signed(body: Any) -> None:
-    """Checked before they are read."""
+    """A body is checked before it is decoded."""
     with pytest.raises(WebhookVerificationError):
         checked(GOOD, body)
+
+
+@pytest.mark.parametrize("body", [BODY, bytearray(BODY), memoryview(BODY), BODY.decode()])
+def test_body_types(body: Any) -> None:
+    """A body is bytes of any kind, or the text that they encode, for verifying and signing alike."""
+    assert checked(GOOD, body).run_id == "run_1"
+    assert sign(body, SECRET, now=NOW)["Flora-Signature"] == GOOD
+
+
+@pytest.mark.parametrize("body", [None, {"a": 1}, [BODY], io.BytesIO(BODY)])
+def test_body_types_that_cannot_be_verified(body: Any) -> None:
+    """The error names the type of the body."""
+    with pytest.raises(WebhookVerificationError, match=type(body).__name__):
+        checked(GOOD, body)
+    with pytest.raises(WebhookVerificationError, match=type(body).__name__):
+        sign(body, SECRET)
+
+
+PAIRS = [("Host", "x"), ("Flora-Signature", GOOD), ("Accept", "a"), ("Accept", "b")]
+MESSAGE = Message()
+for name, value in PAIRS:
+    MESSAGE[name] = value
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param(dict(PAIRS), id="mapping"),
+        pytest.param(PAIRS, id="pairs"),
+        pytest.param(iter(PAIRS), id="iterator_of_pairs"),
+        pytest.param(tuple([name.lower().encode(), value.encode()] for name, value in PAIRS), id="asgi"),
+        pytest.param({name.encode(): value.encode() for name, value in PAIRS}, id="bytes"),
+        pytest.param({name: [value] for name, value in PAIRS}, id="lambda_multi_value_headers"),
+        pytest.param({"HTTP_FLORA_SIGNATURE": GOOD, "wsgi.input": io.BytesIO(), "wsgi.version": (1, 0)}, id="wsgi"),
+        pytest.param(MESSAGE, id="email_message"),
+        pytest.param(MultiDict(PAIRS), id="multidict"),
+        pytest.param(CIMultiDict(PAIRS), id="aiohttp"),
+        pytest.param(Headers(raw=[(name.lower().encode(), value.encode()) for name, value in PAIRS]), id="starlette"),
+        pytest.param(wsgiref.headers.Headers(PAIRS), id="wsgiref"),
+    ],
+)
+def test_shapes_of_headers(headers: Any) -> None:
+    """The signature is found in each shape in which frameworks pass headers."""
+    assert verify(BODY, headers, SECRET, now=NOW).id == "whd_1"
+
+
+class Framework:
+    """A request of a web framework, which yields its body's lines."""
+
+    headers = MESSAGE
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the body."""
+        raise AssertionError("the body must not be consumed")
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        (None, "NoneType"),
+        (5, "int"),
+        (GOOD, "str"),
+        (GOOD.encode(), "bytes"),
+        (dict, "type"),
+        ([GOOD], "list does not consist of pairs"),
+        ({"flora-signature"}, "set does not consist of pairs"),
+        (Framework(), r"Framework. Pass its \.headers"),
+        ({"type": "http", "headers": PAIRS}, "dict. Pass its 'headers'"),
+        ({"multiValueHeaders": {"flora-signature": [GOOD]}, "body": ""}, "dict. Pass its 'multiValueHeaders'"),
+        ({"flora-signature": [{"key": "Flora-Signature", "value": GOOD}]}, "is a dict"),
+        ({"flora-signature": 5}, "is a int"),
+        ({"flora-signature": []}, "one Flora-Signature header, not 0"),
+        ({"flora-signature": [GOOD, GOOD]}, "one Flora-Signature header, not 2"),
+        ({"flora-signature": GOOD, "HTTP_FLORA_SIGNATURE": GOOD}, "one Flora-Signature header, not 2"),
+    ],
+)
+def test_shapes_of_headers_that_cannot_be_read(headers: Any, named: str) -> None:
+    """The error names the shape, and the fix where there is one."""
+    with pytest.raises(WebhookVerificationError, match=named) as caught:
+        verify(BODY, headers, SECRET, now=NOW)
+    assert DIGEST not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("event", "data"),
+    [
+        ({"id": "whd_2", "type": "ping", "created_at": 1, "data": {"hello": [1]}}, {"hello": [1]}),
+        ({"id": "whd_2", "type": "ping"}, None),
+        ({"id": "whd_2", "type": "asset.ready", "created_at": 1.5, "data": [1, "a"]}, [1, "a"]),
+        ({"id": "whd_2", "type": "run.summarized", "created_at": 1, "data": {"run_id": 5}}, {"run_id": 5}),
+    ],
+)
+def test_a_signed_event_that_is_not_about_a_run(event: dict[str, Any], data: Any) -> None:
+    """An event of another kind is told apart from a forgery: it is returned with its type and its data."""
+    body = json.dumps(event).encode()
+    verified = verify(body, sign(body, SECRET, now=NOW), SECRET, now=NOW)
+    assert (verified.id, verified.type, verified.data, verified.run_id) == ("whd_2", event["type"], data, None)
+    with pytest.raises(WebhookVerificationError, match="no signature"):
+        verify(body, sign(body, "whsec_other", now=NOW), SECRET, now=NOW)
+
+
+@pytest.mark.parametrize("padded", [f"{SECRET}\n", f" {SECRET}", f"\t{SECRET}\r\n "])
+def test_white_space_around_a_secret(padded: str) -> None:
+    """A secret from a file ends with a newline: verifying and signing remove it alike."""
+    assert checked(GOOD, secret=padded).id == "whd_1"
+    assert sign(BODY, padded, now=NOW)["Flora-Signature"] == GOOD
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"\xff", b"{" * 100_000, b'{"id": 5}', b"null"])
@@ -136,7 +248,7 @@ def test_signed_bodies_that_are_no_events(body: bytes) -> None:
         verify(body, sign(body, SECRET, now=NOW), SECRET, now=NOW)
 
 
-@pytest.mark.parametrize("secret", ["", None, 5, b"whsec_", "\ud800", "whsec_other"])
+@pytest.mark.parametrize("secret", ["", " \n", None, 5, b"whsec_", "\ud800", "whsec_other"])
 def test_secrets_that_are_none(secret: Any) -> None:
     """An empty one would sign whatever anybody sends."""
     with pytest.raises(WebhookVerificationError):
@@ -164,7 +276,7 @@ def test_nothing_else_leaves(body: bytes, header: str, now: float, secret: str) 
         verify(body, {"Flora-Signature": header}, secret, now=now)
 
 
-@given(st.text(min_size=1).filter(lambda text: text.isascii()), st.integers(0, 10**11))
+@given(st.text(min_size=1).filter(lambda text: text.isascii() and text.strip()), st.integers(0, 10**11))
 def test_what_is_signed_is_verified(secret: str, now: int) -> None:
     """By the same secret, at the same time."""
     assert verify(BODY, sign(BODY, secret, now=now), secret, now=now).id == "whd_1"

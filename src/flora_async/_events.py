@@ -141,6 +141,6 @@ def teller(on_event: OnEvent | None) -> Tell | None:
         except Exception:
             if not failed:
                 failed = True
-                log.exception("on_event failed; said once", extra={"event": type(event).__name__})
+                log.exception("on_event failed; said once", extra={"event_type": type(event).__name__})
 
     return tell

@@ -22,7 +22,7 @@
     ├─ DownloadError                     an output that was not saved
     ├─ ExportError                       a file of the history that was not written
     ├─ DatabaseError                     the database of a durable batch cannot be used
-    └─ WebhookVerificationError          a call-back that nobody knows to be FLORA's
+    └─ WebhookVerificationError          a webhook without a valid signature
 
 Each pickles, and its text is one line that holds what a log reader or FLORA's support needs. None holds the API key.
 """
@@ -344,4 +344,4 @@ class DatabaseError(FloraError):
 
 
 class WebhookVerificationError(FloraError):
-    """A call-back is not proven to be FLORA's: answer it with 400, and believe nothing in it."""
+    """The webhook is not proven to come from FLORA. Respond with 400 and ignore the body."""

@@ -1,8 +1,8 @@
-"""Pure: is this call-back FLORA's?
+"""Pure: verify and sign webhook requests.
 
-FLORA signs the body of each call-back with the secret of its endpoint (``whsec_...``): ``Flora-Signature: t=<unix
-seconds>,v1=<hex>``, an HMAC-SHA256 over ``t``, a dot and the body's bytes. Verify before anything else, with the bytes
-as they came: a body that was parsed and written again is another body.
+FLORA signs the body of each webhook with the secret of its endpoint (``whsec_...``): ``Flora-Signature: t=<unix
+seconds>,v1=<hex>``, an HMAC-SHA256 over ``t``, a dot and the body's bytes. Verify the received bytes before anything
+else: a body that was parsed and encoded again has another signature.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import hmac
 import math
 import re
 import time
-from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Literal, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import msgspec
 from msgspec import Struct
@@ -20,7 +20,7 @@ from msgspec import Struct
 from flora_async import errors
 
 SIGNATURE_HEADER = "Flora-Signature"
-"""The header that proves a call-back: its time and its signatures."""
+"""The header that proves a webhook: its time and its signatures."""
 ID_HEADER = "Flora-Webhook-Id"
 """The header with the delivery's id; it is in the body too, where it is signed."""
 EVENT_HEADER = "Flora-Event"
@@ -31,13 +31,37 @@ _MAX_HEADER = 4096
 _MAX_SIGNATURES = 8
 _TIME = re.compile(r"[0-9]{1,12}")
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SIGNATURE_NAMES = frozenset({"flora-signature", "http_flora_signature"})
+"""As HTTP spells the header, and as WSGI's environ does; in lower case."""
+_SHAPE = "headers must be a mapping or name/value pairs, str or bytes"
 
 WebhookType: TypeAlias = Literal["run.completed", "run.failed"] | str
-"""What happened. Open."""
+"""The kind of an event. Open: FLORA may send others."""
+
+JSONValue: TypeAlias = "dict[str, object] | list[object] | str | int | float | bool | None"
+"""Decoded JSON."""
+
+
+@runtime_checkable
+class HeaderItems(Protocol):
+    """Headers with ``items()``: mappings, multi-dicts of web frameworks, :class:`email.message.Message`."""
+
+    def items(self) -> Iterable[tuple[object, object]]:
+        """Return names with values."""
+        ...
+
+
+Headers: TypeAlias = HeaderItems | Iterable[tuple[str | bytes, str | bytes]]
+"""Headers of a request, as web frameworks pass them: a mapping, a multi-dict, ASGI's list of byte pairs, WSGI's environ
+(``HTTP_FLORA_SIGNATURE``), AWS Lambda's ``headers`` or ``multiValueHeaders``. Names and values are str or bytes; the
+case of names does not matter.
+"""
+Body: TypeAlias = bytes | bytearray | memoryview | str
+"""The body of a request as received; text is encoded as UTF-8."""
 
 
 class WebhookData(Struct, frozen=True, kw_only=True):
-    """What a call-back tells of a run: how it ended, but not its outputs."""
+    """The data of an event about a run: its final status, without its outputs."""
 
     run_id: str
     status: str
@@ -48,78 +72,128 @@ class WebhookData(Struct, frozen=True, kw_only=True):
 
 
 class WebhookEvent(Struct, frozen=True, kw_only=True):
-    """A call-back that is FLORA's. The same one may come more than once: :attr:`id` is the same then."""
+    """A webhook that FLORA signed. FLORA sends each at least once: repeated deliveries have the same :attr:`id`."""
 
     id: str
+    """``whd_...``; empty if the event has none."""
     type: WebhookType
     created_at: float
-    """Unix milliseconds."""
-    data: WebhookData
+    """Unix milliseconds; 0 if the event has none."""
+    data: WebhookData | JSONValue
+    """A :class:`WebhookData` if the event is about a run (``run.*``); else the event's own data, as decoded JSON."""
     api_version: str | None = None
     signed_at: float = msgspec.field(default=0.0, name="signed_at_for_client")
     """Unix seconds, as signed."""
     digest: str = msgspec.field(default="", name="digest_for_client")
-    """The signature that was right; with :attr:`signed_at` it tells a replayed call-back, where ids do not matter."""
+    """The signature that matched. Together with :attr:`signed_at` it identifies one HTTP request."""
+    repeated: bool = msgspec.field(default=False, name="repeated_for_client")
+    """Whether the same :class:`~flora_async.Inbox` received this delivery before. Always false after :func:`verify`."""
+
+    @property
+    def run_id(self) -> str | None:
+        """The run that this event is about; ``None`` if it is about something else."""
+        return self.data.run_id if isinstance(self.data, WebhookData) else None
 
 
-_event = msgspec.json.Decoder(WebhookEvent)
+class _Envelope(Struct, frozen=True, kw_only=True):
+    type: str
+    id: str = ""
+    created_at: float = 0.0
+    api_version: str | None = None
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_envelope = msgspec.json.Decoder(_Envelope)
+_run_data = msgspec.json.Decoder(WebhookData)
+_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def verify(
-    body: bytes,
-    headers: Mapping[str, str],
+    body: Body,
+    headers: Headers,
     secret: str,
     *,
     tolerance: float = 300,
     now: float | None = None,
 ) -> WebhookEvent:
-    """Make sure that a call-back comes from FLORA, and read it.
+    """Verify that a webhook comes from FLORA, and decode it.
+
+    An event that is not about a run (a ping, a kind that FLORA adds later) is returned too, with its ``type`` and the
+    decoded ``data``.
 
     Args:
-        body: the request's bytes as they came.
-        headers: the request's headers; the case of their names does not matter.
-        secret: the endpoint's, ``whsec_...`` and all.
-        tolerance: seconds by which the signature's time may be off, to either side.
+        body: the request's body as received.
+        headers: the request's headers: a mapping, a multi-dict, ASGI's pairs, WSGI's environ or AWS Lambda's
+            ``multiValueHeaders``, str or bytes. The case of their names does not matter.
+        secret: the endpoint's, ``whsec_`` included. White space at both ends is removed.
+        tolerance: largest difference in seconds between the signature's time and *now*, to either side.
         now: Unix seconds; by default this machine's clock.
 
     Raises:
-        WebhookVerificationError: it is not proven to be FLORA's, whatever is wrong with it. The text shows neither
-            signature nor secret.
-        ConfigurationError: *tolerance* is no finite number of seconds.
+        WebhookVerificationError: the request is not proven to come from FLORA, or *body* or *headers* have a type that
+            cannot be read; the text says which. It contains neither signature nor secret.
+        ConfigurationError: *tolerance* is not a finite number of seconds.
     """
     _check_tolerance(tolerance)
     raw = _raw(body)
-    signed_at, signatures = _taken_apart(_header(headers))
+    signed_at, signatures = _taken_apart(_signature_header(headers))
     expected = _digest(secret, signed_at, raw)
     if not any(hmac.compare_digest(expected, signature) for signature in signatures):
-        raise _refusal("no signature is that of this body under this secret")
+        raise _refusal(
+            "no signature matches this body and secret. Pass the body as received, and the secret of this endpoint"
+        )
     if not abs((time.time() if now is None else now) - float(signed_at)) <= tolerance:
-        raise _refusal(f"it was signed more than {tolerance:g} s from now: check this machine's clock")
-    try:
-        event = _event.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        event = None
+        raise _refusal(f"it was signed more than {tolerance:g} s from now. Check this machine's clock")
+    event = _decode_event(raw)
     if event is None:
         raise _refusal("the body is signed, but is no event")
     return msgspec.structs.replace(event, signed_at=float(signed_at), digest=expected.decode())
 
 
-def sign(body: bytes, secret: str, *, now: float | None = None) -> dict[str, str]:
-    """Sign *body* as FLORA does, for tests of an endpoint: the headers of a call-back.
+def sign(body: Body, secret: str, *, now: float | None = None) -> dict[str, str]:
+    """Return the headers of a webhook with this *body*, signed as FLORA does, for tests of an endpoint.
 
     The delivery's id and type are read from the body, if it has them. *now* is in Unix seconds.
+
+    Raises:
+        WebhookVerificationError: *body* or *secret* cannot be signed.
     """
+    raw = _raw(body)
     signed_at = str(int(time.time() if now is None else now))
-    headers = {SIGNATURE_HEADER: f"t={signed_at},v1={_digest(secret, signed_at, body).decode()}"}
-    try:
-        event = _event.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    headers = {SIGNATURE_HEADER: f"t={signed_at},v1={_digest(secret, signed_at, raw).decode()}"}
+    event = _decode_event(raw)
+    if event is None:
         return headers
-    return {**headers, ID_HEADER: event.id, EVENT_HEADER: event.type}
+    return {**headers, **({ID_HEADER: event.id} if event.id else {}), EVENT_HEADER: event.type}
+
+
+def _decode_event(raw: bytes) -> WebhookEvent | None:
+    """Return the event that *raw* encodes; ``None`` if it encodes something else."""
+    try:
+        envelope = _envelope.decode(raw)
+        return WebhookEvent(
+            id=envelope.id,
+            type=envelope.type,
+            created_at=envelope.created_at,
+            data=_decode_data(envelope),
+            api_version=envelope.api_version,
+        )
+    except _UNDECODABLE:
+        return None
+
+
+def _decode_data(envelope: _Envelope) -> WebhookData | JSONValue:
+    if envelope.type.startswith("run."):
+        try:
+            return _run_data.decode(envelope.data)
+        except _UNDECODABLE:
+            pass  # a kind to come, whose data differ: the caller gets them as they are
+    data: JSONValue = msgspec.json.decode(envelope.data)
+    return data
 
 
 def _refusal(reason: str) -> errors.WebhookVerificationError:
-    return errors.WebhookVerificationError(f"not FLORA's call-back: {reason}")
+    return errors.WebhookVerificationError(f"cannot verify the webhook: {reason}")
 
 
 def _check_tolerance(tolerance: object) -> None:
@@ -128,32 +202,88 @@ def _check_tolerance(tolerance: object) -> None:
 
 
 def _raw(body: object) -> bytes:
-    if not isinstance(body, bytes | bytearray):
-        raise _refusal(f"the body must be the bytes as they came, not {type(body).__name__}")
-    if len(body) > _MAX_BODY:
+    if isinstance(body, str):
+        try:
+            raw = body.encode()
+        except UnicodeEncodeError:
+            raise _refusal("the body is text with half a surrogate pair. Pass the bytes as received") from None
+    elif _is_buffer(body):
+        raw = bytes(body)
+    else:
+        raise _refusal(
+            f"the body must be the bytes or text as received, not {type(body).__name__}. "
+            "A parsed body cannot be verified"
+        )
+    if len(raw) > _MAX_BODY:
         raise _refusal(f"the body has more than {_MAX_BODY} bytes")
-    return bytes(body)
+    return raw
+
+
+def _signature_header(headers: object) -> str:
+    """Return the one signature header among *headers*, or raise an error that names their shape."""
+    items = _header_items(headers)
+    found = [value for name, value in items if _text(name).lower() in _SIGNATURE_NAMES]
+    if not found:
+        raise _refusal(f"there is no {SIGNATURE_HEADER} header in this {_kind(headers)}{_hint(n for n, _ in items)}")
+    values = [item for value in found for item in (value if _is_sequence(value) else [value])]
+    if len(values) != 1:
+        raise _refusal(f"there must be one {SIGNATURE_HEADER} header, not {len(values)}")
+    if not isinstance(values[0], str | bytes):
+        raise _refusal(f"the value of {SIGNATURE_HEADER} is a {_kind(values[0])}. It must be str or bytes")
+    header = _text(values[0])
+    if len(header) > _MAX_HEADER or not header.isascii():
+        raise _refusal(f"the {SIGNATURE_HEADER} header is malformed")
+    return header
+
+
+def _header_items(headers: object) -> list[tuple[object, object]]:
+    """Return the names and values of *headers*."""
+    kind = _kind(headers)
+    if hasattr(headers, "headers"):
+        raise _refusal(f"{_SHAPE}, not a whole {kind}. Pass its .headers")
+    try:
+        items: object = headers.items() if isinstance(headers, HeaderItems) else headers
+        listed = list(items) if _is_iterable(items) else None
+    except (AttributeError, LookupError, TypeError, ValueError):
+        listed = None
+    if listed is None:
+        raise _refusal(f"{_SHAPE}, not {kind}")
+    pairs = [(pair[0], pair[1]) for pair in listed if _is_sequence(pair) and len(pair) == 2]
+    if len(pairs) != len(listed):
+        raise _refusal(f"{_SHAPE}; this {kind} does not consist of pairs")
+    return pairs
+
+
+def _is_buffer(value: object) -> TypeGuard[bytes | bytearray | memoryview]:
+    return isinstance(value, bytes | bytearray | memoryview)
+
+
+def _is_iterable(value: object) -> TypeGuard[Iterable[object]]:
+    return not isinstance(value, str | bytes | bytearray | memoryview) and isinstance(value, Iterable)
+
+
+def _is_sequence(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, list | tuple)
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+def _hint(names: Iterable[object]) -> str:
+    """Return the fix where a whole ASGI scope or Lambda event was passed for its headers."""
+    nested = next((name for name in names if name in ("headers", "multiValueHeaders")), None)
+    return f". Pass its {nested!r}" if nested else ""
 
 
 def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
     return value if isinstance(value, str) else ""
 
 
-def _header(headers: Mapping[str, str]) -> str:
-    wanted = SIGNATURE_HEADER.lower()
-    try:
-        found = [_text(value) for name, value in headers.items() if name.lower() == wanted]
-    except (AttributeError, TypeError, ValueError):
-        found = []
-    if len(found) != 1:
-        raise _refusal(f"it must have one {SIGNATURE_HEADER} header")
-    if len(found[0]) > _MAX_HEADER or not found[0].isascii():
-        raise _refusal(f"its {SIGNATURE_HEADER} header is malformed")
-    return found[0]
-
-
 def _taken_apart(header: str) -> tuple[str, list[bytes]]:
-    """Read the one time and the signatures; schemes that nobody here knows are passed over."""
+    """Return the time and the signatures of a header; unknown schemes are ignored."""
     times: list[str] = []
     signatures: list[bytes] = []
     for part in header.split(","):
@@ -163,19 +293,20 @@ def _taken_apart(header: str) -> tuple[str, list[bytes]]:
         elif scheme == "v1" and _HEX_DIGEST.fullmatch(value):
             signatures.append(value.encode())
     if len(times) != 1 or not _TIME.fullmatch(times[0]):
-        raise _refusal(f"its {SIGNATURE_HEADER} header must have one time")
+        raise _refusal(f"the {SIGNATURE_HEADER} header must have one time")
     if not 1 <= len(signatures) <= _MAX_SIGNATURES:
-        raise _refusal(f"its {SIGNATURE_HEADER} header must have 1 to {_MAX_SIGNATURES} signatures")
+        raise _refusal(f"the {SIGNATURE_HEADER} header must have 1 to {_MAX_SIGNATURES} signatures")
     return times[0], signatures
 
 
 def _digest(secret: object, signed_at: str, body: bytes) -> bytes:
-    if not isinstance(secret, str) or not secret:
-        raise _refusal("there is no secret to check it with: set it to the endpoint's whsec_...")
+    if not isinstance(secret, str):
+        raise _refusal(f"the secret must be a str, not {_kind(secret)}. Pass the endpoint's whsec_...")
+    text = secret.strip()
+    if not text:
+        raise _refusal("the secret is empty. Pass the endpoint's whsec_...")
     try:
-        key = secret.encode()
+        key = text.encode()
     except UnicodeEncodeError:
-        key = b""
-    if not key:
-        raise _refusal("the secret is no text that can be encoded")
+        raise _refusal("the secret has half a surrogate pair, which cannot be encoded") from None
     return hmac.new(key, f"{signed_at}.".encode() + body, "sha256").hexdigest().encode()
