@@ -3,7 +3,7 @@
 import logging
 
 from flora_async._catalogue import Models, Projects, Workspaces
-from flora_async._client import Flora, RunLike
+from flora_async._client import Flora
 from flora_async._events import (
     Event,
     LookBegan,
@@ -72,6 +72,7 @@ from flora_async.models import (
     Project,
     Response,
     Run,
+    RunLike,
     RunStatus,
     RunType,
     StartedRun,

@@ -14,7 +14,6 @@ from flora_async import errors
 
 _PLACE = r"(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
 _HOST = r"(?P<scheme>https?)://" + _PLACE
-_BASE_URL = re.compile(_HOST + r"(?P<path>(?:/[A-Za-z0-9._~-]+)*)/*", re.IGNORECASE)
 _ABSOLUTE = re.compile(_HOST + r"(?P<rest>[/?#][^\s\\\x00-\x1f\x7f]*)?", re.IGNORECASE)
 _DEFAULT_PORT = {"http": 80, "https": 443}
 _ENCODED_QUERY = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
@@ -23,8 +22,11 @@ _PROXY = re.compile(r"https?://(?:[^\s/@\x00-\x1f\x7f]*@)?" + _PLACE + "/?", re.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
 
-ENCODED_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)+")
-"""A path as it may stand on the wire."""
+_PATH = r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)"
+_BASE_URL = re.compile(_HOST + f"(?P<path>{_PATH}*)", re.IGNORECASE)
+
+ENCODED_PATH = re.compile(_PATH + "+")
+"""A path as it may stand on the wire (RFC 3986, section 3.3)."""
 
 
 class Origin(Struct, frozen=True, gc=False):
@@ -58,8 +60,8 @@ def parse_base_url(text: str, *, allow_insecure: bool = False) -> Origin:
     match = _BASE_URL.fullmatch(text)
     if match is None:
         raise errors.ConfigurationError(
-            "base_url (or FLORA_BASE_URL) must be like https://app.flora.ai/api/v1, "
-            "without user name, query, fragment or dot segments"
+            "base_url (or FLORA_BASE_URL) must be like https://app.flora.ai/api/v1: http or https, without user name, "
+            "query or fragment, its path percent-encoded"
         )
     scheme, host = match["scheme"].lower(), match["host"].lower()
     if scheme == "http" and not is_loopback(host) and not allow_insecure:
@@ -71,7 +73,8 @@ def parse_base_url(text: str, *, allow_insecure: bool = False) -> Origin:
     if not 0 < port < 65536 or dotted(match["path"]):
         raise errors.ConfigurationError("base_url (or FLORA_BASE_URL) must have a port below 65536 and no dot segments")
     shown_port = f":{port}" if match["port"] and port != _DEFAULT_PORT[scheme] else ""
-    return Origin(scheme, host, port, match["path"], f"{scheme}://{host}{shown_port}{match['path']}")
+    path = match["path"].rstrip("/")
+    return Origin(scheme, host, port, path, f"{scheme}://{host}{shown_port}{path}")
 
 
 def dotted(path: str) -> bool:
@@ -93,10 +96,12 @@ def poll_target(origin: Origin, poll_url: str) -> str | None:
     if (scheme, match["host"].lower(), port) != (origin.scheme, origin.host, origin.port):
         return None
     path, _, query = (match["rest"] or "").partition("?")
-    below = path.startswith(origin.path + "/") and ENCODED_PATH.fullmatch(path) and not dotted(path)
-    if not below or "%2f" in path.lower() or not _ENCODED_QUERY.fullmatch(query):
+    if not path.startswith(origin.path + "/"):
         return None
-    return origin.url + path[len(origin.path) :] + (f"?{query}" if query else "")
+    below = path[len(origin.path) :]
+    if not ENCODED_PATH.fullmatch(below) or dotted(below) or "%2f" in below.lower():
+        return None
+    return origin.url + below + (f"?{query}" if query else "") if _ENCODED_QUERY.fullmatch(query) else None
 
 
 def check_proxy(origin: Origin, proxy: str, *, allow_insecure: bool) -> str:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from flora_async import _wire, errors
 from flora_async._addresses import Origin
-from flora_async._arguments import check_id, check_mapping, check_text
+from flora_async._arguments import check_id, check_text, to_json_object
 from flora_async._transport import Transport
 from flora_async.models import FieldError, GenerationType, Model, ModelParam, PageMeta, Project, Workspace
 
@@ -116,15 +116,16 @@ class Models(_Shelf):
         Raises:
             ConfigurationError: there is no such model; the text names the nearest.
         """
-        check_mapping("params", params or {})
+        model = check_text("model", model)
+        given = to_json_object("params", {} if params is None else params)
         known = {listed.model_id: listed for listed in await self.list()}
         if model not in known:
             from difflib import get_close_matches  # a millisecond of the import, for a slip of the pen
 
-            near = get_close_matches(str(model), known, n=3, cutoff=0.4)
+            near = get_close_matches(model, known, n=3, cutoff=0.4)
             hint = f": did you mean {' or '.join(near)}?" if near else ""
             raise errors.ConfigurationError(f"there is no model {model!r}{hint}")
-        return tuple(faults(known[model], params or {}))
+        return tuple(faults(known[model], given))
 
 
 def faults(model: Model, params: Mapping[str, Any]) -> list[FieldError]:

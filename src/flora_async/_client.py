@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from msgspec.structs import replace
 
@@ -16,7 +16,7 @@ from flora_async import _addresses, _wire, errors
 from flora_async._arguments import (
     check_count,
     check_flag,
-    check_id,
+    check_run,
     check_seconds,
     check_text,
     check_timeout,
@@ -45,6 +45,7 @@ from flora_async.models import (
     Output,
     Response,
     Run,
+    RunLike,
     StartedRun,
 )
 
@@ -52,9 +53,6 @@ if TYPE_CHECKING:
     import aiohttp
 
 T = TypeVar("T")
-
-RunLike: TypeAlias = StartedRun | Run | str
-"""A run, by any of its records (a :class:`Generation` is a :class:`Run`) or by its bare id."""
 
 DEFAULT_BASE_URL = "https://app.flora.ai/api/v1"
 PLAUSIBLE_AGE = 86400.0
@@ -200,6 +198,10 @@ class Flora:
         """
         await self._transport.close()
         await self._watcher.close()
+
+    async def aclose(self) -> None:
+        """Close the client as :meth:`close` does, under the name that ``contextlib.aclosing`` calls."""
+        await self.close()
 
     async def wait_for_run(
         self,
@@ -430,13 +432,16 @@ class Flora:
     def _subjects(self, runs: RunLike | Iterable[RunLike]) -> list[Subject]:
         if isinstance(runs, str | StartedRun | Run):
             return [self._subject(runs)]
-        return [self._subject(run) for run in runs]
+        try:
+            each = iter(runs)
+        except TypeError:
+            name = type(runs).__name__
+            raise errors.ConfigurationError(f"runs must be an iterable of records or ids of runs, not {name}") from None
+        return [self._subject(run) for run in each]
 
     def _subject(self, run: object) -> Subject:
-        if isinstance(run, str):
-            return Subject(check_id("run_id", run, "run_"))
+        run_id = check_run("run", run)
         if isinstance(run, StartedRun):
-            run_id = check_id("run_id", run.run_id, "run_")
             birth = self._births.get(run_id)
             if birth is None:
                 return Subject(run_id, poll_url=run.poll_url, estimate=run.estimated_seconds)
@@ -452,14 +457,14 @@ class Flora:
             )
         if isinstance(run, Run):
             return Subject(
-                check_id("run_id", run.run_id, "run_"),
+                run_id,
                 poll_url=run.poll_url,
                 age=_age(run, time.time()),
                 run=run,
                 scope=(run.workspace_id, run.project_id) if isinstance(run, Generation) else (None, None),
                 created=run.created.timestamp(),
             )
-        raise errors.ConfigurationError(f"a run is a StartedRun, Run, Generation or run id, not {type(run).__name__}")
+        return Subject(run_id)
 
     def _poll_target(self, run_id: str, poll_url: str) -> str | None:
         """Say where *poll_url* may be asked; ``None`` if that is nowhere, or the run's own address anyway."""
@@ -510,9 +515,14 @@ def _unresolved(error: object) -> errors.CreateOutcomeUnknownError | errors.Idem
 
 def _downloadable(source: object) -> Run | Output:
     if not isinstance(source, Run | Output):
-        raise errors.ConfigurationError(f"download takes a Run, a Generation or an Output, not {type(source).__name__}")
+        fix = ". Wait for the run first: await flora.wait_for_run(...)" if isinstance(source, StartedRun | str) else ""
+        raise errors.ConfigurationError(
+            f"download takes a Run, a Generation or an Output, not {type(source).__name__}{fix}"
+        )
     if isinstance(source, Run) and not source.finished:
-        raise errors.ConfigurationError(f"{source.run_id} is {source.status}: wait_for_run it before the download")
+        raise errors.ConfigurationError(
+            f"{source.run_id} is {source.status}. Wait for it before the download: await flora.wait_for_run(...)"
+        )
     return source
 
 

@@ -13,12 +13,12 @@ from msgspec import Struct
 
 from flora_async import _wire
 from flora_async._addresses import Origin
-from flora_async._arguments import check_idempotency_key
+from flora_async._arguments import check_idempotency_key, check_run
 from flora_async._events import RunCreated, Tell
 from flora_async._history import GenerationList
 from flora_async._recovery import Recovery
 from flora_async._transport import Transport
-from flora_async.models import GenerationPage, GenerationType, Order, Run, RunStatus, StartedRun
+from flora_async.models import GenerationPage, GenerationType, Order, Run, RunLike, RunStatus, StartedRun
 
 log = logging.getLogger("flora_async")
 
@@ -113,15 +113,19 @@ class Generations:
         births[started.run_id] = Birth(now, self._recovery.now(), order, named or model, started.estimated_seconds)
         return started
 
-    async def retrieve(self, run_id: str) -> Run:
+    async def retrieve(self, run_id: RunLike) -> Run:
         """Get a run as it stands, with its outputs if it has completed. Reference: "Get a run".
+
+        Args:
+            run_id: the id of the run, or any record of it, like what ``create`` returned.
 
         Raises:
             NotFoundError: there is no such run; for a moment that can be said of one just started.
             ResponseDecodeError: the answer is not what the reference promises.
             APIError, APIConnectionError: as for every request, after ``max_retries`` more attempts.
         """
-        return await self._transport.call(_wire.retrieve_request(self._origin, run_id), partial(_wire.read_run, run_id))
+        wanted = check_run("run_id", run_id)
+        return await self._transport.call(_wire.retrieve_request(self._origin, wanted), partial(_wire.read_run, wanted))
 
     def list(
         self,

@@ -5,9 +5,11 @@ Nothing here touches a socket, a clock or aiohttp.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Mapping
+from enum import Enum
 from functools import lru_cache
 from typing import Any, TypeVar, get_args
 from urllib.parse import quote, urlencode
@@ -17,7 +19,15 @@ from msgspec import Struct
 
 from flora_async import errors
 from flora_async._addresses import ENCODED_PATH, Origin, dotted, named_origin, secure
-from flora_async._arguments import check_id, check_idempotency_key, check_limit, check_mapping, check_text, encode
+from flora_async._arguments import (
+    check_id,
+    check_idempotency_key,
+    check_limit,
+    check_text,
+    encode,
+    to_json_object,
+    unwrap_number,
+)
 from flora_async.models import (
     BrokenItem,
     FieldError,
@@ -33,7 +43,7 @@ from flora_async.models import (
 
 T = TypeVar("T")
 
-_TYPES = get_args(GenerationType)
+_TYPES: tuple[GenerationType, ...] = get_args(GenerationType)
 _EXCERPT = 200
 _MAX_CURSOR = 4096
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -74,22 +84,30 @@ class Request(Struct, frozen=True, gc=False, kw_only=True):
         return self.url.partition("?")[0]
 
 
-def check_order(origin: Origin, order: Order) -> bytes:
-    """Check an order before it is paid, and encode it. Reference: "Start a generation", Parameters."""
-    if order.type not in _TYPES:
-        kinds = ", ".join(map(repr, _TYPES))
-        raise errors.ConfigurationError(f"type must be one of {kinds}, not {order.type!r}")
-    check_text("prompt", order.prompt)
-    check_id("workspace_id", order.workspace_id, "ws_")
-    check_id("project_id", order.project_id, "prj_")
-    if order.model is not None:
-        check_text("model", order.model)
-    if order.params is not None:
-        check_mapping("params", order.params)
-        order = msgspec.structs.replace(order, params=msgspec.Raw(encode("params", order.params)))
+def check_order(origin: Origin, order: Order) -> Order:
+    """Check an order before it is paid, and return it as it is sent: a plain Order of plain values.
+
+    Reference: "Start a generation", Parameters.
+    """
     if order.callback_url is not None and not secure(origin, check_text("callback_url", order.callback_url)):
-        raise errors.ConfigurationError("callback_url must be an https URL")
-    return msgspec.json.encode(order)
+        raise errors.ConfigurationError("callback_url must be an https URL, like https://example.com/flora")
+    return Order(
+        type=_check_type(order.type),
+        prompt=check_text("prompt", order.prompt),
+        workspace_id=check_id("workspace_id", order.workspace_id, "ws_"),
+        project_id=check_id("project_id", order.project_id, "prj_"),
+        model=None if order.model is None else check_text("model", order.model),
+        params=None if order.params is None else to_json_object("params", order.params),
+        callback_url=None if order.callback_url is None else check_text("callback_url", order.callback_url),
+    )
+
+
+def _check_type(kind: object) -> GenerationType:
+    if isinstance(kind, str) and kind in _TYPES:
+        return _TYPES[_TYPES.index(kind)]
+    kinds = ", ".join(map(repr, _TYPES))
+    fix = ". Use its .value" if isinstance(kind, Enum) else ""
+    raise errors.ConfigurationError(f"type must be one of {kinds}, not {kind!r}{fix}")
 
 
 def order_fields(order: Order) -> dict[str, Any]:
@@ -99,13 +117,13 @@ def order_fields(order: Order) -> dict[str, Any]:
 
 def create_request(origin: Origin, order: Order, idempotency_key: str) -> Request:
     """``POST /generate``, under one key for all its attempts."""
-    body = check_order(origin, order)
+    plain = check_order(origin, order)
     return Request(
         method="POST",
         url=f"{origin.url}/generate",
-        body=body,
+        body=msgspec.json.encode(plain),
         idempotency_key=idempotency_key,
-        order=order,
+        order=plain,
         template="/generate",
     )
 
@@ -170,12 +188,17 @@ def plain_request(
     )
 
 
-def _query_value(name: str, value: str | float) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return str(value)
-    return check_text(f"params[{name!r}]", value)
+def _query_value(name: str, value: object) -> str:
+    plain = unwrap_number(value)
+    if isinstance(plain, bool):
+        return "true" if plain else "false"
+    if isinstance(plain, int):
+        return str(int(plain))
+    if isinstance(plain, float):
+        if not math.isfinite(plain):
+            raise errors.ConfigurationError(f"params[{name!r}] is {plain}. Send a finite number")
+        return str(float(plain))
+    return check_text(f"params[{name!r}]", plain)
 
 
 def _with_query(url: str, query: Mapping[str, str]) -> str:

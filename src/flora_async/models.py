@@ -225,6 +225,10 @@ class Generation(Run, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     model: ModelRef | None = None
 
 
+RunLike: TypeAlias = StartedRun | Run | str
+"""A run, by any of its records (a :class:`Generation` is a :class:`Run`) or by its bare id."""
+
+
 class BrokenItem(Struct, frozen=True, kw_only=True):
     """An item of a page that is not what the reference promises; the others on its page are handed out."""
 
