@@ -143,16 +143,15 @@ class SimulatedFlora:
             look=self._look,
             page=self._page if pages else None,
             target=_nowhere,
-            held_up=self._limiter.wait,
+            vacancies=self._limiter.polls.vacancies,
             finished=_nobody,
         )
 
     async def _request(self, seconds: float) -> float:
         """Spend a request; give the time at which FLORA looked."""
         loop, limiter = asyncio.get_running_loop(), self._limiter
-        if not limiter.enter(loop.time()):
-            await limiter.turn()
-        now = loop.time()
+        began = loop.time()
+        now = began if limiter.polls.enter(began) else await limiter.polls.turn(began)
         self.requests += 1
         self.times.append(now)
         admitted = not self._storm[0] <= now < self._storm[1]
@@ -166,9 +165,9 @@ class SimulatedFlora:
             looked = loop.time()
             await asyncio.sleep(seconds / 2)
             if not admitted:
-                limiter.refused(1.0)
+                limiter.refuse(1.0, sent=now)
         finally:
-            limiter.leave(answered=admitted)
+            limiter.polls.leave(now, answered=admitted)
         if not admitted:
             self.refused += 1
             raise RateLimitError("too many", status=429, retry_after=1.0)

@@ -53,8 +53,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RETRY_FIRST", "RATE_LIMIT_PAUSE", "RESEND_PAUSE", "RECOVERY_CONFIRM"):
         monkeypatch.setattr(_pacing, name, 0.01)
     monkeypatch.setattr(_pacing, "RECOVERY_PAUSES", (0.01, 0.01))
-    for name in ("RATE_FLOOR", "LOOK_RATE", "LOOK_RATE_CEILING"):
-        monkeypatch.setattr(_pacing, name, 1000.0)
+    monkeypatch.setattr(_pacing, "RATE_FLOOR", 1000.0)
     monkeypatch.setattr(_deciding, "PAUSE_FIRST", 0.02)
     monkeypatch.setattr(_deciding, "PAUSE_CAP", 0.1)
     monkeypatch.setattr(_fulfilling, "LOOK_AGAIN", 0.05)

@@ -1,6 +1,7 @@
-"""Turns, in virtual time: nobody waits until FLORA refuses, then everybody does, in order."""
+"""Turns, in virtual time: nothing waits until FLORA refuses, then all do, in order."""
 
 import asyncio
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -8,88 +9,268 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import run_virtually
 
-from flora_async import InternalServerError, _pacing
-from flora_async._limiter import Limiter
+from flora_async import ClientClosedError, FloraError, InternalServerError, RateLimitError, _pacing
+from flora_async._limiter import Lane, Limiter
 from flora_async._pacing import Estimates, Rate, RetryBudget
 
 
-async def turns(limiter: Limiter, count: int) -> list[float]:
-    """Take turns all at once; say when each came, in order of asking."""
+async def turns(lane: Lane, count: int, *, answered: bool = False) -> list[float]:
+    """Take turns all at once; return when each came, in order of asking."""
     loop = asyncio.get_running_loop()
     came: list[tuple[int, float]] = []
 
     async def one(number: int) -> None:
-        if not limiter.enter(loop.time()):
-            await limiter.turn()
+        now = loop.time()
+        sent = now if lane.enter(now) else await lane.turn(now)
         came.append((number, loop.time()))
-        limiter.leave(answered=False)
+        lane.leave(sent, answered=answered)
 
     await asyncio.gather(*(one(number) for number in range(count)))
-    assert [number for number, _ in came] == sorted(number for number, _ in came), "somebody was overtaken"
+    assert [number for number, _ in came] == sorted(number for number, _ in came), "one was overtaken"
     return [when for _, when in came]
 
 
-def test_nobody_waits_before_a_refusal() -> None:
-    """However many they are."""
+class Admitting:
+    """A FLORA that takes so many requests a second, or this many at once after a quiet time."""
+
+    def __init__(self, rate: float) -> None:
+        self.refused = self.taken = 0
+        self._rate = self._tokens = rate
+        self._at = 0.0
+
+    def takes(self, now: float) -> bool:
+        """Take a request, or refuse it."""
+        self._tokens = min(self._rate, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        taken = self._tokens >= 1
+        self._tokens -= taken
+        self.taken += taken
+        self.refused += not taken
+        return taken
+
+
+async def call(flora: Admitting, limiter: Limiter, lane: Lane, *, tries: int = 3, seconds: float = 0.05) -> float:
+    """Make a call as a client does, with the default of two retries; return how long it took."""
+    loop = asyncio.get_running_loop()
+    began = now = loop.time()
+    failures: list[FloraError] = []
+    while True:
+        sent = now if lane.enter(now) else await lane.turn(began)
+        taken = flora.takes(loop.time())
+        await asyncio.sleep(seconds)
+        if not taken:
+            limiter.refuse(1.0, sent=sent)
+        lane.leave(sent, answered=taken)
+        if taken:
+            return loop.time() - began
+        failures.append(RateLimitError("too many", status=429, retry_after=1.0))
+        pause = _pacing.pause_before_retry(failures, retries=tries - 1, repeatable=True, create=False, elapsed=0.0)
+        if pause is None:
+            raise failures[-1]
+        await asyncio.sleep(pause)
+        now = loop.time()
+
+
+def test_nothing_waits_before_a_refusal() -> None:
+    """However many calls begin at once, all go out at once while FLORA has refused none."""
 
     async def main() -> None:
-        assert set(await turns(Limiter(), 1000)) == {0.0}
+        assert set(await turns(Limiter().calls, 1000)) == {0.0}
 
     run_virtually(main())
 
 
-def test_a_refusal_pauses_everybody_and_nobody_rushes_back() -> None:
-    """After the pause, one at a time, in the order of arrival, ever faster."""
+def test_a_refusal_pauses_all_and_none_rushes_back() -> None:
+    """After the pause calls go out one at a time, in the order of arrival, ever faster."""
 
     async def main() -> None:
         limiter = Limiter()
-        await turns(limiter, 20)
-        limiter.refused(5.0)
+        await turns(limiter.calls, 20, answered=True)
+        limiter.refuse(5.0, sent=0.0)
         assert limiter.wait() == pytest.approx(5.0)
-        came = await turns(limiter, 100)
+        came = await turns(limiter.calls, 200)
         assert came[0] == pytest.approx(5.0)
         gaps = [later - sooner for sooner, later in pairwise(came)]
-        assert max(gaps) <= 1 / 13.9  # 20 in the last second, less 30 %
-        assert min(gaps) >= 1 / 14.1
-        for _ in range(200):
-            limiter.leave(answered=True)
-        faster = await turns(limiter, 20)
-        assert faster[-1] - faster[10] < came[20] - came[10]
+        assert 1 / 15 <= gaps[0] <= 1 / 13.9  # 20 in the second before, less 30 %
+        assert min(gaps) >= 1 / 22  # on the plateau
+        assert gaps[-1] < gaps[0]
 
     run_virtually(main())
 
 
-def test_a_rate_is_cut_once_a_second_and_has_a_floor() -> None:
-    """A burst of refusals is one event."""
-    rate = Rate(100.0)
-    for _ in range(50):
-        rate.refused(10.0, 11.0)
-    assert rate.rate == pytest.approx(70.0)
-    for second in range(50):
-        rate.refused(20.0 + 2 * second, 0.0)
-    assert rate.rate == _pacing.RATE_FLOOR
+def test_polls_and_calls_take_turns() -> None:
+    """Where both wait, every second turn is a poll's; where only one kind does, every turn is its own."""
+
+    async def main() -> None:
+        loop, limiter = asyncio.get_running_loop(), Limiter()
+        limiter.refuse(1.0, sent=0.0)
+        order: list[str] = []
+
+        async def one(name: str, lane: Lane) -> None:
+            now = loop.time()
+            sent = now if lane.enter(now) else await lane.turn(now)
+            order.append(name)
+            lane.leave(sent, answered=True)
+
+        calls = [loop.create_task(one("call", limiter.calls)) for _ in range(20)]
+        await asyncio.sleep(0.5)
+        await asyncio.gather(*calls, *(one("poll", limiter.polls) for _ in range(5)))
+        assert order == ["poll", "call"] * 5 + ["call"] * 15
+
+    run_virtually(main())
 
 
-def test_a_pause_beyond_a_minute_is_nobodys() -> None:
-    """Each call raises it at once; the others go on."""
+def test_one_walk_does_not_keep_a_poll_waiting() -> None:
+    """A poll's turn comes next, though another call asks at the moment at which each answer comes."""
+
+    async def main() -> None:
+        loop, limiter, flora = asyncio.get_running_loop(), Limiter(), Admitting(5.0)
+
+        async def walk() -> None:
+            while True:
+                await call(flora, limiter, limiter.calls)
+
+        walker = loop.create_task(walk())
+        await asyncio.sleep(20)
+        assert flora.refused
+        assert max([await call(flora, limiter, limiter.polls) for _ in range(20)]) < 2.0
+        walker.cancel()
+
+    run_virtually(main())
+
+
+def test_hanging_polls_and_calls_do_not_hold_each_other_up() -> None:
+    """A hundred calls under way keep no poll waiting, and any number of polls under way no call."""
 
     async def main() -> None:
         limiter = Limiter()
-        limiter.refused(3600.0)
+        assert all(limiter.calls.enter(0.0) for _ in range(100))
+        assert not limiter.calls.enter(0.0)
+        assert all(limiter.polls.enter(0.0) for _ in range(300))
+        limiter.calls.leave(0.0, answered=True)
+        assert limiter.calls.enter(0.0)
+
+    run_virtually(main())
+
+
+def test_a_call_that_comes_back_goes_before_those_that_began_later() -> None:
+    """Its turn is by when the call began, not by when it was refused."""
+
+    async def main() -> None:
+        loop, limiter = asyncio.get_running_loop(), Limiter()
+        limiter.refuse(1.0, sent=0.0)
+        order: list[float] = []
+
+        async def one(began: float) -> None:
+            await limiter.calls.turn(began)
+            order.append(began)
+
+        await asyncio.gather(*(loop.create_task(one(began)) for began in (3.0, 2.0, 4.0, 1.0)))
+        assert order == [1.0, 2.0, 3.0, 4.0]
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize("seconds", [0.05, 1.0])
+def test_a_steady_limit_costs_no_call(seconds: float) -> None:
+    """Three hundred calls at once under ten requests a second all get through with two retries, in little more time."""
+
+    async def main() -> None:
+        limiter, flora = Limiter(), Admitting(10.0)
+        await asyncio.gather(*(call(flora, limiter, limiter.calls, seconds=seconds) for _ in range(300)))
+        assert flora.taken == 300
+        assert asyncio.get_running_loop().time() < 45  # 29 is the least
+
+    run_virtually(main())
+
+
+def test_many_clients_share_one_limit() -> None:
+    """Each gets its part of ten requests a second, little is refused, and next to nothing is left unused."""
+
+    async def main() -> None:
+        loop, flora, counts = asyncio.get_running_loop(), Admitting(10.0), Counter[int]()
+
+        async def work(number: int, limiter: Limiter) -> None:
+            while loop.time() < 100:
+                await call(flora, limiter, limiter.calls, tries=100)
+                counts[number] += 1
+
+        limiters = [Limiter() for _ in range(5)]
+        await asyncio.gather(*(work(number, limiter) for number, limiter in enumerate(limiters) for _ in range(5)))
+        assert flora.taken > 0.9 * 10 * 100
+        assert flora.refused < 0.15 * flora.taken
+        assert max(counts.values()) < 2 * min(counts.values())
+
+    run_virtually(main())
+
+
+def test_one_refusal_is_forgotten() -> None:
+    """A minute after the one 429 of a quiet client, a hundred calls go out at once."""
+
+    async def main() -> None:
+        loop, limiter = asyncio.get_running_loop(), Limiter()
+        limiter.refuse(None, sent=0.0)
+        await asyncio.sleep(60)
+        began = loop.time()
+        assert max(await turns(limiter.calls, 100)) - began < 0.2
+
+    run_virtually(main())
+
+
+def test_a_rate_is_cut_once_for_all_that_was_under_way_and_has_a_floor() -> None:
+    """A burst of refusals is one event, and ever more events do not stop a client."""
+    rate = Rate()
+    for when in range(50):
+        rate.refuse(10.0 + when / 100, until=11.0, sent=9.0, answered=[9.5] * 100)
+    assert rate.value(11.0) == pytest.approx(70.0)
+    for second in range(50):
+        rate.refuse(20.0 + second, until=21.0 + second, sent=20.0 + second, answered=())
+    assert rate.value(70.0) == _pacing.RATE_FLOOR
+
+
+def test_a_rate_begins_with_what_flora_took() -> None:
+    """Answers that come after the refusal, to requests from before it, count too; those to later requests do not."""
+    rate = Rate()
+    rate.refuse(10.0, until=11.0, sent=9.99, answered=[8.0, 9.5])
+    assert rate.value(11.0) == pytest.approx(_pacing.RATE_FIRST * 0.7)
+    for _ in range(19):
+        rate.admit(9.9)
+    rate.admit(10.5)
+    assert rate.value(11.0) == pytest.approx(20 * 0.7)
+
+
+def test_a_rate_grows_as_cubic_does() -> None:
+    """It is back at its peak within seconds, stays about there, and is free after a minute."""
+    rate = Rate()
+    rate.refuse(0.0, until=1.0, sent=0.0, answered=[0.0] * 10)
+    values = [rate.value(float(second)) for second in range(60)]
+    assert values == sorted(values)
+    assert values[1] == pytest.approx(7.0)
+    assert 9.5 < values[5] < values[8] < 10.5
+    assert values[16] > 20
+    assert values[59] > 1000
+
+
+def test_a_pause_beyond_a_minute_holds_no_other_call_up() -> None:
+    """The call that is told so raises it at once, and the others go on."""
+
+    async def main() -> None:
+        limiter = Limiter()
+        limiter.refuse(3600.0, sent=0.0)
         assert limiter.wait() <= 1.0
-        limiter.refused(None)
+        limiter.refuse(None, sent=0.0)
         assert limiter.wait() <= 3.0
 
     run_virtually(main())
 
 
 def test_turns_that_are_cancelled_are_not_used_up() -> None:
-    """Those behind move up."""
+    """Those behind move up, also where a turn had been given but not yet taken."""
 
     async def main() -> None:
         limiter = Limiter()
-        limiter.refused(1.0)
-        waiting = [asyncio.create_task(limiter.turn()) for _ in range(100)]
+        limiter.refuse(1.0, sent=0.0)
+        waiting = [asyncio.create_task(limiter.calls.turn(0.0)) for _ in range(100)]
         await asyncio.sleep(0)
         for task in waiting[:-1]:
             task.cancel()
@@ -99,24 +280,71 @@ def test_turns_that_are_cancelled_are_not_used_up() -> None:
     run_virtually(main())
 
 
-@given(st.floats(0.5, 100), st.lists(st.floats(0.001, 5), min_size=1, max_size=50))
-def test_no_rate_is_exceeded(rate: float, pauses: list[float]) -> None:
-    """In any stretch of time, but for what was saved up: a quarter of a second's worth."""
-    bucket, now, sent = Rate(rate), 0.0, 0
+def test_a_turn_that_was_given_to_a_cancelled_call_goes_on_to_the_next() -> None:
+    """No place among those under way is lost."""
+
+    async def main() -> None:
+        limiter = Limiter()
+        while limiter.calls.enter(0.0):
+            pass
+        given, behind = (asyncio.create_task(limiter.calls.turn(when)) for when in (0.0, 1.0))
+        await asyncio.sleep(0)
+        limiter.calls.leave(0.0, answered=True)
+        given.cancel()
+        await asyncio.wait([given])
+        assert await behind == 0.0
+        assert given.cancelled()
+
+    run_virtually(main())
+
+
+def test_an_end_reaches_all_that_wait() -> None:
+    """Calls and polls alike, at once; each gets an error of its own."""
+
+    async def main() -> None:
+        limiter = Limiter()
+        limiter.refuse(30.0, sent=0.0)
+        waiting = [asyncio.create_task(lane.turn(0.0)) for lane in (limiter.calls, limiter.polls) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        limiter.close(ClientClosedError("closed"))
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        assert asyncio.get_running_loop().time() == 0.0
+        assert isinstance(ends[0], asyncio.CancelledError)
+        assert len({id(end) for end in ends if isinstance(end, ClientClosedError)}) == 5
+
+    run_virtually(main())
+
+
+def test_polls_are_begun_no_earlier_than_they_can_go_out() -> None:
+    """Under a rate only as many as go out at once, and two that queue; without one as many as wanted."""
+
+    async def main() -> None:
+        limiter = Limiter()
+        assert limiter.polls.vacancies(0.0) > 1_000_000
+        limiter.refuse(10.0, sent=0.0)
+        assert limiter.polls.vacancies(0.0) == 2
+        queued = [asyncio.create_task(limiter.polls.turn(0.0)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert limiter.polls.vacancies(0.0) == 0
+        assert limiter.calls.vacancies(10.0) == 3
+        await asyncio.wait(queued)
+
+    run_virtually(main())
+
+
+@given(st.integers(1, 400), st.lists(st.floats(0.001, 5), min_size=1, max_size=50))
+def test_no_rate_is_exceeded(taken: int, pauses: list[float]) -> None:
+    """In any stretch of time, but for a quarter of a second's worth that was saved up."""
+    rate, now, sent, most = Rate(), 0.0, 0, 0.0
+    rate.refuse(0.0, until=0.0, sent=0.0, answered=[0.0] * taken)
     for pause in pauses:
         now += pause
-        while not bucket.wait(now):
-            bucket.take()
+        most += pause * rate.value(now)
+        while not rate.wait(now):
+            rate.take()
             sent += 1
-    assert sent <= 1 + max(1.0, rate / 4) + rate * now
-
-
-def test_the_ceiling_of_looks() -> None:
-    """Successes raise the rate, no further than allowed."""
-    rate = Rate(20.0, ceiling=50.0)
-    for _ in range(10_000):
-        rate.succeeded()
-    assert rate.rate == 50.0
+    assert sent <= 1 + max(1.0, rate.value(now) / 4) + most
 
 
 def test_an_outage_is_not_made_worse() -> None:

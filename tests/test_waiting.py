@@ -44,8 +44,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pauses short."""
     for name in ("RETRY_FIRST", "RATE_LIMIT_PAUSE", "RESEND_PAUSE"):
         monkeypatch.setattr(_pacing, name, 0.001)
-    for name in ("RATE_FLOOR", "LOOK_RATE", "LOOK_RATE_CEILING"):
-        monkeypatch.setattr(_pacing, name, 1000.0)
+    monkeypatch.setattr(_pacing, "RATE_FLOOR", 1000.0)
 
 
 @pytest.fixture

@@ -154,7 +154,7 @@ class Flora:
                 look=self._look,
                 page=self._page if batch_polling else None,
                 target=self._poll_target,
-                held_up=self._transport.held_up,
+                vacancies=self._transport.polls.vacancies,
                 finished=self._learn,
                 tell=tell,
             )
@@ -196,8 +196,8 @@ class Flora:
 
         Waits and requests under way end in :class:`ClientClosedError`. Runs that were started go on at FLORA.
         """
-        await self._transport.close()
         await self._watcher.close()
+        await self._transport.close()
 
     async def aclose(self) -> None:
         """Close the client as :meth:`close` does, under the name that ``contextlib.aclosing`` calls."""
@@ -486,12 +486,13 @@ class Flora:
         request = _wire.list_request(
             self._origin, cursor=cursor, limit=100, project_id=project_id, status=None, workspace_id=workspace_id
         )
-        return await self._transport.call(request, _wire.read_page, retries=0)
+        return await self._transport.call(request, _wire.read_page, retries=0, lane=self._transport.polls)
 
     async def _look(self, run_id: str, target: str | None) -> Look:
         own = _wire.retrieve_request(self._origin, run_id)
         request = own if target is None else _wire.Request(method="GET", url=target)
-        return await self._transport.call(request, partial(_read_look, run_id), retries=0)
+        read = partial(_read_look, run_id)
+        return await self._transport.call(request, read, retries=0, lane=self._transport.polls)
 
 
 def _read_look(run_id: str, answer: _wire.Answer) -> Look:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import backoff
@@ -47,13 +47,13 @@ CLOCK_SKEW_UNHEARD = 60.0
 KEY_SECONDS = 7200.0
 """How long FLORA remembers a key. Reference: "Start a generation"."""
 
-# How many requests a second (AIMD, as TCP finds its rate), and how many second tries.
+# How many requests a second (as TCP CUBIC finds its rate, RFC 9438), and how many second tries.
 RATE_CUT = 0.7
-RATE_RISE = 0.5
-RATE_FLOOR = 0.5
-LOOK_RATE = 20.0
-LOOK_RATE_CEILING = 50.0
-"""Looks only: a client never asks FLORA more often than this how its runs do."""
+RATE_GROWTH = 0.02
+"""Requests a second that a rate gains in a second, one second from its peak; it grows with the cube of that time."""
+RATE_FIRST = 2.0
+"""What FLORA is thought to take, at least, when it first refuses."""
+RATE_FLOOR = 0.1
 RETRY_BUDGET = 20.0
 RETRY_SHARE = 0.2
 """Each request earns a fifth of a second try; in an outage the load grows by no more."""
@@ -138,39 +138,68 @@ def may_have_arrived(failure: errors.FloraError) -> bool:
 
 
 class Rate:
-    """How many requests a second may go out: a token bucket whose rate successes raise and refusals cut."""
+    """How many requests a second FLORA takes, as far as its refusals tell: a token bucket that grows as TCP CUBIC does.
 
-    def __init__(self, rate: float, *, ceiling: float = math.inf) -> None:
-        self.rate = rate
-        self._ceiling = ceiling
+    A refusal cuts it to 70 % of what FLORA let in during the second before. From there it grows with time alone: back
+    to that peak within seconds, on a plateau around it, then ever faster, so that one refusal is forgotten in a minute.
+    """
+
+    def __init__(self) -> None:
+        self._peak = math.inf
+        self._before = math.inf
+        self._admitted = 0
+        self._cut = -math.inf
+        self._resumed = -math.inf
         self._tokens = 1.0
         self._at = 0.0
-        self._cut_at = -math.inf
+
+    def value(self, now: float) -> float:
+        """Return the requests a second that may go out *now*."""
+        if self._peak == math.inf:
+            return math.inf
+        turning = math.cbrt(self._peak * (1 - RATE_CUT) / RATE_GROWTH)
+        return max(RATE_FLOOR, self._peak + RATE_GROWTH * (max(0.0, now - self._resumed) - turning) ** 3)
+
+    def refuse(self, now: float, *, until: float, sent: float, answered: Iterable[float]) -> None:
+        """Count a 429 to a request *sent* then: nothing goes out *until* then, and from there one at a time.
+
+        *answered* are the times at which requests were sent that FLORA has answered since. The rate is cut once for
+        all that was under way.
+        """
+        if sent > self._cut:
+            self._before = self.value(now)
+            self._admitted = sum(now - 1 < when <= now for when in answered)
+            self._cut = now
+            self._peak = self._measured()
+        self._resumed = max(self._resumed, until)
+        self._tokens, self._at = min(self._tokens, 1.0), max(self._at, until)
+
+    def admit(self, sent: float) -> None:
+        """Count a request *sent* then that FLORA has answered: the last refusal may have come before its answer."""
+        if self._cut - 1 < sent <= self._cut:
+            self._admitted += 1
+            self._peak = self._measured()
 
     def wait(self, now: float) -> float:
-        """Say in how many seconds the next request may go out."""
+        """Return in how many seconds the next request may go out."""
+        rate = self.value(now)
         if now > self._at:
-            self._tokens = min(max(1.0, self.rate / 4), self._tokens + (now - self._at) * self.rate)
+            self._tokens = min(max(1.0, rate / 4), self._tokens + (now - self._at) * rate)
             self._at = now
-        wait = max(0.0, self._at - now) + max(0.0, 1 - self._tokens) / self.rate
-        # Timers are rounded: a hair's breadth is no wait, or somebody would wait for it for ever.
+        wait = max(0.0, self._at - now) + max(0.0, 1 - self._tokens) / rate
+        # Timers are rounded: a hair's breadth is no wait, or the next request would wait for it for ever.
         return wait if wait > 1e-6 else 0.0
+
+    def spare(self, now: float) -> int:
+        """Return how many requests may go out at once."""
+        return 0 if self.wait(now) else max(1, int(self._tokens))
 
     def take(self) -> None:
         """Count a request that goes out."""
         self._tokens -= 1
 
-    def succeeded(self) -> None:
-        """Count one that was answered: half a request a second more for each second that goes well."""
-        self.rate = min(self._ceiling, self.rate + RATE_RISE / self.rate)
-
-    def refused(self, now: float, until: float) -> None:
-        """Count a 429: nothing goes out *until* then, and from there one at a time; the rate is cut once a second."""
-        if now - self._cut_at > 1:
-            self.rate = max(RATE_FLOOR, self.rate * RATE_CUT)
-            self._cut_at = now
-        self._tokens = min(self._tokens, 1.0)
-        self._at = max(self._at, until)
+    def _measured(self) -> float:
+        return min(self._before, max(RATE_FIRST, self._admitted))
 
 
 class RetryBudget:

@@ -22,7 +22,7 @@ from msgspec import Struct
 from flora_async import _pacing, errors
 from flora_async._arguments import Secret, bind_loop
 from flora_async._events import RateLimited, RequestEnded, RetryPlanned, Tell
-from flora_async._limiter import Limiter
+from flora_async._limiter import Lane, Limiter
 from flora_async._pacing import RetryBudget
 from flora_async._wire import Answer, Request
 
@@ -79,25 +79,33 @@ class Transport:
         self._closing = asyncio.Event()
         self._limiter = Limiter()
         self._budget = RetryBudget()
-        self.held_up: Callable[[], float] = self._limiter.wait
-        """For how many seconds nothing may go out."""
+        self.polls: Lane = self._limiter.polls
+        """Where polls wait for their turns."""
 
-    async def call(self, request: Request, read: Callable[[Answer], T], *, retries: int | None = None) -> T:
+    async def call(
+        self,
+        request: Request,
+        read: Callable[[Answer], T],
+        *,
+        retries: int | None = None,
+        lane: Lane | None = None,
+    ) -> T:
         """Send *request* and read its answer, again if the answer allows and the policy (:mod:`_pacing`) does.
 
-        A create of which nobody can say whether it was accepted ends in :class:`CreateOutcomeUnknownError`.
+        Its turns come in *lane*; ``None``: that of calls. A create of which nobody can say whether it was accepted ends
+        in :class:`CreateOutcomeUnknownError`.
         """
         loop = self._here()
-        limiter = self._limiter
+        lane = lane or self._limiter.calls
         failures: list[errors.FloraError] = []
         began, opened = loop.time(), time.time()
         now = began
         self._budget.earn()
         while True:
-            answered = entered = False
+            sent, answered = None, False
             try:
                 sessions = self._opened() or await self._open()
-                entered = limiter.enter(now) or await limiter.turn()
+                sent = now if lane.enter(now) else await lane.turn(began)
                 if self._tell is None:
                     value = await sessions.exchange(request, read)
                 else:
@@ -106,11 +114,11 @@ class Transport:
                 return value
             except errors.FloraError as error:
                 failures.append(error)
-                if isinstance(error, errors.RateLimitError):
-                    self._refused(error, request)
+                if sent is not None and isinstance(error, errors.RateLimitError):
+                    self._refused(error, request, sent)
             finally:
-                if entered:
-                    limiter.leave(answered=answered)
+                if sent is not None:
+                    lane.leave(sent, answered=answered)
             pause = self._pause_after(failures, request, elapsed=loop.time() - began, retries=retries)
             if pause is None:
                 raise _conclusion(request, failures, window=(opened, time.time())).with_traceback(None)
@@ -118,8 +126,8 @@ class Transport:
             await self.pause(pause)
             now = loop.time()
 
-    def _refused(self, error: errors.RateLimitError, request: Request) -> None:
-        self._limiter.refused(error.retry_after)
+    def _refused(self, error: errors.RateLimitError, request: Request, sent: float) -> None:
+        self._limiter.refuse(error.retry_after, sent=sent)
         if self._tell is not None:
             asked, pause = error.retry_after, self._limiter.wait()
             self._tell(RateLimited(path=request.template, retry_after=asked, pause=pause))

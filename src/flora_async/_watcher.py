@@ -25,7 +25,7 @@ from flora_async import _pacing, errors
 from flora_async._arguments import bind_loop
 from flora_async._entries import Entry, Look, Scope, Subject, Waiter, as_run, is_news
 from flora_async._events import LookBegan, LookEnded, Tell
-from flora_async._pacing import PollFactory, Rate
+from flora_async._pacing import PollFactory
 from flora_async._places import Places
 from flora_async.models import Generation, GenerationPage, Run
 
@@ -54,8 +54,8 @@ class Eyes(Struct, frozen=True):
     """The page of the history at a cursor, of a workspace and project; ``None``: the history is not read."""
     target: Callable[[str, str], str | None]
     """Where a run's ``poll_url`` may be asked."""
-    held_up: Callable[[], float]
-    """For how many seconds nothing may go out."""
+    vacancies: Callable[[float], int]
+    """How many looks are worth beginning at that time, beside those that wait for their turns."""
     finished: Callable[[Run, float], object]
     """Told of each run that has finished, and how old it was."""
     tell: Tell | None = None
@@ -76,7 +76,6 @@ class Watcher:
         self._until = math.inf
         self._deadlines: list[tuple[float, int, Waiter]] = []
         self._numbers = count()
-        self._rate = Rate(_pacing.LOOK_RATE, ceiling=_pacing.LOOK_RATE_CEILING)
         self._closed = False
         self._scopes: Counter[Scope] = Counter()
         self._scope: Scope = (None, None)
@@ -236,12 +235,11 @@ class Watcher:
                     ready.append(entry)
         if not overdue:
             return soonest
+        vacancies = min(LOOKS_IN_FLIGHT - len(self._looks), self._eyes.vacancies(now))
         for start in self._plan(ready, now):
-            if len(self._looks) >= LOOKS_IN_FLIGHT:
+            if vacancies <= 0:
                 return math.inf  # the end of a look wakes the loop
-            if wait := max(self._rate.wait(now), self._eyes.held_up()):
-                return now + wait
-            self._rate.take()
+            vacancies -= 1
             start()
         return soonest
 
@@ -331,7 +329,6 @@ class Watcher:
         except errors.FloraError as failure:
             self._failed(entry, failure)
             return
-        self._rate.succeeded()
         now = asyncio.get_running_loop().time()
         if not entry.known_age:
             entry.born, entry.known_age = now - look.age, True
@@ -352,8 +349,6 @@ class Watcher:
             return
         entry.failures += 1
         pause = _pacing.pause_after_failed_look(failure, entry.failures)
-        if isinstance(failure, errors.RateLimitError):
-            self._rate.refused(now, now + pause)
         entry.due = now + pause
         said = {"run_id": entry.run_id, "error": type(failure).__name__}
         log.info("%s: a look failed (%s), waiting goes on", entry.run_id, type(failure).__name__, extra=said)
@@ -409,7 +404,6 @@ class Watcher:
             return
         finally:
             self._pages_under_way.discard(number)
-        self._rate.succeeded()
         self._page_failures = 0
         now = asyncio.get_running_loop().time()
         for row in page.generations:
@@ -455,8 +449,6 @@ class Watcher:
             return
         self._page_failures += 1
         pause = _pacing.pause_after_failed_look(failure, self._page_failures)
-        if isinstance(failure, errors.RateLimitError):
-            self._rate.refused(now, now + pause)
         self._pages_from = now + pause
         name = type(failure).__name__
         log.info("a page of the history failed (%s), runs are asked one by one", name, extra={"error": name})
