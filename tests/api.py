@@ -127,8 +127,10 @@ async def fail(flora: Flora) -> None:
         await flora.wait_for_run("run_1")
     except RunFailedError as failed:
         assert_type(failed.run, Run)
+        assert_type(failed.run_id, str)
     except RunTimeoutError as late:
         assert_type(late.run, Run | None)
+        assert_type(late.run_id, str)
     except CreateOutcomeUnknownError as unknown:
         assert_type(unknown.window, tuple[float, float])
     except APIError as error:

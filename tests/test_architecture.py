@@ -1,19 +1,25 @@
 """The house: imports go one way, and each room keeps to its own."""
 
 import ast
+import inspect
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 
+import aiohttp
+import pyarrow
 import pytest
 
 import flora_async
+from flora_async import export
 
 ORDER = """
-    _version _render models errors _aio _events _arguments _addresses _wire _pacing _costs _places _matching webhooks
-    _closing _limiter _sessions _transport _entries _waits _watcher _polling _many _inbox _history _saving _catalogue
-    _downloads _recovery _generations _client __init__ export telemetry durable sandbox _virtual cli
+    _version _lazy _render models errors _aio _events _arguments _addresses _wire _pacing _costs _places _matching
+    webhooks _closing _limiter _sessions _transport _entries _waits _watcher _polling _many _inbox _history _saving
+    _catalogue _downloads _recovery _generations _client __init__ export telemetry durable sandbox _virtual cli
 """
 ROOMS = ORDER.split()
 """The order: a room imports only from rooms before it. A new room takes its place here."""
@@ -156,6 +162,34 @@ def test_importing_the_package_loads_neither_aiohttp_nor_an_extra() -> None:
         "pytest",
     }
     assert not {"aiohttp", "yarl", "argparse", *extras} & set(output.split())
+
+
+def public_callables() -> Iterator[Callable[..., object]]:
+    """Find the functions of the public modules, and the methods of their classes."""
+    for path in ("", ".export", ".webhooks", ".telemetry", ".sandbox", ".durable", ".errors", ".models", ".cli"):
+        module = import_module(f"flora_async{path}")
+        for name, thing in vars(module).items():
+            members = inspect.getmembers(thing, inspect.isfunction) if inspect.isclass(thing) else [(name, thing)]
+            for member, function in members:
+                ours = inspect.isfunction(function) and function.__module__.startswith("flora_async")
+                if ours and (member == "__init__" or not member.startswith("_")):
+                    yield function
+
+
+def test_annotations_of_public_callables_resolve() -> None:
+    """Dependency injection and tool decorators can ask for the types of every public function and method."""
+    found = set(public_callables())
+    assert {flora_async.Flora.__init__, flora_async.Flora.generate, export.to_pandas} <= found
+    for function in found:
+        assert typing.get_type_hints(function) is not None
+    assert typing.get_type_hints(flora_async.Flora.__init__)["session"] == aiohttp.ClientSession | None
+    assert typing.get_type_hints(export.to_arrow)["return"] is pyarrow.Table
+
+
+def test_annotations_resolve_without_the_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pandas is not installed, a function that returns a frame returns Any."""
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert typing.get_type_hints(export.to_pandas)["return"] is typing.Any
 
 
 def test_every_module_says_what_lives_there() -> None:

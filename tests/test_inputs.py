@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections import OrderedDict, UserDict, deque, namedtuple
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -26,8 +27,9 @@ from markupsafe import Markup
 from raw import Raw, http, say
 from scripted import run
 
-from flora_async import ConfigurationError, Flora, Order, Run, StartedRun, _arguments, _wire
+from flora_async import ClientClosedError, ConfigurationError, Flora, Order, Run, StartedRun, _arguments, _wire
 from flora_async._addresses import parse_base_url
+from flora_async.export import record_batches
 from flora_async.sandbox import Sandbox
 
 FLORA = parse_base_url("https://app.flora.ai/api/v1")
@@ -389,6 +391,44 @@ async def test_a_download_before_the_end(flora: Flora, tmp_path: Path) -> None:
     for source in (waiting, started, "run_1"):
         with pytest.raises(ConfigurationError, match=r"await flora\.wait_for_run"):
             await flora.download(source, tmp_path)  # type: ignore[arg-type]
+
+
+# -- what is read with ``async for``
+
+
+@pytest.mark.anyio
+async def test_awaiting_what_is_read_with_async_for(flora: Flora) -> None:
+    """An await, or a loop without async, is refused with the right way, and sends nothing."""
+    listing = flora.generations.list(limit=10)
+    misused: list[tuple[Any, str]] = [
+        (listing, "async for generation in flora.generations.list"),
+        (listing, "pages"),
+        (listing.pages(), "async for page"),
+        (aiter(listing), "async for generation"),
+        (flora.watch_run("run_1"), "await flora.wait_for_run"),
+        (flora.as_completed(["run_1"]), "async for outcome in flora.as_completed"),
+        (flora.generate_many([]), "async for outcome in flora.generate_many"),
+        (record_batches(listing), "async for batch"),
+    ]
+    for thing, way in misused:
+        with pytest.raises(ConfigurationError, match="cannot be awaited") as awaited:
+            await thing
+        with pytest.raises(ConfigurationError, match="iterated over without async") as looped:
+            list(thing)
+        assert way in str(awaited.value)
+        assert way in str(looped.value)
+        with pytest.raises(ConfigurationError, match="cannot be awaited"):
+            await asyncio.gather(thing)
+    assert [generation async for generation in listing] == []
+
+
+@pytest.mark.anyio
+async def test_a_client_is_closed_by_aclosing(sandbox: Sandbox) -> None:
+    """``contextlib.aclosing`` and ``AsyncExitStack`` find the name that they call."""
+    async with aclosing(Flora(sandbox.api_key, base_url=sandbox.base_url)) as flora:
+        await flora.generations.create(type="text", prompt="x", **PLACE)
+    with pytest.raises(ClientClosedError):
+        await flora.generations.retrieve("run_1")
 
 
 # -- the base URL

@@ -30,6 +30,7 @@ from flora_async._entries import Look, Subject
 from flora_async._events import OnEvent, teller
 from flora_async._generations import Birth, Generations, OnCreate
 from flora_async._inbox import Inbox
+from flora_async._lazy import LazyModule
 from flora_async._many import Batch, Outcomes
 from flora_async._pacing import Estimates, PollFactory
 from flora_async._polling import OnUpdate, RunOutcomes, RunWatch, wait_for_run
@@ -51,6 +52,8 @@ from flora_async.models import (
 
 if TYPE_CHECKING:
     import aiohttp
+else:
+    aiohttp = LazyModule("aiohttp")
 
 T = TypeVar("T")
 

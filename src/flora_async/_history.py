@@ -32,6 +32,8 @@ class PageIterator(Closing):
     of ``async with`` and when the iterator is dropped. After an error the same page can be asked for again.
     """
 
+    usage = "async for page in flora.generations.list(...).pages(), or await anext(...) for one page"
+
     def __init__(self, fetch: FetchPage, cursor: str | None) -> None:
         self._fetch = fetch
         self._cursor = cursor
@@ -135,6 +137,8 @@ class GenerationIterator(Closing):
     An item that cannot be read is said when all others have been handed out.
     """
 
+    usage = "async for generation in ..., or await anext(...) for one item"
+
     def __init__(self, pages: PageIterator) -> None:
         self._pages = pages
         self._items: Iterator[Generation] = iter(())
@@ -184,6 +188,11 @@ class GenerationList(Closing):
         ResponseDecodeError: an item is not what the reference promises; all others were handed out. On ``pages()`` it
             is among ``page.broken`` instead.
     """
+
+    usage = (
+        "async for generation in flora.generations.list(...), "
+        "or await anext(flora.generations.list(...).pages()) for one page"
+    )
 
     def __init__(self, fetch: FetchPage, cursor: str | None, url: str = "") -> None:
         self.url = url

@@ -130,6 +130,8 @@ class Outcomes(Closing):
     runs that were started go on at FLORA.
     """
 
+    usage = "async for outcome in flora.generate_many(...)"
+
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
         self._feeder: asyncio.Task[None] | None = None

@@ -199,6 +199,8 @@ class RunWatch(_Waits):
         NotFoundError: there is no such run, 10 seconds after its creation (or after the first look).
     """
 
+    usage = "async for run in flora.watch_run(...), or await flora.wait_for_run(...) for the finished run"
+
     _last: Run | None = None
     """The run that was just handed out, and goes on."""
 
@@ -229,6 +231,8 @@ class RunOutcomes(_Waits):
     No run's failure touches the others. Leaving the loop stops the looking, when the iterator is dropped or by
     ``aclose()``; the runs go on at FLORA.
     """
+
+    usage = "async for outcome in flora.as_completed(...)"
 
     def __aiter__(self) -> Self:
         return self

@@ -41,8 +41,16 @@ SendState: TypeAlias = Literal["not_sent", "maybe_sent", "answered"]
 class FloraError(Exception):
     """The root of everything that this package raises."""
 
-    run_id: str | None = None
-    """The run that the error is about, where there is one."""
+    _run_id: str | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """The run that the error is about, where there is one."""
+        return self._run_id
+
+    @run_id.setter
+    def run_id(self, run_id: str | None) -> None:
+        self._run_id = run_id
 
     def _named(self) -> str:
         """Say it on one line; subclasses add what they know."""
@@ -194,7 +202,10 @@ class APIConnectionError(FloraError):
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):
-    """One exchange took longer than the client's ``timeout``."""
+    """One exchange took longer than the client's ``timeout``.
+
+    Every TimeoutError is an OSError: an ``except OSError`` around a call of FLORA catches it too.
+    """
 
 
 class ProtocolError(APIConnectionError):
@@ -294,13 +305,28 @@ class CreateOutcomeUnknownError(FloraError):
         return f"{known}{runs}{more}: {self.reason} [idempotency key {self.idempotency_key}, {self.attempts} attempts]"
 
 
-class RunFailedError(FloraError):
+class _RunError(FloraError):
+    """An error about one run, whose id is always known."""
+
+    _run_id: str | None = ""
+
+    @property
+    def run_id(self) -> str:
+        """The run that the error is about."""
+        return self._run_id or ""
+
+    @run_id.setter
+    def run_id(self, run_id: str | None) -> None:
+        self._run_id = run_id
+
+
+class RunFailedError(_RunError):
     """FLORA gave the run up; ``run`` is its last word. A failed run is not charged."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         """The run as it ended."""
-        self.run_id: str | None = run.run_id
+        self.run_id = run.run_id
         self.code: str | None = run.error_code
         """FLORA's machine-readable word for why, like ``safety_blocked``. Open."""
         self.message: str | None = run.error_message
@@ -308,11 +334,14 @@ class RunFailedError(FloraError):
         super().__init__(f"{run.run_id} failed: {self.code or 'no code'}: {self.message or 'no message'}")
 
 
-class RunTimeoutError(FloraError, TimeoutError):
-    """The wait is over, the run is not: it goes on at FLORA, is still billed, and can be awaited again by its id."""
+class RunTimeoutError(_RunError, TimeoutError):
+    """The wait is over, the run is not: it goes on at FLORA, is still billed, and can be awaited again by its id.
+
+    Every TimeoutError is an OSError: an ``except OSError`` around a wait catches it too.
+    """
 
     def __init__(self, run_id: str, *, timeout: float, run: Run | None, trouble: str | None) -> None:
-        self.run_id: str | None = run_id
+        self.run_id = run_id
         self.timeout = timeout
         """How many seconds were waited."""
         self.run = run

@@ -39,6 +39,7 @@ from anyio.to_thread import run_sync
 from flora_async import errors
 from flora_async._closing import Closing
 from flora_async._history import GenerationList, Once, warn_of_broken
+from flora_async._lazy import LazyModule
 from flora_async._saving import BATCH, Exported, Write, check_listing, save
 from flora_async.models import Generation, Run
 
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     import pandas
     import polars
     import pyarrow
+else:
+    pandas, polars, pyarrow = LazyModule("pandas"), LazyModule("polars"), LazyModule("pyarrow")
 
 __all__ = [
     "Exported",
@@ -173,6 +176,8 @@ class RecordBatches(Closing):
     """Where the history goes on after the batch that came last; ``list(cursor=...)`` begins there."""
     broken: int
     """How many items could not be read so far, and are in no batch."""
+
+    usage = "async for batch in export.record_batches(...)"
 
     def __init__(self, listing: GenerationList) -> None:
         self.next_cursor = None
