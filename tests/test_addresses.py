@@ -3,7 +3,7 @@
 import pytest
 
 from flora_async import ConfigurationError, DownloadError
-from flora_async._addresses import check_proxy, media_url, named_origin, parse_base_url, poll_target, secure
+from flora_async._addresses import check_proxy, is_public, media_url, named_origin, parse_base_url, poll_target, secure
 
 FLORA = parse_base_url("https://app.flora.ai/api/v1")
 LOCAL = parse_base_url("http://127.0.0.1:8080/api/v1")
@@ -168,6 +168,15 @@ def test_outputs_come_over_https(url: str) -> None:
         "https://[2002:a00:7::]/a",
         "https://[2001:db8::1]/a",
         "https://0.0.0.0/a",
+        "https://127.1/a",
+        "https://0x7f.1/a",
+        "https://2130706433/a",
+        "https://127.0.0.1./a",
+        "https://localhost./a",
+        "https://flora.localhost/a",
+        "https://[fec0::1]/a",
+        "https://[::7f00:1]/a",
+        "https://[::ffff:0:7f00:1]/a",
         "https://224.0.0.1/a",
         "https://media.flora.ai/a\n.png",
         "",
@@ -177,6 +186,33 @@ def test_outputs_that_are_not_fetched(url: str) -> None:
     """Plain http, and this machine while the API is elsewhere; the error shows no query."""
     with pytest.raises(DownloadError, match="url"):
         media_url(FLORA, url)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("8.8.8.8", "192.0.0.9", "198.17.255.255", "::ffff:8.8.8.8", "2002:808:808::1", "64:ff9b::808:808"),
+        *("2606:4700::1111", "2620:4f:8000::1", "media.flora.ai", "1.1.1.1.example", "cafe", "x.0xfood"),
+    ],
+)
+def test_public_addresses(address: str) -> None:
+    """An address is public if it is global unicast, also inside of another; a name is until it is resolved."""
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("fec0::1", "feff::1", "fe80::1%eth0", "fd00::1", "ff02::1", "::", "::1", "100::1", "4000::1", "5f00::1"),
+        *("2001:db8::1", "3fff::1", "2001:0:7f00:1::", "64:ff9b:1::808:808"),
+        *("::127.0.0.1", "::8.8.8.8", "::ffff:0:8.8.8.8", "::ffff:10.0.0.7", "64:ff9b::a9fe:a9fe", "2002:7f00:1::"),
+        *("10.0.0.7", "100.64.0.1", "169.254.169.254", "192.0.0.1", "192.88.99.1", "198.18.0.1", "203.0.113.1"),
+        *("0.0.0.0", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::ffff:192.88.99.1"),
+    ],
+)
+def test_addresses_that_are_not_public(address: str) -> None:
+    """Special ranges are not public, however they are embedded in an address of IPv6."""
+    assert not is_public(address)
 
 
 def test_private_hosts_where_they_are_allowed() -> None:

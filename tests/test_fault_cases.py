@@ -167,31 +167,81 @@ async def tls_server(context: ssl.SSLContext) -> AsyncIterator[tuple[str, list[b
             await asyncio.to_thread(thread.join)
 
 
-@pytest.mark.parametrize(
-    ("trusted", "settings"),
-    [
-        pytest.param(False, {}, id="006-unknown_authority"),
-        pytest.param(True, {"host": "10.0.0.1"}, id="007-wrong_host"),
-        pytest.param(True, {"not_after": datetime.now(UTC) - timedelta(days=1)}, id="008-expired"),
-        pytest.param(True, None, id="good"),
-    ],
-)
-async def test_case_006_to_008_certificates(trusted: bool, settings: dict[str, Any] | None) -> None:
-    """A server that cannot prove who it is gets no request, and no second chance."""
+NOW = datetime.now(UTC)
+CERTIFICATES: list[Any] = [
+    pytest.param(False, {}, "is signed by an unknown authority", id="006-unknown_authority"),
+    pytest.param(True, {"host": "10.0.0.1"}, "is for another IP address", id="007-wrong_host"),
+    pytest.param(True, {"host": "flora.test"}, "is for another host name", id="007-wrong_name"),
+    pytest.param(True, {"not_after": NOW - timedelta(days=1)}, "has expired", id="008-expired"),
+    pytest.param(True, {"not_before": NOW + timedelta(days=1)}, "is not valid yet", id="008-not_yet_valid"),
+]
+
+
+def client_context(authority: trustme.CA | None) -> ssl.SSLContext:
+    """Return a client's context that trusts an authority."""
+    context = ssl.create_default_context()
+    if authority is not None:
+        authority.configure_trust(context)
+    return context
+
+
+@pytest.mark.parametrize(("trusted", "settings", "reason"), CERTIFICATES)
+async def test_case_006_to_008_certificates(trusted: bool, settings: dict[str, Any], reason: str) -> None:
+    """A certificate that cannot be verified gets no request and no retry; the error names the reason and the fix."""
     authority = trustme.CA()
-    mine = ssl.create_default_context()
-    if trusted:
-        authority.configure_trust(mine)
+    mine = client_context(authority if trusted else None)
+    host = "localhost" if "name" in reason else "127.0.0.1"
     async with (
-        tls_server(server_context(authority, **(settings or {}))) as (base_url, asked),
+        tls_server(server_context(authority, **settings)) as (base_url, asked),
+        Flora(KEY, base_url=base_url.replace("127.0.0.1", host), ssl=mine) as flora,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=mine)) as session,
-        Flora(KEY, base_url=base_url, session=session) as flora,
+        Flora(KEY, base_url=base_url.replace("127.0.0.1", host), session=session) as borrowing,
     ):
-        if settings is None:
-            assert (await flora.generations.retrieve(RUN_ID)).succeeded
-            return
-        assert "prove" in await both_fail(flora, APIConnectionError, "not_sent", 1)
+        text = await both_fail(flora, APIConnectionError, "not_sent", 1)
+        assert f"the TLS certificate of {host} {reason} (" in text
+        assert "ssl=" in text
+        assert "SSL_CERT_FILE" in text
+        assert reason in str(await fails(borrowing.generations.retrieve(RUN_ID)))
         assert not asked
+
+
+async def test_a_context_of_the_caller_is_used_for_reads_creates_and_downloads(tmp_path: Path) -> None:
+    """Flora(ssl=...) reaches a server behind a private authority with every kind of request."""
+    authority = trustme.CA()
+    async with (
+        tls_server(server_context(authority)) as (base_url, asked),
+        Flora(KEY, base_url=base_url, ssl=client_context(authority), max_retries=0) as flora,
+    ):
+        done = await flora.generations.retrieve(RUN_ID)
+        assert isinstance(await fails(flora.generations.create(**ORDER)), CreateOutcomeUnknownError)  # a 200, not a 201
+        output = Output(output_id="out", type="imageUrl", url=f"{base_url}/out.png")
+        assert [path.stem for path in await flora.download(output, tmp_path)] == ["out"]
+        assert done.succeeded
+    assert {words.split(b" ")[0] for words in asked} == {b"GET", b"POST"}
+    assert sum(b"/out.png" in words for words in asked) == 1
+
+
+async def test_a_server_that_asks_for_a_client_certificate() -> None:
+    """A server that demands a client certificate gets the one of the context, and no request without it."""
+    authority = trustme.CA()
+    server = server_context(authority)
+    server.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(server)
+    mine = client_context(authority)
+    async with tls_server(server) as (base_url, asked):
+        async with Flora(KEY, base_url=base_url, ssl=mine, max_retries=0) as flora:
+            assert isinstance(await fails(flora.generations.retrieve(RUN_ID)), APIConnectionError)
+            assert not asked
+        authority.issue_cert("client.example").configure_cert(mine)
+        async with Flora(KEY, base_url=base_url, ssl=mine) as flora:
+            assert (await flora.generations.retrieve(RUN_ID)).succeeded
+
+
+@pytest.mark.parametrize("context", [True, False, "ca.pem", ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)])
+def test_contexts_that_are_none(context: Any) -> None:
+    """Verification is not turned off by a flag, and a server's context is refused before anything is sent."""
+    with pytest.raises(ConfigurationError, match="ssl"):
+        Flora(KEY, ssl=context)
 
 
 async def talk(said: bytes | None) -> asyncio.Server:

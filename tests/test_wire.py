@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -53,6 +55,16 @@ def told(body: object, status: int = 200, headers: Mapping[str, str] | None = No
 def order(**changes: Any) -> Order:
     """Give a good order, changed."""
     return Order(**{"type": "image", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1", **changes})
+
+
+@pytest.fixture
+def in_new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Set the local time zone to one that is not UTC."""
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
 
 
 # -- what goes out
@@ -401,22 +413,51 @@ def test_any_json_is_a_run_or_an_error_of_ours(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
-        *(("5", 5.0), (" 5 ", 5.0), ("0", 0.0), ("31536000", 31536000.0)),
-        *((value, None) for value in ("", "-5", "1.5", "nan", "inf", "1e309", "soon", "٣", "1_000", "9" * 12)),
+        *(("5", 5.0), (" 5 ", 5.0), ("0", 0.0), ("31536000", 31536000.0), ("3.0", 3.0), ("1.5", 1.5), ("2.", 2.0)),
+        *(
+            (value, None)
+            for value in ("", "-5", "1,5", ".5", "3.0s", "nan", "inf", "1e309", "soon", "٣", "1_000", "9" * 12)
+        ),
         ("Tue, 24 Nov 2026 10:00:30 GMT", 30.0),
         ("Tue, 24 Nov 2026 09:00:00 GMT", 0.0),
+        ("Tue, 24 Nov 2026 10:00:30 -0000", 30.0),
+        ("Tue, 24 Nov 2026 10:00:30", 30.0),
+        ("Tue, 24 Nov 2026 11:00:30 +0100", 30.0),
+        ("Tuesday, 24-Nov-26 10:00:30 GMT", 30.0),
+        ("Tue Nov 24 10:00:30 2026", 30.0),
         ("Tue, 24 Nov 99999 09:00:00 GMT", None),
     ],
 )
-def test_retry_after(value: str, seconds: float | None) -> None:
-    """Digits, or a date against the answer's own; anything else is nothing."""
+def test_retry_after(value: str, seconds: float | None, in_new_york: None) -> None:
+    """Retry-After is seconds, or a date against the response's own, whatever the local time zone is."""
     headers = {"retry-after": value, "date": "Tue, 24 Nov 2026 10:00:00 GMT"}
     assert _wire.retry_after(headers) == seconds
 
 
-def test_retry_after_a_date_without_a_clock() -> None:
-    """A date alone says nothing: the two clocks may differ."""
-    assert _wire.retry_after({"retry-after": "Tue, 24 Nov 2026 10:00:30 GMT"}) is None
+@pytest.mark.parametrize("headers", [{}, {"date": ""}, {"date": "soon"}])
+def test_retry_after_a_date_without_a_date_header(headers: dict[str, str]) -> None:
+    """Without the response's own Date, a Retry-After date is measured from the time of reception."""
+    late = {"retry-after": "Tue, 24 Nov 2026 10:00:30 GMT", **headers}
+    now = datetime(2026, 11, 24, 10, tzinfo=UTC).timestamp()
+    assert _wire.retry_after(late, now) == 30.0
+    assert _wire.retry_after(late, now + 60) == 0.0
+    assert _wire.retry_after(late) is None
+
+
+WORDS = st.sampled_from(
+    [
+        *("Tue,", "Tue", "Tuesday,", "24", "Nov", "2026", "10:00:30", "10:00", "GMT", "-0000", "+9999", "+99999999"),
+        *("99", "0", "-1", "1e9", "Jan", "24-Nov-26", "12.30", "25:61:61", "70", ":", "::", ",", "-", "(", ")", "(c)"),
+        *(";", ".", "+", "z", "EST", "am", "\0", "\t", "é", "١"),
+    ]
+)
+
+
+@given(st.lists(WORDS | st.text(max_size=5), max_size=9), st.sampled_from(["", " "]))
+def test_no_date_is_too_odd(words: list[str], between: str) -> None:
+    """Any text is a finite number of Unix seconds or no date, and never an error."""
+    seconds = _wire.http_date.__wrapped__(between.join(words))
+    assert seconds is None or math.isfinite(seconds)
 
 
 def test_call_backs_on_this_machine() -> None:

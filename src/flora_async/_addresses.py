@@ -19,8 +19,12 @@ _DEFAULT_PORT = {"http": 80, "https": 443}
 _ENCODED_QUERY = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
 
 _PROXY = re.compile(r"https?://(?:[^\s/@\x00-\x1f\x7f]*@)?" + _PLACE + "/?", re.IGNORECASE)
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+_NOT_GLOBAL = (ipaddress.IPv6Network("3fff::/20"), ipaddress.IPv4Network("192.88.99.0/24"))
+"""Documentation addresses and the abandoned relay of 6to4, which Python does not know as special in every version."""
+_LOCAL_NAME = re.compile(r"(?:.*\.)?(?:localhost|[0-9]+|0x[0-9a-f]*)\.?", re.IGNORECASE)
+"""This machine's names, and IPv4 addresses in the notations that only resolvers read: 127.1, 0x7f.1, 2130706433."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
 
 _PATH = r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)"
 _BASE_URL = re.compile(_HOST + f"(?P<path>{_PATH}*)", re.IGNORECASE)
@@ -143,19 +147,25 @@ def media_url(origin: Origin, url: str, *, allow_private_hosts: bool = False) ->
 
 
 def is_public(host: str) -> bool:
-    """Say whether an address is one of the open internet's; a name counts as one until it is resolved."""
+    """Return whether an address is on the public internet. A name counts as public until it is resolved.
+
+    IPv4 addresses inside of IPv6 ones (mapped, 6to4, NAT64) are judged as what they are. Outside of 2000::/3 no address
+    of IPv6 is public: there are site-local ones, IPv4-compatible and -translated ones, and what is reserved.
+    """
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return True
+        return not _LOCAL_NAME.fullmatch(host)
     if isinstance(address, ipaddress.IPv6Address):
-        within = address.ipv4_mapped or address.sixtofour
-        if within is None and address in _NAT64:
-            within = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if within is not None:
-            address = within
-        elif address in _LOCAL_NAT64 or address.teredo is not None:
+        embedded = address.ipv4_mapped or address.sixtofour
+        if embedded is None and address in _NAT64:
+            embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if embedded is not None:
+            address = embedded
+        elif address not in _GLOBAL_UNICAST or address.teredo is not None:
             return False
+    if any(address in network for network in _NOT_GLOBAL):
+        return False
     return address.is_global and not address.is_multicast
 
 

@@ -10,6 +10,7 @@ import asyncio
 import math
 import os
 import re
+import ssl
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from inspect import iscoroutine
@@ -338,6 +339,17 @@ def check_flag(name: str, value: object) -> bool:
     if not isinstance(flag, bool):
         raise errors.ConfigurationError(f"{name} must be True or False, not {value!r}")
     return flag
+
+
+def check_ssl(value: object) -> ssl.SSLContext:
+    """Return a TLS context, if a client can use it."""
+    if not isinstance(value, ssl.SSLContext):
+        raise errors.ConfigurationError(
+            f"ssl must be an ssl.SSLContext, like ssl.create_default_context(cafile=...), not {type(value).__name__}"
+        )
+    if value.protocol == ssl.PROTOCOL_TLS_SERVER:
+        raise errors.ConfigurationError("ssl is a context for servers: make it with ssl.create_default_context()")
+    return value
 
 
 def check_timeout(timeout: float | None) -> float | None:

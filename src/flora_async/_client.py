@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from msgspec.structs import replace
@@ -18,6 +19,7 @@ from flora_async._arguments import (
     check_flag,
     check_run,
     check_seconds,
+    check_ssl,
     check_text,
     check_timeout,
     check_usd,
@@ -74,9 +76,12 @@ class Flora:
         max_retries: how often a request is sent again; 0: one try, one POST.
         poll: gives a wait generator for each run, like ``lambda: backoff.constant(interval=2)``; the default looks when
             the run should be done, never more often than every 2 seconds (see ``wait_for_run``).
-        session: an aiohttp session to carry the reads. It is not closed here; creates and downloads use sessions of
-            their own.
+        session: an aiohttp session to carry the reads, and nothing else: creates and downloads use sessions of this
+            client. It is not closed here.
         proxy: URL of an HTTP proxy for everything; the environment's is not used.
+        ssl: which servers are trusted, and this client's certificate: an ``ssl.SSLContext`` for reads, creates and
+            downloads alike; else Python's default one, which reads ``SSL_CERT_FILE`` once, as the process starts.
+            With *session*, reads go as that session says.
         max_response_bytes: the largest answer that is read, unpacked.
         max_download_bytes: the largest output that is saved.
         batch_polling: read pages of the history where that tells of several runs at once.
@@ -112,6 +117,7 @@ class Flora:
         poll: PollFactory | None = None,
         session: aiohttp.ClientSession | None = None,
         proxy: str | None = None,
+        ssl: SSLContext | None = None,
         max_response_bytes: int = 8 * 2**20,
         max_download_bytes: int = 2**30,
         batch_polling: bool = True,
@@ -148,6 +154,7 @@ class Flora:
             proxy=proxy,
             session=session,
             may_connect=self._may_connect,
+            ssl=None if ssl is None else check_ssl(ssl),
             tell=tell,
         )
         self._births: dict[str, Birth] = {}

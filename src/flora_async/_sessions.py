@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from errno import EACCES
 from io import BytesIO
+from ssl import SSLCertVerificationError, SSLContext, SSLError
 from typing import Any, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -54,6 +55,7 @@ class Sessions:
         proxy: str | None,
         borrowed: aiohttp.ClientSession | None,
         may_connect: Callable[[str], bool] | None,
+        ssl: SSLContext | None,
     ) -> None:
         connect = min(CONNECT_TIMEOUT, 0.9 * timeout)
         agent = f"flora-async/{version} python/{platform.python_version()}"
@@ -75,9 +77,11 @@ class Sessions:
             total=None, sock_connect=connect, sock_read=timeout, ceil_threshold=math.inf
         )
         # What is in flight is capped by the limiter, so that waiting for a turn costs nobody's deadline.
-        self._reads = borrowed or _session(aiohttp.TCPConnector(limit=0), self._headers)
-        self._creates = _session(aiohttp.TCPConnector(limit=0, keepalive_timeout=CREATE_KEEPALIVE), self._headers)
-        self._media = _session(aiohttp.TCPConnector(socket_factory=guarded), self._media_headers)
+        trust = True if ssl is None else ssl
+        self._reads = borrowed or _session(aiohttp.TCPConnector(limit=0, ssl=trust), self._headers)
+        creates = aiohttp.TCPConnector(limit=0, keepalive_timeout=CREATE_KEEPALIVE, ssl=trust)
+        self._creates = _session(creates, self._headers)
+        self._media = _session(aiohttp.TCPConnector(socket_factory=guarded, ssl=trust), self._media_headers)
         self._last: WeakKeyDictionary[asyncio.Transport, Answer] = WeakKeyDictionary()
         self._closing = False
 
@@ -114,6 +118,7 @@ class Sessions:
                     body=await _read_whole(
                         response, self._max_bytes, request, seconds=self._seconds - (time.monotonic() - began)
                     ),
+                    received=time.time(),
                 )
                 if log.isEnabledFor(logging.DEBUG):
                     took = 1000 * (time.monotonic() - began)
@@ -168,6 +173,7 @@ class Sessions:
                 status=answer.status,
                 headers=self._key.struck_from(answer.headers),
                 body=self._key.struck_out(answer.body),
+                received=answer.received,
             )
         )
 
@@ -312,6 +318,32 @@ async def _read_whole(response: aiohttp.ClientResponse, limit: int, request: Req
     raise failure
 
 
+_AUTHORITIES = "ssl= and SSL_CERT_FILE only say which authorities are trusted"
+_UNKNOWN_AUTHORITY = (
+    "is signed by an unknown authority",
+    "Trust the authority with Flora(ssl=...) or the environment variable SSL_CERT_FILE",
+)
+_CERTIFICATE_FAULTS = {
+    9: ("is not valid yet", f"Check this machine's clock; {_AUTHORITIES}"),
+    10: ("has expired", f"Renew it, or check this machine's clock; {_AUTHORITIES}"),
+    62: ("is for another host name", f"Check the host in the URL; {_AUTHORITIES}"),
+    64: ("is for another IP address", f"Check the host in the URL; {_AUTHORITIES}"),
+}
+"""By OpenSSL's code of verification; all others concern the authority."""
+
+
+def _tls_failure(error: aiohttp.ClientSSLError) -> str:
+    """Return why a TLS handshake failed, and the fix."""
+    cause: object = error.os_error
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        cause = error.certificate_error
+    if isinstance(cause, SSLCertVerificationError):
+        fault, fix = _CERTIFICATE_FAULTS.get(cause.verify_code, _UNKNOWN_AUTHORITY)
+        return f"the TLS certificate of {error.host} {fault} ({cause.verify_message.rstrip('.')}). {fix}"
+    reason = cause.reason if isinstance(cause, SSLError) else type(cause).__name__
+    return f"the TLS handshake with {error.host} failed ({reason}). Check that it serves https, and the context of ssl="
+
+
 def _translated(error: Exception, *, sent: bool | None, where: str) -> errors.APIConnectionError:
     """Say in our words what aiohttp ran into; its own exceptions may hold the key, so only names and numbers pass."""
     name = type(error).__name__
@@ -321,9 +353,7 @@ def _translated(error: Exception, *, sent: bool | None, where: str) -> errors.AP
         what = "no connection" if state == "not_sent" else "no complete answer"
         return errors.APITimeoutError(f"{where}: {what} in time ({name})", sent=state)
     if isinstance(error, aiohttp.ClientSSLError):
-        return errors.APIConnectionError(
-            f"{where}: the server cannot prove who it is ({name})", sent="not_sent", retryable=False
-        )
+        return errors.APIConnectionError(f"{where}: {_tls_failure(error)}", sent="not_sent", retryable=False)
     if isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL | ValueError):
         return errors.ProtocolError(f"{where}: the answer is not proper HTTP ({name})")
     number = f" {error.strerror}" if isinstance(error, OSError) and error.strerror else ""

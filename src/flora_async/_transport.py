@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import import_module
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -58,6 +59,7 @@ class Transport:
         proxy: str | None,
         session: aiohttp.ClientSession | None,
         may_connect: Callable[[str], bool],
+        ssl: SSLContext | None,
         tell: Tell | None,
     ) -> None:
         if session is not None:
@@ -71,6 +73,7 @@ class Transport:
         self._max_bytes = max_bytes
         self._proxy = proxy
         self._may_connect = may_connect
+        self._ssl = ssl
         self._tell = tell
         self._process = os.getpid()
         self._borrowed = session
@@ -192,6 +195,7 @@ class Transport:
                 borrowed=self._borrowed,
                 # Through a proxy it is the proxy that is connected, and the proxy that decides.
                 may_connect=self._may_connect if self._proxy is None else None,
+                ssl=self._ssl,
             )
         return self._sessions
 

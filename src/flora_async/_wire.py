@@ -9,6 +9,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping
+from datetime import UTC
 from enum import Enum
 from functools import lru_cache
 from typing import Any, TypeVar, get_args
@@ -55,6 +56,7 @@ _ID_IN_PATH = re.compile(r"(?<=/)(?:run|ws|prj|tech|asset|whd)_[^/]+")
 _RUN_ID = re.compile(rb'"run_id"\s*:\s*"([^"\\]+)"')
 _QUERY = re.compile(r"""(?<=[^\s"'<>])\?[^\s"'<>]*""")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_SECONDS = re.compile(r"[0-9]{1,11}(?:\.[0-9]{0,20})?")
 _FIELD = re.compile(r"`(\$[^`]*)`$")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
@@ -215,6 +217,8 @@ class Answer(Struct, frozen=True, gc=False, kw_only=True):
     status: int
     headers: Mapping[str, str]
     body: bytes
+    received: float | None = None
+    """Unix seconds by this machine's clock."""
 
     def __repr__(self) -> str:
         # Tracebacks with locals show it; what something in between echoes may hold the key.
@@ -463,7 +467,7 @@ def _api_error(answer: Answer) -> errors.APIError:
         code=said.code,
         fields=said.fields or (),
         request_id=answer.request_id,
-        retry_after=retry_after(answer.headers),
+        retry_after=retry_after(answer.headers, answer.received),
         headers=_lowered(answer.headers),
     )
 
@@ -472,21 +476,26 @@ def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read ``Retry-After``, in seconds: digits, or a date measured against the answer's own ``Date``."""
+def retry_after(headers: Mapping[str, str], received: float | None = None) -> float | None:
+    """Return ``Retry-After`` in seconds: a decimal number, or a date minus the response's ``Date``.
+
+    Without a ``Date`` that can be read, *received* stands in for it: Unix seconds by this machine's clock.
+    """
     value = headers.get("retry-after", "").strip()
-    if value.isascii() and value.isdigit() and len(value) < 12:
+    if _SECONDS.fullmatch(value):
         return float(value)
-    until, now = http_date(value), http_date(headers.get("date", ""))
+    until, sent = http_date(value), http_date(headers.get("date", ""))
+    now = received if sent is None else sent
     return max(0.0, until - now) if until is not None and now is not None else None
 
 
 @lru_cache(maxsize=64)  # a server says the same one for a second
 def http_date(value: str) -> float | None:
-    """Read a date header as Unix seconds."""
+    """Return a date header as Unix seconds; ``None`` if it is no date. Without a zone it is in UTC."""
     from email.utils import parsedate_to_datetime  # a tenth of the time that importing this package takes
 
     try:
-        return parsedate_to_datetime(value).timestamp() if value.isascii() else None
-    except (ValueError, OverflowError):
+        date = parsedate_to_datetime(value) if value.isascii() else None
+        return None if date is None else (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, TypeError, LookupError):  # the last two from email.utils, by its version
         return None
