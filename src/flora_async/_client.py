@@ -33,7 +33,7 @@ from flora_async._events import OnEvent, teller
 from flora_async._generations import Birth, Generations, OnCreate
 from flora_async._inbox import Inbox
 from flora_async._lazy import LazyModule
-from flora_async._many import Batch, Outcomes
+from flora_async._many import OrderRunner, Outcomes
 from flora_async._pacing import Estimates, PollFactory
 from flora_async._polling import OnUpdate, RunOutcomes, RunWatch, wait_for_run
 from flora_async._recovery import Recovery
@@ -285,19 +285,26 @@ class Flora:
         600 seconds.
 
         Args:
-            orders: what to generate; any iterable, or an asynchronous one.
-            concurrency: how many orders may be begun and not yet handed out.
-            max_cost: USD; no order is begun that would cost more together with those before, judged by the dearest so
-                far. Orders that are not begun are not read, and have no outcome. A 402 stops the creating likewise.
+            orders: what to generate; any iterable, or an asynchronous one. An asynchronous generator is closed at the
+                end.
+            concurrency: how many orders may be started and not yet yielded.
+            max_cost: USD. No order is started that would pass it together with those before. Prices are learned by type
+                and model from what runs are charged, so the first order of each starts alone; until its charge is known
+                its quote counts fourfold. Failed runs are free. A create with an unknown outcome counts as billed.
+                Orders that are not started have no outcome. A 402 ends the starting too; ``outcomes.stop_reason`` tells
+                which it was, ``outcomes.unstarted`` is an order that was read in vain.
+
+        Raises:
+            ConfigurationError: *orders* is not iterable, or yields something else than an Order.
         """
-        batch = Batch(
+        runner = OrderRunner(
             orders,
             start=self._start,
             finish=self.wait_for_run,
             concurrency=check_count("concurrency", concurrency, least=1),
             max_cost=None if max_cost is None else check_usd("max_cost", max_cost),
         )
-        return Outcomes(batch)
+        return Outcomes(runner)
 
     async def generate(
         self,

@@ -68,8 +68,8 @@ class KindCosts(Struct, frozen=True, kw_only=True):
 
 
 def price_key(order: Order) -> PriceKey:
-    """Return the type and model of an order."""
-    return order.type, order.model
+    """Return the type and model of an order, also of one that will be refused for them."""
+    return str(order.type), None if order.model is None else str(order.model)
 
 
 def decide_start(costs: Mapping[PriceKey, KindCosts], key: PriceKey, *, max_cost: float) -> BudgetDecision:

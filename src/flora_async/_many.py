@@ -1,9 +1,10 @@
-"""Many orders at once: created as room and money allow, handed out as they finish."""
+"""``generate_many``: orders started as concurrency and the cost limit allow, outcomes in completion order."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, Self
 
 from msgspec import Struct
@@ -11,7 +12,7 @@ from msgspec import Struct
 from flora_async import errors
 from flora_async._arguments import bind_loop
 from flora_async._closing import Closing
-from flora_async._polling import Ends
+from flora_async._costs import BudgetDecision, CostTracker, StopReason, decide_read, decide_start, price_key
 from flora_async.models import Order, Run, StartedRun
 
 
@@ -23,8 +24,8 @@ class Outcome(Struct, frozen=True):
     error: errors.FloraError | None
 
 
-class Batch:
-    """The orders that are begun and not yet handed out, and what they have cost."""
+class OrderRunner:
+    """Starts orders, waits for their runs and collects their outcomes. Holds no reference to its iterator."""
 
     def __init__(
         self,
@@ -35,143 +36,232 @@ class Batch:
         concurrency: int,
         max_cost: float | None,
     ) -> None:
+        _check_iterable(orders)
         self._orders = orders
         self._start = start
         self._finish = finish
         self._concurrency = concurrency
         self._max_cost = max_cost
+        self._costs = CostTracker()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reader: asyncio.Task[None] | None = None
+        self._open = 0
+        self._closed = False
         self._room = asyncio.Event()
-        self._begun = 0
-        self._creating = 0
-        self._spent = 0.0
-        self._dearest: float | None = None
-        self._stopped = False
-        self.ends: Ends[Outcome] = Ends()
-        self.fed: bool = False
+        self._changed = asyncio.Event()
+        self._outcomes: deque[Outcome] = deque()
+        self._failure: BaseException | None = None
+        self.stop_reason: StopReason | None = None
+        self.unstarted: Order | None = None
 
-    async def feed(self) -> None:
-        """Begin one order after another, while there is room and money."""
+    # -- for the iterator
+
+    async def next_outcome(self) -> Outcome | None:
+        """Return the next outcome; ``None`` after the last one, or when this was closed. Raise what ended the reading.
+
+        Any number of tasks may call it: each outcome is returned once.
+        """
+        if self._reader is None and not self._closed:
+            self._loop = bind_loop(None)
+            self._reader = self._loop.create_task(self._read_orders())
+            self._reader.add_done_callback(self._on_done)
+        while not self._closed:
+            if self._outcomes:
+                self._open -= 1
+                self._room.set()
+                return self._outcomes.popleft()
+            if not self._tasks and (self._reader is None or self._reader.done()):
+                self._close()
+                failure, self._failure = self._failure, None
+                if failure is not None:
+                    raise failure
+                break
+            self._changed.clear()
+            await self._changed.wait()
+        return None
+
+    async def aclose(self) -> None:
+        """Cancel everything, wait until it has ended, and close the caller's asynchronous generator."""
+        self._close()
+        ending = [*self._tasks] if self._reader is None else [*self._tasks, self._reader]
+        if ending:
+            await asyncio.wait(ending)
+        await _close_generator(self._orders)  # for a reader that never ran
+
+    def drop(self) -> None:
+        """Start no further order, and cancel everything. The garbage collector may call this in any thread."""
+        self._closed = True
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
         try:
-            if isinstance(self._orders, AsyncIterable):
-                orders = aiter(self._orders)
-                while await self._may_begin():
-                    self._begin(await anext(orders))
-            else:
-                each = iter(self._orders)
-                while await self._may_begin():
-                    order = next(each, None)
-                    if order is None:
-                        break
-                    self._begin(order)
+            here = asyncio.get_running_loop() is loop
+        except RuntimeError:
+            here = False
+        if here:  # at once: a task that is already scheduled must not send another create
+            self._close()
+        else:
+            loop.call_soon_threadsafe(self._close)
+
+    def _close(self) -> None:
+        self._closed = True
+        self._outcomes.clear()
+        for task in self._tasks:
+            task.cancel()
+        self._stop_reading()
+        self._changed.set()
+
+    # -- reading and starting orders
+
+    async def _read_orders(self) -> None:
+        orders = aiter(self._orders) if isinstance(self._orders, AsyncIterable) else _iterate(self._orders)
+        try:
+            while await self._has_room(None):
+                order = await anext(orders)
+                _check_order(order)
+                self.unstarted = order
+                if not await self._has_room(order):
+                    break
+                self.unstarted = None
+                self._start_order(order)
         except StopAsyncIteration:
             pass
         finally:
-            self.fed = True
-            self.ends.ring()
+            await _close_generator(orders)
 
-    def _begin(self, order: object) -> None:
-        if not isinstance(order, Order):
-            raise errors.ConfigurationError(f"generate_many takes Orders, not {type(order).__name__}")
-        self._begun += 1
-        self._creating += 1
-        self.ends.add(asyncio.get_running_loop().create_task(self._make(order)))
-
-    async def _may_begin(self) -> bool:
-        """Wait for room; say whether anything more is to be begun at all."""
-        while not self._stopped:
-            affordable = self._affordable()
-            if affordable and self._begun < self._concurrency:
+    async def _has_room(self, order: Order | None) -> bool:
+        """Wait until *order*, or one that is not read yet, may start; return ``False`` if none may start any more."""
+        while not (self._closed or self.stop_reason or self._failure):
+            decision = self._decide(order)
+            if decision == "start":
                 return True
-            if not affordable and not self._creating:
-                return False
+            if decision == "stop":
+                self.stop_reason = "max_cost"
+                break
             self._room.clear()
             await self._room.wait()
         return False
 
-    def _affordable(self) -> bool:
+    def _decide(self, order: Order | None) -> BudgetDecision:
+        if self._open >= self._concurrency:
+            return "wait"
         if self._max_cost is None:
-            return True
-        if self._dearest is None:  # the first tells what one costs
-            return not self._creating and self._spent < self._max_cost
-        return self._spent + (self._creating + 1) * self._dearest <= self._max_cost + 1e-9
+            return "start"
+        if order is None:
+            return decide_read(self._costs.costs, max_cost=self._max_cost)
+        return decide_start(self._costs.costs, price_key(order), max_cost=self._max_cost)
 
-    async def _make(self, order: Order) -> Outcome:
+    def _start_order(self, order: Order) -> None:
+        self._open += 1
+        self._costs.record_sent(price_key(order))
+        task = asyncio.get_running_loop().create_task(self._run_order(order))
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._failure = self._failure or failure
+            self._stop_reading()
+        self._room.set()
+        self._changed.set()
+
+    def _stop_reading(self) -> None:
+        """End the reading also while it waits for the caller's next order."""
+        if self._reader is not None:
+            self._reader.cancel()
+
+    # -- one order
+
+    async def _run_order(self, order: Order) -> None:
+        run, error = await self._create_and_wait(order)
+        self._outcomes.append(Outcome(order, run, error))
+
+    async def _create_and_wait(self, order: Order) -> tuple[Run | None, errors.FloraError | None]:
+        costs, key = self._costs, price_key(order)
         try:
             started = await self._start(order)
+        except errors.CreateOutcomeUnknownError as error:
+            costs.record_doubtful(key)
+            return None, error
         except errors.FloraError as error:
-            self._stopped = self._stopped or isinstance(error, errors.InsufficientCreditsError)
-            if isinstance(error, errors.CreateOutcomeUnknownError):
-                self._spent += self._dearest or 0.0
-            return Outcome(order, None, error)
-        else:
-            # The history need not say what a recovered run costs.
-            self._spent += max(started.charged_cost, self._dearest or 0.0 if started.recovered else 0.0)
-            self._dearest = max(self._dearest or 0.0, started.charged_cost)
-        finally:
-            self._creating -= 1
-            self._room.set()
+            costs.record_refused(key)
+            if isinstance(error, errors.InsufficientCreditsError):
+                self.stop_reason = self.stop_reason or "insufficient_credits"
+                self._stop_reading()
+            return None, error
+        quote = started.charged_cost
+        costs.record_started(key, quote)
+        self._room.set()
         try:
             run = await self._finish(started)
+        except errors.RunFailedError as error:
+            costs.record_failed(key, quote)
+            return None, error
         except errors.FloraError as error:
+            costs.record_abandoned(key, quote)
             error.run_id = started.run_id
-            return Outcome(order, None, error)
-        return Outcome(order, run, None)
-
-    def handed_out(self) -> None:
-        """Make room for another order."""
-        self._begun -= 1
-        self._room.set()
+            return None, error
+        costs.record_completed(key, quote, run.charged_cost)
+        return run, None
 
 
 class Outcomes(Closing):
-    """What became of many orders, in the order in which they finish: iterate over it with ``async for``.
+    """Outcomes of many orders in completion order: iterate over it with ``async for``.
 
-    Leaving the loop stops the creating, when the iterator is dropped or by ``aclose()``: no task is left behind, and
-    runs that were started go on at FLORA.
+    Leaving the loop ends it: at the end of ``async with``, by ``aclose()``, or when the iterator is dropped. No further
+    order is started, no task is left, and an asynchronous generator of orders is closed. Runs that were started
+    continue at FLORA. Several tasks may share the iterator: each outcome reaches exactly one of them.
     """
 
     usage = "async for outcome in flora.generate_many(...)"
 
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
-        self._feeder: asyncio.Task[None] | None = None
-        self._over = False
+    def __init__(self, runner: OrderRunner) -> None:
+        self._runner = runner
+
+    @property
+    def stop_reason(self) -> StopReason | None:
+        """Why no further order was read: ``"max_cost"`` or ``"insufficient_credits"`` (402); ``None`` if all were."""
+        return self._runner.stop_reason
+
+    @property
+    def unstarted(self) -> Order | None:
+        """Order that was read from the caller's iterable but not started, if the loop ended before it."""
+        return self._runner.unstarted
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Outcome:
-        batch = self._batch
-        if self._feeder is None and not self._over:
-            self._feeder = bind_loop(None).create_task(batch.feed())
-            self._feeder.add_done_callback(_noticed)
-        while not self._over and (len(batch.ends) or not batch.fed):
-            ended = await batch.ends.next()
-            if ended is not None:
-                batch.handed_out()
-                return ended.result()
-        if self._feeder is not None and not self._over:
-            self._over = True
-            await self._feeder  # what the orders' own iterator has raised
-        raise StopAsyncIteration
+        outcome = await self._runner.next_outcome()
+        if outcome is None:
+            raise StopAsyncIteration
+        return outcome
 
     async def aclose(self) -> None:
-        """Stop creating and looking."""
-        self._over = True
-        ending: list[asyncio.Future[Any]] = [*self._batch.ends.cancel()]
-        if self._feeder is not None and self._feeder.cancel():
-            ending.append(self._feeder)
-        if ending:
-            await asyncio.wait(ending)
+        """Start no further order, and stop waiting."""
+        await self._runner.aclose()
 
     def __del__(self) -> None:
-        feeder = self._feeder
-        if feeder is not None and not feeder.done() and not feeder.get_loop().is_closed():
-            feeder.get_loop().call_soon_threadsafe(feeder.cancel)
-        self._batch.ends.drop()
+        self._runner.drop()
 
 
-def _noticed(feeder: asyncio.Task[None]) -> None:
-    # Told to the reader at the end of what was begun, if there still is one.
-    if not feeder.cancelled():
-        feeder.exception()
+async def _iterate(orders: Iterable[Order]) -> AsyncIterator[Order]:
+    for order in orders:
+        yield order
+
+
+async def _close_generator(orders: Iterable[Order] | AsyncIterable[Order]) -> None:
+    if isinstance(orders, AsyncGenerator):
+        await orders.aclose()
+
+
+def _check_iterable(orders: object) -> None:
+    if not isinstance(orders, Iterable | AsyncIterable):
+        raise errors.ConfigurationError(f"orders must be an iterable of Orders, not {type(orders).__name__}")
+
+
+def _check_order(order: object) -> None:
+    if not isinstance(order, Order):
+        raise errors.ConfigurationError(f"generate_many takes Orders, not {type(order).__name__}")
