@@ -1,11 +1,17 @@
 """The command."""
 
+import argparse
 import asyncio
 import os
+import shlex
 import signal
+import socket
+import subprocess
 import sys
+import time
 import wave
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -13,7 +19,7 @@ from PIL import Image
 from programs import complaints_of
 
 from flora_async import Flora
-from flora_async.cli import main
+from flora_async.cli import main, parsing
 
 pytestmark = pytest.mark.anyio
 
@@ -58,9 +64,24 @@ def test_the_demo_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 def test_the_sandbox_on_a_port_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
-    """One clear line."""
-    assert main(["sandbox", "--time-scale", "0"]) == 2
-    assert "time_scale" in capsys.readouterr().err
+    """Numbers that make no sense get one sentence that names the flag."""
+    for flag, number in (("--time-scale", "0"), ("--time-scale", "nan"), ("--port", "99999"), ("--port", "-1")):
+        assert main(["sandbox", flag, number]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"flora-async: {flag} must be ")
+        assert said.count("\n") == 1
+
+
+def test_the_sandbox_on_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    """A port that another program listens on is named, with the flag that takes another one."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["sandbox", "--port", str(port)]) == 2
+    said = capsys.readouterr().err
+    assert f"127.0.0.1:{port}" in said
+    assert "port" in said
 
 
 @pytest.mark.parametrize("arguments", [[], ["paint"], ["sandbox", "--port", "x"]])
@@ -92,5 +113,113 @@ async def test_the_sandbox_as_a_command(extra: tuple[str, ...], keys: list[str],
             assert (await flora.request("GET", "/models")).status == 200
     process.send_signal(end)
     _, complaints = await process.communicate()
-    assert complaints_of(complaints) == ""
+    said = complaints_of(complaints).splitlines()
+    assert all(line.startswith("flora-async: ") for line in said)
+    assert "flora-async sandbox -- COMMAND" in "".join(said)
     assert process.returncode == 0
+
+
+PROGRAM = """
+import asyncio, sys
+from flora_async import Flora
+
+async def main():
+    async with Flora() as flora:
+        print((await flora.workspaces.list())[0].workspace_id)
+
+asyncio.run(main())
+sys.exit(7)
+"""
+
+
+def sandboxed(*program: str) -> "subprocess.CompletedProcess[str]":
+    """Run a program against a sandbox of its own."""
+    line = (sys.executable, "-W", "error", "-X", "dev", "-m", "flora_async.cli", "sandbox", "--", *program)
+    return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_program_is_run_against_a_sandbox() -> None:
+    """The program finds the sandbox by its environment, has stdout to itself, and its exit code is returned."""
+    done = sandboxed(sys.executable, "-c", PROGRAM)
+    assert (done.returncode, done.stdout, complaints_of(done.stderr)) == (7, "ws_demo\n", "")
+
+
+def test_a_program_that_cannot_be_run() -> None:
+    """A missing program, one that must not be executed and one that a signal ends have the codes that shells give."""
+    for program, code in (
+        (("no-such-program",), 127),
+        ((str(Path(__file__)),), 126),
+        (("sh", "-c", "kill -9 $$"), 137),
+    ):
+        assert sandboxed(*program).returncode == code
+    nothing = sandboxed()
+    assert (nothing.returncode, nothing.stdout) == (2, "")
+    assert "there is no command after --" in nothing.stderr
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+async def test_a_program_beside_a_sandbox_is_terminated(end: signal.Signals) -> None:
+    """SIGTERM goes on to the program; Ctrl-C is the program's own, which the terminal sends it."""
+    code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(9)); print('on', flush=True)"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "flora_async.cli", "sandbox", "--", sys.executable, "-c", f"{code}; time.sleep(60)"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"on\n"
+    process.send_signal(end)
+    if end is signal.SIGINT:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(process.wait(), 0.3)
+        process.send_signal(signal.SIGTERM)
+    assert await process.wait() == 9
+
+
+def test_the_sandbox_where_loops_know_no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows loops handle no signals: Ctrl-C reaches the command as a KeyboardInterrupt, and ends it quietly."""
+    code = """
+import asyncio, sys
+def add_signal_handler(self, *args): raise NotImplementedError
+asyncio.SelectorEventLoop.add_signal_handler = add_signal_handler
+from flora_async.cli import main, parsing
+sys.exit(main(["sandbox", "--port", "0"]))
+"""
+    with subprocess.Popen(
+        (sys.executable, "-X", "dev", "-c", code), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("export FLORA_BASE_URL=")
+        while "its runs" not in process.stderr.readline():
+            pass
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert (process.returncode, complaints_of(said)) == (0, "")
+
+
+def test_every_help_text_has_an_example_that_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The examples are parsed by the command that shows them."""
+    for words in parsing.EXAMPLES:
+        with pytest.raises(SystemExit) as ended:
+            main([*words.split(), "--help"])
+        assert ended.value.code == 0
+        shown = capsys.readouterr().out.split("example")[-1].splitlines()[1:]
+        assert shown
+        for line in shown:
+            typed = shlex.split(line)
+            assert typed[0] == "flora-async"
+            if ">" in typed:
+                typed = typed[: typed.index(">")]
+            if typed[-1] != "--help":
+                assert parsing.parse(typed[1:]).command == typed[1]
+
+
+def test_every_command_has_an_example() -> None:
+    """A new command is added to the examples."""
+
+    def names(parser: Any) -> list[str]:
+        below = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        return [parser.prog, *(name for choices in below for each in choices.values() for name in names(each))]
+
+    assert {" ".join(name.split()[1:]) for name in names(parsing.parser())} == set(parsing.EXAMPLES)

@@ -526,7 +526,7 @@ async def test_life_by_hand() -> None:
 async def test_a_port_that_is_taken(sandbox: Sandbox) -> None:
     """It says so."""
     port = int(sandbox.base_url.split(":")[2].split("/")[0])
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(ConfigurationError, match="in use"):
         await Sandbox(port=port).start()
 
 

@@ -1,5 +1,8 @@
 """The command line: FLORA's own commands as its reference writes them, and what a terminal does to a command."""
 
+import contextlib
+import csv
+import io
 import json
 import os
 import pty
@@ -8,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,8 @@ from typing import Any
 import pytest
 from programs import complaints_of
 
-from flora_async.cli import main
+from flora_async import errors, export
+from flora_async.cli import main, showing
 from flora_async.cli.parsing import UsageError, read_params
 from flora_async.sandbox import Sandbox
 
@@ -120,7 +125,7 @@ def test_no_connection_is_three(run: Any, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("x generations retrieve --run-id nonsense", "run_id must start with 'run_'"),
+        ("x generations retrieve --run-id nonsense", "--run-id must start with 'run_'"),
         (f"x generations create {' '.join(ORDER)} text --prompt a --params seed", "NAME=VALUE"),
         ("x generations list --limit 500", "1 to 100"),
         ("x generations list --limit 0", "1 to 100"),
@@ -172,7 +177,12 @@ def test_lists(run: Any) -> None:
     rows = run("x generations list --all --format csv").splitlines()
     assert rows[0].startswith("run_id,status,progress,created")
     assert len(rows) == 6
+    assert rows[0] == ",".join(export.COLUMNS)
     assert "charged_cost" in run("x generations list --format table --status pending --workspace-id ws_1")
+    whole = run("x generations list --all --limit 2")
+    assert len(whole["generations"]) == 5
+    assert whole["meta"] == {"next_cursor": None}
+    assert run("x generations list --all --project-id prj_none") == {"generations": [], "meta": {"next_cursor": None}}
     assert run("x generations list --format jsonl --limit 1 --project-id prj_1")["project_id"] == "prj_1"
 
 
@@ -218,7 +228,7 @@ def test_parameters() -> None:
             read_params([wrong])
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh", "powershell"])
 def test_completion(run: Any, shell: str) -> None:
     """For the shells that people have."""
     assert "generations" in run(f"x completion {shell}")
@@ -342,3 +352,166 @@ def test_on_a_terminal(terminal: str, live: bool, monkeypatch: pytest.MonkeyPatc
     assert (b"\x1b[" in shown) is live
     assert b"completed" in shown
     assert b"Traceback" not in shown
+
+
+MARKUP = "[bold]a[/bold] [/list] :warning: [link=https://x.example]y[/link]"
+
+
+def test_nothing_of_others_is_markup(run: Any) -> None:
+    """Brackets and colons of a text stay as they are in a table, and control characters steer no terminal."""
+    run(f"x generations create {' '.join(ORDER)} text --prompt '{MARKUP}' --wait")
+    assert MARKUP in run("x generations list --format table")
+    assert "\x1b" not in "".join(showing._one_line(f"a\x1b[31m\nb\u202e{MARKUP}"))
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_ids_are_whole_at_any_width(width: int) -> None:
+    """On a terminal a table fits its width, as long as the ids do; every id is whole."""
+    widths = [24, 9, 16, 12, 8, 14, 8, 10, 200]
+    shown, needed = showing.fit_columns(showing.TABLE_COLUMNS, widths, width)
+    names = [showing.TABLE_COLUMNS[number] for number in shown]
+    assert {"run_id", "model_id", "project_id"} <= set(names)
+    assert needed <= max(width, 24 + 14 + 8 + 3 * showing.GAP)
+    assert (width < 120) == (len(names) < 9)
+
+
+def test_a_table_on_a_terminal_of_80_columns(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line is longer than the terminal, each run's id is whole, and the columns left out are named."""
+    ids = [
+        run(f"x generations create {' '.join(ORDER)} text --prompt 'number {number} {MARKUP}' --wait")["run_id"]
+        for number in range(3)
+    ]
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("COLUMNS", "80")
+    line = (*COMMAND, "generations", "list", "--format", "table")
+    with subprocess.Popen(line, stdout=theirs, stderr=subprocess.PIPE, text=True) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):
+            while some := os.read(ours, 4096):
+                shown += some
+        _, said = process.communicate(timeout=20)
+    os.close(ours)
+    lines = shown.decode().splitlines()
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= 80
+    assert all(any(run_id in line for line in lines) for run_id in ids)
+    assert "--format csv has all" in said
+
+
+def test_csv_is_that_of_the_export(run: Any) -> None:
+    """Texts that a spreadsheet would take for formulas are guarded, in the history and in lists."""
+    run(f"x generations create {' '.join(ORDER)} text --model '=1+1' --prompt x --wait")
+    rows = list(csv.DictReader(run("x generations list --format csv").splitlines()))
+    assert rows[0]["model_id"] == "'=1+1"
+    assert json.loads(rows[0]["outputs"])[0]["type"] == "text"
+    assert run("x projects --workspace-id ws_none --format csv") == "project_id,workspace_id,name,created_at\n"
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "inf"])
+def test_waits_that_cannot_be_are_refused_before_the_order(run: Any, flora_sandbox: Sandbox, timeout: str) -> None:
+    """Nothing is ordered under a time-out that makes no sense."""
+    run(f"x generations create {' '.join(ORDER)} text --prompt a --wait --timeout={timeout}", 2)
+    assert run.err.startswith("flora-async: --timeout must be a number of seconds above 0")
+    assert flora_sandbox.accepted == 0
+
+
+def test_folders_that_cannot_be_are_refused_before_the_order(run: Any, flora_sandbox: Sandbox, tmp_path: Path) -> None:
+    """Nothing is ordered, and no run is waited for, where no file could be saved."""
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/dev/null")):
+        for line in (f"generations create {' '.join(ORDER)} text --prompt a", "wait run_abc123", "watch run_abc123"):
+            run(f"x {line} --download {folder}", 2)
+            assert "is not a folder" in run.err
+    assert flora_sandbox.accepted == sum(flora_sandbox.requests.values()) == 0
+
+
+def test_where_only_the_saving_fails(
+    run: Any, flora_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run was paid for: its JSON is printed, and the failure is told on stderr."""
+
+    async def fails(*_args: object, **_settings: object) -> list[Path]:
+        raise errors.DownloadError("cannot save run_1: the disk is full")
+
+    monkeypatch.setattr("flora_async.Flora.download", fails)
+    done = run(f"x generations create {' '.join(ORDER)} image --prompt a --download {tmp_path}", 3)
+    assert done["status"] == "completed"
+    assert "the disk is full" in run.err
+    assert run(f"x wait {done['run_id']} --download {tmp_path}", 3) == run(f"x wait {done['run_id']}")
+    both = run(f"x wait {done['run_id']} run_abc123 --download {tmp_path}", 3).splitlines()
+    assert {json.loads(line)["run_id"] for line in both} == {done["run_id"], "run_abc123"}
+    seen = run(f"x watch {done['run_id']} run_abc123 --download {tmp_path}", 3).splitlines()
+    assert {json.loads(line)["run_id"] for line in seen if json.loads(line)["status"] == "completed"} == {
+        done["run_id"],
+        "run_abc123",
+    }
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+@pytest.mark.parametrize("command", ["models", "models --format csv", "models --format table", "wait run_abc123"])
+def test_streams_that_are_closed(closed: str, command: str) -> None:
+    """A command whose stdout or stderr was closed before it began does its work, and says nothing."""
+    done = subprocess.run(
+        f"{shlex.join(COMMAND)} {command} {closed}", shell=True, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert ("run_id" in done.stdout or "model_id" in done.stdout) == (">&- " not in f" {closed} ".replace("2>&-", ""))
+
+
+@pytest.mark.parametrize(
+    "command", ["models", "--help", "generations list --all --format csv", "models --format table"]
+)
+def test_a_stdout_that_is_full(command: str) -> None:
+    """A full disk is one sentence and an exit code, and the interpreter adds nothing as it ends."""
+    done = subprocess.run(
+        f"{shlex.join(COMMAND)} {command} > /dev/full", shell=True, stderr=subprocess.PIPE, text=True, check=False
+    )
+    if command == "--help":
+        assert complaints_of(done.stderr) == ""
+    else:
+        assert complaints_of(done.stderr) == "flora-async: cannot write to stdout: No space left on device\n"
+        assert done.returncode == 2
+
+
+def test_a_run_that_could_not_be_printed_is_told(flora_sandbox: Sandbox) -> None:
+    """An order whose record no longer reaches stdout was paid for: its id goes to stderr."""
+    line = f"{shlex.join(COMMAND)} generations create {shlex.join(ORDER)} text --prompt x > /dev/full"
+    done = subprocess.run(line, shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert f"flora-async wait {next(iter(flora_sandbox.orders))}" in done.stderr
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO, "closed"])
+def test_called_by_a_program(stream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command writes to the stream that its caller has put in place of stdout, or to none."""
+    given = stream() if callable(stream) else stream
+    if stream == "closed":
+        given = io.StringIO()
+        given.close()
+    monkeypatch.setattr(sys, "stdout", given)
+    assert main(["models"]) == (2 if stream == "closed" else 0)
+    if stream is io.StringIO:
+        assert json.loads(given.getvalue())["models"]
+
+
+def test_called_in_a_thread(run: Any) -> None:
+    """Signals are the main thread's; the command works without them."""
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(main(["models"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+@pytest.mark.parametrize("form", ["csv", "table", "json", "jsonl"])
+def test_encodings_that_lack_characters(run: Any, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """A redirected Windows console is cp1252: what it lacks is escaped, and no row is lost."""
+    for prompt in ("plain", "\N{OWL} коты", "last"):
+        run(f"x generations create {' '.join(ORDER)} text --prompt '{prompt}' --wait")
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    line = (*COMMAND, "generations", "list", "--all", "--format", form)
+    shown = subprocess.run(line, capture_output=True, timeout=30, check=True).stdout.decode("cp1252")
+    assert shown.count("run_") >= 3
+    assert "\\u043a" in shown

@@ -49,6 +49,8 @@ async def save(listing: GenerationList, path: str | PathLike[str], since: dateti
         raise errors.ConfigurationError("since must know its time zone, like datetime(2026, 11, 1, tzinfo=UTC)")
     target = Path(fspath(path))
     pages, part = (target.with_name(f"{target.name}.{ending}") for ending in ("pages", "part"))
+    if reason := await run_sync(not_replaceable, target):
+        raise errors.ExportError(f"cannot write {target}: it is {reason}, which is not replaced")
     try:
         await _collect(listing, pages, since)
         with pages.open("rb") as file, _named(target, part, opened) as write:
@@ -57,6 +59,15 @@ async def save(listing: GenerationList, path: str | PathLike[str], since: dateti
     except OSError as error:
         raise errors.ExportError(f"cannot write {target}: {error.strerror or error}") from None
     return Exported(path=target, rows=written, broken=broken)
+
+
+def not_replaceable(path: Path) -> str | None:
+    """Return why a file must not be replaced: it is a link, a folder or a device. ``None`` if it may be."""
+    if path.is_symlink():
+        return "a link"
+    if path.is_dir():
+        return "a folder"
+    return "a device or a pipe" if path.exists() and not path.is_file() else None
 
 
 def check_listing(listing: object) -> None:

@@ -268,10 +268,13 @@ def _csv(path: Path) -> Generator[Write]:
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(COLUMNS)
-        yield lambda generations: table.writerows([_cell(value) for value in row.values()] for row in rows(generations))
+        yield lambda generations: table.writerows(
+            [csv_cell(value) for value in row.values()] for row in rows(generations)
+        )
 
 
-def _cell(value: object) -> object:
+def csv_cell(value: object) -> object:
+    """Return a value as a cell of a CSV file: text that would be a formula is guarded, a list is JSON."""
     if isinstance(value, str):
         return f"'{value}" if value.startswith(FORMULA) else value
     if isinstance(value, list):

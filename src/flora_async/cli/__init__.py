@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import contextlib
 import os
 import signal
-import sys
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -17,49 +16,69 @@ from flora_async.cli.demo import PROGRAM
 __all__ = ["PROGRAM", "main"]
 
 FAILED, WRONG, BROKEN, LATE, INTERRUPTED, PIPE, TERMINATED = 1, 2, 3, 4, 130, 141, 143
-"""Exit codes: a run failed; usage or settings; FLORA or the way to it; too late; Ctrl-C; nobody reads on; SIGTERM."""
+"""Exit codes: a run failed; usage, settings or a file; API or connection error; timeout; interrupted; broken pipe;
+terminated."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, or one of the above; never a traceback."""
+    """Run a command and return its exit code: 0, or one of the above; never a traceback.
+
+    It may be called in any thread and with any stdout and stderr, ``None`` included. Signals are handled in the main
+    thread only.
+    """
     session = commands.Session()
-    try:
-        options = parsing.parser().parse_args(arguments)
-        code = asyncio.run(_ended_by_signals(commands.COMMANDS[options.command](options, session)))
-        sys.stdout.flush()
-        return code
-    except KeyboardInterrupt:
-        showing.tell("interrupted", *session.doubtful(), *session.going_on())
-        return INTERRUPTED
-    except asyncio.CancelledError:
-        showing.tell("terminated", *session.doubtful(), *session.going_on())
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)  # so that whoever sent it sees that it was heeded
-        return TERMINATED
-    except BrokenPipeError:
-        # Nobody reads on; nor shall the interpreter try to flush into nothing as it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE
-    except errors.RunFailedError as error:
-        return _told(FAILED, error)
-    except errors.RunTimeoutError as error:
-        return _told(LATE, error, *session.going_on())
-    except (errors.ConfigurationError, parsing.UsageError) as error:
-        return _told(WRONG, error)
-    except errors.FloraError as error:
-        return _told(BROKEN, error, *session.going_on())
-    except (OSError, ValueError) as error:
-        return _told(WRONG, error)
+    options: argparse.Namespace | None = None
+    with showing.lossless_streams():
+        try:
+            options = parsing.parse(arguments)
+            code = asyncio.run(_ended_by_signals(commands.COMMANDS[options.command](options, session)))
+            showing.write("", flush=True)
+            return code
+        except SystemExit:  # help was printed, or argparse has said what is wrong
+            _flush_or_discard()
+            raise
+        except KeyboardInterrupt:
+            return _exit_with(INTERRUPTED, "interrupted", *session.doubtful(), *session.going_on())
+        except asyncio.CancelledError:
+            _exit_with(TERMINATED, "terminated", *session.doubtful(), *session.going_on())
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)  # so that whoever sent it sees that it was heeded
+            return TERMINATED
+        except showing.OutputError as error:
+            showing.discard("stdout")
+            said = [] if error.reader_gone else [str(error)]
+            return _exit_with(PIPE if error.reader_gone else WRONG, *said, *session.unreported())
+        except (errors.FloraError, OSError, ValueError) as error:
+            going_on = session.going_on() if isinstance(error, errors.FloraError) else []
+            return _exit_with(_code_of(error), parsing.speak_of_flags(error, options), *going_on)
+
+
+def _code_of(error: Exception) -> int:
+    match error:
+        case errors.RunFailedError():
+            return FAILED
+        case errors.RunTimeoutError():
+            return LATE
+        case errors.FloraError() if not isinstance(error, errors.ConfigurationError):
+            return BROKEN
+        case _:
+            return WRONG
 
 
 async def _ended_by_signals(command: Coroutine[Any, Any, int]) -> int:
     """Have SIGTERM end a command as Ctrl-C does: with the terminal as it was, and the runs that go on told."""
     ours = asyncio.ensure_future(command)
-    with contextlib.suppress(NotImplementedError):  # where there are no such signals
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ours.cancel)
+    commands.on_signal(signal.SIGTERM, ours.cancel)
     return await ours
 
 
-def _told(code: int, error: Exception, *more: str) -> int:
-    showing.tell(str(error), *more)
+def _flush_or_discard() -> None:
+    try:
+        showing.write("", flush=True)
+    except showing.OutputError:
+        showing.discard("stdout")
+
+
+def _exit_with(code: int, *messages: str) -> int:
+    showing.tell(*messages)
     return code

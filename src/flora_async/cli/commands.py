@@ -1,16 +1,17 @@
-"""What the commands do. Each returns its exit code, or raises what :func:`flora_async.cli.main` knows."""
+"""The commands. Each returns its exit code, or raises an error that :func:`flora_async.cli.main` handles."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import os
 import signal
 import webbrowser
-from collections.abc import Callable, Coroutine
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from flora_async import Flora, Generation, Order, Run, errors
+from flora_async import Flora, Model, Order, Project, Run, Workspace, errors, export
 from flora_async.cli import demo, gallery, parsing, showing
 
 if TYPE_CHECKING:
@@ -22,39 +23,62 @@ PATIENCE = 600.0
 """Seconds."""
 
 
+NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 127, 126, 128
+"""Exit codes of a shell for a program that cannot be run, and the base of those for one that a signal has ended."""
+
+
 class Session:
-    """What a command has begun, so that it can be told whatever ends it."""
+    """What a command has begun, reported however the command ends."""
 
     def __init__(self) -> None:
         self.running: dict[str, None] = {}
         self.ordering: dict[str, None] = {}
         self.notes: list[str] = []
+        self._created: list[str] = []
 
     def flora(self, options: argparse.Namespace) -> Flora:
-        """Open a client whose orders are noted before they go out."""
+        """Open a client whose orders are noted before they are sent."""
         return Flora(options.api_key, on_create=self._note)
 
     def _note(self, key: str, _order: Order) -> None:
         self.ordering[key] = None
 
-    def started(self, run_id: str) -> None:
-        """Note that a run was accepted."""
+    def created(self, run_id: str) -> None:
+        """Note a run that this command has ordered."""
         self.ordering.clear()
+        self._created.append(run_id)
+        self.started(run_id)
+
+    def started(self, run_id: str) -> None:
+        """Note a run that goes on."""
         self.running[run_id] = None
 
     def ended(self, run_id: str) -> None:
-        """Note that it needs nobody any more."""
+        """Note that a run has ended."""
         self.running.pop(run_id, None)
 
     def doubtful(self) -> list[str]:
-        """Say what may have been ordered, and paid for, before anybody could be told."""
+        """Return a message for each order that may have been accepted and billed."""
         return [f"an order under idempotency key {key} may have been accepted" for key in self.ordering]
 
     def going_on(self) -> list[str]:
-        """Say what goes on without us."""
+        """Return messages about the runs that go on."""
         if self.notes or not self.running:
             return self.notes
         return [f"still at FLORA, wait for it again: flora-async wait {' '.join(self.running)}"]
+
+    def unreported(self) -> list[str]:
+        """Return messages about the runs that were ordered, for an output that could not be written."""
+        return [f"ordered, and not printed: flora-async wait {' '.join(self._created)}"] if self._created else []
+
+
+def on_signal(number: signal.Signals, call: Callable[[], object]) -> bool:
+    """Have a signal call a function; ``False`` on Windows and outside the main thread, where loops handle none."""
+    try:
+        asyncio.get_running_loop().add_signal_handler(number, call)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return False
+    return True
 
 
 async def _generations(options: argparse.Namespace, session: Session) -> int:
@@ -64,6 +88,7 @@ async def _generations(options: argparse.Namespace, session: Session) -> int:
 
 async def _create(options: argparse.Namespace, session: Session) -> int:
     params = parsing.read_params(options.params)
+    parsing.check_folder("--download", options.download)
     async with session.flora(options) as flora:
         started = await flora.generations.create(
             type=options.type,
@@ -75,16 +100,22 @@ async def _create(options: argparse.Namespace, session: Session) -> int:
             callback_url=options.callback_url,
             idempotency_key=options.idempotency_key,
         )
-        session.started(started.run_id)
+        session.created(started.run_id)
         if not (options.wait or options.download):
             showing.show(showing.plain(started, estimated_seconds=started.estimated_seconds))
             return 0
-        with showing.progress() as move:
-            move(started.run_id, "ordered", 0)
-            run = await flora.wait_for_run(started, timeout=_patience(options), on_update=showing.moving(move))
+        try:
+            with showing.progress() as move:
+                move(started.run_id, "ordered", 0)
+                run = await flora.wait_for_run(started, timeout=_patience(options), on_update=showing.moving(move))
+        except errors.RunFailedError as error:
+            showing.show(showing.plain(error.run))
+            raise
         session.ended(run.run_id)
-        await _save(flora, run, options.download)
-        showing.show(showing.plain(run))
+        try:
+            await _save(flora, run, options)
+        finally:
+            showing.show(showing.plain(run))  # whatever became of the files, the run was paid for
     return 0
 
 
@@ -92,9 +123,9 @@ def _patience(options: argparse.Namespace) -> float:
     return PATIENCE if options.timeout is None else options.timeout
 
 
-async def _save(flora: Flora, run: Run, folder: Path | None) -> None:
-    if folder is not None:
-        for path in await flora.download(run, folder):
+async def _save(flora: Flora, run: Run, options: argparse.Namespace) -> None:
+    if options.download is not None:
+        for path in await flora.download(run, options.download):
             showing.tell(f"saved {path}")
 
 
@@ -105,6 +136,9 @@ async def _retrieve(options: argparse.Namespace, session: Session) -> int:
 
 
 async def _list(options: argparse.Namespace, session: Session) -> int:
+    printed = _Printed(options.format)
+    code = 0
+    meta: dict[str, object] = {"next_cursor": None}
     async with session.flora(options) as flora:
         listing = flora.generations.list(
             cursor=options.cursor,
@@ -114,43 +148,65 @@ async def _list(options: argparse.Namespace, session: Session) -> int:
             workspace_id=options.workspace_id,
         )
         async with listing:
-            pages = listing.pages()
-            if options.format == "json" and not options.all:
-                page = await anext(pages)
-                showing.show(
-                    {"generations": [showing.plain(one) for one in page.generations], "meta": showing.plain(page.meta)}
-                )
-                return 0
-            rows = showing.Rows(options.format, showing.RUN_COLUMNS) if options.format in ("csv", "table") else None
             if options.all:
-                async for generation in listing:
-                    _show_item(generation, rows)
+                try:
+                    async for generation in listing:
+                        printed.add(generation)
+                except errors.ResponseDecodeError as error:
+                    if not (error.field or "").startswith("$.generations["):
+                        raise
+                    showing.tell(f"left out an item that cannot be read: {error}")
+                    code = 3
             else:
-                for generation in (await anext(pages)).generations:
-                    _show_item(generation, rows)
-            if rows is not None:
-                rows.end()
-    return 0
+                page = await anext(listing.pages())
+                meta = showing.plain(page.meta)
+                for generation in page.generations:
+                    printed.add(generation)
+                for broken in page.broken:
+                    showing.tell(f"left out an item that cannot be read: {broken.reason} at {broken.field}")
+                    code = 3
+            printed.end(meta)
+    return code
 
 
-def _show_item(generation: Generation, rows: showing.Rows | None) -> None:
-    if rows is None:
-        showing.show_line(showing.plain(generation))
-    else:
-        rows.add(showing.row_of(generation))
+class _Printed:
+    """The history in one of the formats, printed as it is read."""
+
+    def __init__(self, form: str) -> None:
+        self._document = showing.Document("generations") if form == "json" else None
+        self._form = form
+        columns = {"csv": export.COLUMNS, "table": showing.TABLE_COLUMNS}
+        self._rows = showing.Rows(form, columns[form]) if form in columns else None
+
+    def add(self, run: Run) -> None:
+        """Print a run."""
+        if self._document is not None:
+            self._document.add(showing.plain(run))
+        elif self._rows is not None:
+            self._rows.add(showing.row_of(run, self._form))
+        else:
+            showing.show_line(showing.plain(run))
+
+    def end(self, meta: dict[str, object]) -> None:
+        """Print the end; *meta* is that of the last page."""
+        if self._document is not None:
+            self._document.end(meta=meta)
+        elif self._rows is not None:
+            self._rows.end()
 
 
 async def _wait(options: argparse.Namespace, session: Session) -> int:
-    """Print each run as it ends; what goes wrong with one does not touch the others."""
+    """Print each run as it ends. The failure of one does not touch the others."""
+    parsing.check_folder("--download", options.download)
     for run_id in options.run:
         session.started(run_id)
     codes: set[int] = set()
+    show = showing.show if len(options.run) == 1 else showing.show_line
     async with session.flora(options) as flora:
 
         async def one(run_id: str) -> None:
             try:
                 run = await flora.wait_for_run(run_id, timeout=_patience(options), on_update=on_update)
-                await _save(flora, run, options.download)
             except errors.RunFailedError as error:
                 run = error.run
                 codes.add(1)
@@ -161,7 +217,11 @@ async def _wait(options: argparse.Namespace, session: Session) -> int:
                 codes.add(4 if isinstance(error, errors.RunTimeoutError) else 3)
                 return
             session.ended(run_id)
-            (showing.show if len(options.run) == 1 else showing.show_line)(showing.plain(run))
+            try:
+                if run.succeeded:
+                    codes.add(await _saved(flora, run, options))
+            finally:
+                show(showing.plain(run))
 
         with showing.progress() as move:
             on_update = showing.moving(move)
@@ -171,8 +231,19 @@ async def _wait(options: argparse.Namespace, session: Session) -> int:
     return next((code for code in (3, 4, 1) if code in codes), 0)
 
 
+async def _saved(flora: Flora, run: Run, options: argparse.Namespace) -> int:
+    """Save the outputs of one run among several, and return the exit code of that."""
+    try:
+        await _save(flora, run, options)
+    except errors.FloraError as error:
+        showing.tell(f"{run.run_id}: {error}")
+        return 3
+    return 0
+
+
 async def _watch(options: argparse.Namespace, session: Session) -> int:
-    failed = False
+    parsing.check_folder("--download", options.download)
+    codes = {0}
     for run_id in options.run:
         session.started(run_id)
     async with session.flora(options) as flora:
@@ -180,32 +251,31 @@ async def _watch(options: argparse.Namespace, session: Session) -> int:
             showing.show_line(showing.plain(seen))
             if seen.finished:
                 session.ended(seen.run_id)
-                failed = failed or not seen.succeeded
-                if seen.succeeded:
-                    await _save(flora, seen, options.download)
-    return 1 if failed else 0
+                codes.add(await _saved(flora, seen, options) if seen.succeeded else 1)
+    return max(codes)
 
 
 async def _models(options: argparse.Namespace, session: Session) -> int:
     async with session.flora(options) as flora:
-        showing.show_list("models", await flora.models.list(type=options.type), options.format)
+        showing.show_list("models", await flora.models.list(type=options.type), Model, options.format)
     return 0
 
 
 async def _workspaces(options: argparse.Namespace, session: Session) -> int:
     async with session.flora(options) as flora:
-        showing.show_list("workspaces", await flora.workspaces.list(), options.format)
+        showing.show_list("workspaces", await flora.workspaces.list(), Workspace, options.format)
     return 0
 
 
 async def _projects(options: argparse.Namespace, session: Session) -> int:
     async with session.flora(options) as flora:
         listed = await flora.projects.list(workspace_id=options.workspace_id)
-        showing.show_list("projects", listed, options.format)
+        showing.show_list("projects", listed, Project, options.format)
     return 0
 
 
 async def _gallery(options: argparse.Namespace, session: Session) -> int:
+    parsing.check_output_file("--out", options.out, options.prompts)
     prompts = {} if options.prompts is None else gallery.read_prompts(options.prompts)
     async with session.flora(options) as flora:
         listing = flora.generations.list(
@@ -215,7 +285,7 @@ async def _gallery(options: argparse.Namespace, session: Session) -> int:
             workspace_id=options.workspace_id,
         )
         path = await gallery.write(listing, options.out, limit=options.limit, prompts=prompts)
-    print(path)
+    showing.write(f"{path}\n", flush=True)
     if options.open and not webbrowser.open(path.as_uri()):
         showing.tell("no browser was found to open it with")
     return 0
@@ -225,19 +295,58 @@ def _sandbox(options: argparse.Namespace, _session: Session) -> Coroutine[Any, A
     # Here, since aiohttp is a quarter of a second of imports, which no event loop should stand still for.
     from flora_async.sandbox import Sandbox
 
+    port = options.port if options.port is not None else 0 if options.program else parsing.SANDBOX_PORT
     any_key = options.api_key is None
-    return _serve(Sandbox(port=options.port, api_key=options.api_key, any_key=any_key, time_scale=options.time_scale))
+    sandbox = Sandbox(port=port, api_key=options.api_key, any_key=any_key, time_scale=options.time_scale)
+    return _serve(sandbox) if options.program is None else _run_beside(sandbox, options.program)
+
+
+def _settings_of(sandbox: Sandbox) -> dict[str, str]:
+    return {
+        "FLORA_BASE_URL": sandbox.base_url,
+        "FLORA_API_KEY": sandbox.api_key,
+        "FLORA_WEBHOOK_SECRET": sandbox.webhook_secret,
+    }
 
 
 async def _serve(sandbox: Sandbox) -> int:
     async with sandbox:
-        print(f"export FLORA_BASE_URL={sandbox.base_url}\nexport FLORA_API_KEY={sandbox.api_key}")
-        print(f"export FLORA_WEBHOOK_SECRET={sandbox.webhook_secret}", flush=True)
+        showing.write("".join(f"export {name}={value}\n" for name, value in _settings_of(sandbox).items()), flush=True)
+        showing.tell(
+            "a local FLORA for tests and demos: nothing is billed, nothing is kept; Ctrl-C ends it",
+            "to use it, set the variables above in another terminal and start a program there;",
+            "or start one with them: flora-async sandbox -- COMMAND",
+            f"its runs: {sandbox.base_url.removesuffix('api/v1')}",
+        )
         stopped = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-        await stopped.wait()
+            on_signal(number, stopped.set)
+        with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C, where loops handle no signals
+            await stopped.wait()
     return 0
+
+
+async def _run_beside(sandbox: Sandbox, program: Sequence[str]) -> int:
+    """Run a program against a sandbox, and return its exit code as a shell would."""
+    async with sandbox:
+        try:
+            process = await asyncio.create_subprocess_exec(*program, env={**os.environ, **_settings_of(sandbox)})
+        except OSError as error:
+            showing.tell(f"cannot run {program[0]}: {error.strerror or error}")
+            return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        # A terminal sends Ctrl-C to the program too, which decides what to do about it.
+        on_signal(signal.SIGINT, lambda: None)
+        on_signal(signal.SIGTERM, lambda: _terminate(process))
+        try:
+            code = await process.wait()
+        finally:
+            _terminate(process)
+    return SIGNALLED - code if code < 0 else code
+
+
+def _terminate(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
 
 
 async def _demo(options: argparse.Namespace, _session: Session) -> int:
@@ -257,7 +366,7 @@ async def _completion(options: argparse.Namespace, _session: Session) -> int:
         import shtab
     except ModuleNotFoundError:
         raise showing.missing("cli", "shell completion needs shtab") from None
-    print(shtab.complete(parsing.parser(), shell=options.shell))
+    showing.write(f"{shtab.complete(parsing.parser(), shell=options.shell)}\n")
     return 0
 
 

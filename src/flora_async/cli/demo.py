@@ -10,7 +10,8 @@ from typing import get_args
 import backoff
 
 from flora_async import Flora, GenerationType, Run
-from flora_async.cli.showing import missing
+from flora_async.cli import showing
+from flora_async.cli.showing import missing, write
 
 PROMPTS = ("a ceramic mug on a sunlit table", "a lighthouse in a storm")
 FOLDER = Path("flora-demo")
@@ -36,20 +37,17 @@ asyncio.run(main())
 async def show(prompts: Sequence[str]) -> None:
     """Generate one of each type for each prompt, and show how it goes."""
     try:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        bars = showing.live_bars("state", on_stderr=False)
     except ModuleNotFoundError:
         raise missing("demo", "the demo needs rich") from None
     from flora_async.sandbox import Sandbox
 
-    console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
     async with (
         Sandbox(time_scale=0.5) as sandbox,
         Flora(sandbox.api_key, base_url=sandbox.base_url, poll=lambda: backoff.expo(base=1, factor=0.25)) as flora,
     ):
-        console.print(f"A FLORA of your own at {sandbox.base_url}, until this ends.\n", highlight=False)
-        with Progress(*columns, console=console) as progress:
+        write(f"A local FLORA at {sandbox.base_url}, until this ends.\n\n", flush=True)
+        with bars as progress:
 
             async def make(kind: GenerationType, prompt: str) -> list[Path]:
                 line = progress.add_task(f"{kind:5} {prompt[:48]}", total=100, state="ordered")
@@ -64,12 +62,11 @@ async def show(prompts: Sequence[str]) -> None:
 
             kinds: tuple[GenerationType, ...] = get_args(GenerationType)
             made = await asyncio.gather(*(make(kind, prompt) for prompt in prompts for kind in kinds))
-        console.print("\nSaved:")
+        write("\nSaved:\n")
         for path in sorted(path for paths in made for path in paths):
-            console.print(f"  {path}  {path.stat().st_size:,} bytes", highlight=False)
-        console.print("\nThe history, newest first:")
+            write(f"  {path}  {path.stat().st_size:,} bytes\n")
+        write("\nThe history, newest first:\n")
         async for generation in flora.generations.list():
             cost = f"{generation.charged_cost or 0:.2f} USD"
-            console.print(f"  {generation.run_id}  {generation.status}  {cost}", highlight=False)
-    console.print("\nThe same in Python (start `flora-async sandbox` and export what it prints):\n")
-    print(PROGRAM)
+            write(f"  {generation.run_id}  {generation.status}  {cost}\n")
+    write(f"\nThe same in Python, against FLORA or with `flora-async sandbox -- python program.py`:\n\n{PROGRAM}\n")

@@ -18,7 +18,7 @@ from flora_async import Generation, GenerationList, ResponseDecodeError
 from flora_async._render.cards import card
 from flora_async._render.page import Totals, ending, opening
 from flora_async.cli import showing
-from flora_async.cli.parsing import UsageError
+from flora_async.cli.parsing import UsageError, check_output_file
 
 AT_ONCE = 100
 """How many runs are held before they are written."""
@@ -50,14 +50,13 @@ async def write(listing: GenerationList, out: Path, *, limit: int | None, prompt
     A run that cannot be read is told of, and left out.
 
     Raises:
-        UsageError: *out* or *limit* cannot be.
+        UsageError: *out* is a folder, a link or a device, or *limit* is less than 1.
         FloraError: the history could not be read to its end; what *out* was before is still there.
         OSError: it cannot be written.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be at least 1, not {limit}")
-    if await run_sync(out.is_dir):
-        raise UsageError(f"--out must be a file, and {out} is a folder")
+    await run_sync(check_output_file, "--out", out)
     out = await run_sync(out.absolute)
     totals = Totals()
     # How many there are stands before them, and is known after them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import secrets
 import time
 from collections import Counter
@@ -181,9 +182,13 @@ class Sandbox:
         await runner.setup()
         try:
             await web.TCPSite(runner, self._host, self._port).start()
-        except OSError:
+        except (OSError, OverflowError, ValueError) as error:
             await runner.cleanup()
-            raise
+            number = error.errno if isinstance(error, OSError) else None
+            why = os.strerror(number) if number and number > 0 else str(error)
+            raise ConfigurationError(
+                f"the sandbox cannot listen on {self._host}:{self._port}: {why}. port 0 is any free one"
+            ) from None
         self._runner = runner
         host, port = runner.addresses[0][:2]
         self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}/api/v1"
