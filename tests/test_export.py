@@ -4,12 +4,15 @@ import asyncio
 import csv
 import json
 import logging
+import os
 import re
 import runpy
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ import pytest
 from scripted import Scripted, answer, error, generation, page, silence
 
 from flora_async import (
+    APITimeoutError,
     BadRequestError,
     ConfigurationError,
     ExportError,
@@ -296,19 +300,83 @@ async def test_an_export_that_failed_goes_on(flora: Flora, server: Scripted, tmp
 
 
 async def test_killed_while_the_file_was_written(flora: Flora, server: Scripted, tmp_path: Path) -> None:
-    """Nothing is asked for again."""
+    """An export that fails after its last page requests nothing again."""
     server.on("GET", "/generations", page("run_2", cursor="a"), page("run_1"))
-    folder = tmp_path / "h.jsonl"
-    folder.mkdir()  # in the way of the file's name
-    (folder / "full").touch()
+    path = tmp_path / "h.jsonl"
+    part = tmp_path / "h.jsonl.part"
+    part.mkdir()  # in the way of the file before it has its name
     with pytest.raises(ExportError, match=r"cannot write .*h\.jsonl: "):
-        await export.to_jsonl(flora.generations.list(), folder)
-    assert names(tmp_path) == ["h.jsonl", "h.jsonl.pages"]
-    (folder / "full").unlink()
-    folder.rmdir()
-    await export.to_jsonl(flora.generations.list(), folder)
-    assert ids(folder) == ["run_2", "run_1"]
+        await export.to_jsonl(flora.generations.list(), path)
+    assert names(tmp_path) == ["h.jsonl.pages", "h.jsonl.part"]
+    part.rmdir()
+    await export.to_jsonl(flora.generations.list(), path)
+    assert ids(path) == ["run_2", "run_1"]
     assert cursors(server) == [None, "a"]
+
+
+@pytest.mark.parametrize("there", ["folder", "pipe"])
+async def test_only_a_regular_file_is_replaced(flora: Flora, server: Scripted, tmp_path: Path, there: str) -> None:
+    """A folder or a pipe (or a device) of the file's name is refused before anything is requested."""
+    path = tmp_path / "h.jsonl"
+    path.mkdir() if there == "folder" else os.mkfifo(path)
+    with pytest.raises(ExportError, match="not replaced"):
+        await export.to_jsonl(flora.generations.list(), path)
+    assert names(tmp_path) == ["h.jsonl"]
+    assert not server.asked
+
+
+async def test_a_timeout_of_the_history_is_that_timeout(server: Scripted, tmp_path: Path) -> None:
+    """A page that does not come in time raises what the listing raises, not that the file cannot be written."""
+    server.on("GET", "/generations", page("run_2", cursor="a"), silence)
+    async with Flora("sk_1", base_url=server.base_url, timeout=0.1, max_retries=0) as flora:
+        with pytest.raises(APITimeoutError):
+            await export.to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
+    server.on("GET", "/generations", page("run_1"))
+    async with Flora("sk_1", base_url=server.base_url) as flora:
+        await export.to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
+    assert ids(tmp_path / "h.jsonl") == ["run_2", "run_1"]
+
+
+@pytest.mark.parametrize("moment", ["opening", "writing", "closing"])
+async def test_no_file_is_closed_under_its_thread(
+    flora: Flora, server: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A cancelled export waits for the thread that opens, writes or closes its file, then leaves no part of it."""
+    server.on("GET", "/generations", page("run_1"))
+    path = tmp_path / "h.jsonl"
+    inside, release = threading.Event(), threading.Event()
+    steps: list[str] = []
+
+    def step(name: str) -> None:
+        steps.append(name)
+        if name == moment:
+            inside.set()
+            release.wait(10)
+        steps.append(f"{name} ended")
+
+    @contextmanager
+    def slow(part: Path) -> Iterator[_saving.Write]:
+        with part.open("wb"):
+            step("opening")
+            try:
+                yield lambda _generations: step("writing")
+            finally:
+                step("closing")
+
+    monkeypatch.setattr(export, "_json_lines", slow)
+    task = asyncio.create_task(export.to_jsonl(flora.generations.list(), path))
+    while not inside.is_set():
+        await asyncio.sleep(0.001)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0.01)
+    assert not task.done()
+    release.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert steps[::2] == [name.removesuffix(" ended") for name in steps[1::2]]  # one after another
+    assert steps[-1] == "closing ended"
+    assert names(tmp_path) == ["h.jsonl.pages"]
 
 
 @pytest.mark.parametrize("kept", range(3))

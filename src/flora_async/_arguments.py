@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from inspect import iscoroutine
+from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
 import msgspec
@@ -374,6 +375,17 @@ def check_usd(name: str, value: object) -> float:
         fix = ". Use float(...)" if hasattr(value, "__float__") else ""
         raise errors.ConfigurationError(f"{name} must be an amount of USD from 0 on, a float, not {value!r}{fix}")
     return float(number)
+
+
+def check_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """Return *value* as a path that a file system can have."""
+    try:
+        path = Path(value)
+    except TypeError:
+        raise errors.ConfigurationError(f"{name} must be a str or a path, not {type(value).__name__}") from None
+    if "\0" in str(path):
+        raise errors.ConfigurationError(f"{name} must not have a NUL character")
+    return path
 
 
 def bind_loop(bound: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import datetime
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import msgspec
-from anyio.to_thread import run_sync
 from msgspec import Struct
 
 from flora_async import errors
+from flora_async._aio import run_in_thread
+from flora_async._arguments import check_path
 from flora_async._history import GenerationList, Once, warn_of_broken
 from flora_async.models import Generation, GenerationPage
 
@@ -47,17 +48,19 @@ async def save(listing: GenerationList, path: str | PathLike[str], since: dateti
     check_listing(listing)
     if since is not None and since.tzinfo is None:
         raise errors.ConfigurationError("since must know its time zone, like datetime(2026, 11, 1, tzinfo=UTC)")
-    target = Path(fspath(path))
+    target = check_path("path", path)
     pages, part = (target.with_name(f"{target.name}.{ending}") for ending in ("pages", "part"))
-    if reason := await run_sync(not_replaceable, target):
-        raise errors.ExportError(f"cannot write {target}: it is {reason}, which is not replaced")
     try:
+        if reason := await run_in_thread(not_replaceable, target):
+            raise errors.ExportError(f"cannot write {target}: it is {reason}, which is not replaced")
         await _collect(listing, pages, since)
-        with pages.open("rb") as file, _named(target, part, opened) as write:
-            written, broken = await _write(file, since, write)
-        await run_sync(pages.unlink)
-    except OSError as error:
-        raise errors.ExportError(f"cannot write {target}: {error.strerror or error}") from None
+        written, broken = await _write(pages, part, target, since, opened)
+        await run_in_thread(pages.unlink)
+    except errors.FloraError:  # a time-out is an OSError too
+        raise
+    except (OSError, UnicodeError) as error:
+        strerror = isinstance(error, OSError) and error.strerror
+        raise errors.ExportError(f"cannot write {target}: {strerror or error}") from None
     return Exported(path=target, rows=written, broken=broken)
 
 
@@ -79,7 +82,7 @@ def check_listing(listing: object) -> None:
 async def _collect(listing: GenerationList, path: Path, since: datetime | None) -> None:
     """Have all pages in the file at *path*: those that are missing. Its first line says what is exported."""
     begun = msgspec.json.encode({"url": listing.url, "since": since}) + b"\n"
-    last = await run_sync(_resume, path, begun)
+    last = await run_in_thread(_resume, path, begun)
     if last is not None and not last.next_cursor:
         return
     try:
@@ -89,8 +92,8 @@ async def _collect(listing: GenerationList, path: Path, since: datetime | None) 
             raise
         said = {"pages": str(path)}
         log.warning("FLORA does not take the cursor in %s any more; the export begins anew", path, extra=said)
-        await run_sync(path.unlink)
-        await run_sync(_resume, path, begun)
+        await run_in_thread(path.unlink)
+        await run_in_thread(_resume, path, begun)
         await _walk(listing, path, since, None)
 
 
@@ -120,7 +123,7 @@ async def _walk(listing: GenerationList, path: Path, since: datetime | None, las
         async with listing.pages(cursor=last.next_cursor if last else None) as pages:
             async for page in pages:
                 warn_of_broken(page)
-                await run_sync(_append, file, page)
+                await run_in_thread(_append, file, page)
                 # Newest first: a whole page of what is too old has nothing newer behind it.
                 if since and page.generations and all(row.created < since for row in page.generations):
                     return
@@ -131,31 +134,41 @@ def _append(file: BinaryIO, page: GenerationPage) -> None:
     file.flush()
 
 
-@contextmanager
-def _named(target: Path, part: Path, opened: Open) -> Generator[Write]:
-    """Give a file its name when it is whole."""
+async def _write(pages: Path, part: Path, target: Path, since: datetime | None, opened: Open) -> tuple[int, int]:
+    """Write the runs of all pages, each once; return how many runs, and how many items could not be read."""
+    files = ExitStack()
     try:
-        with opened(part) as write:
-            yield write
-        part.replace(target)
+        file = await run_in_thread(_open_pages, files, pages)
+        write = await run_in_thread(files.enter_context, opened(part))
+        written = broken = 0
+        once = Once()
+        while batch := await run_in_thread(_batch, file):
+            broken += sum(len(page.broken) for page in batch)
+            fresh = [row for page in batch for row in once.fresh(page.generations)]
+            if since:
+                fresh = [row for row in fresh if row.created >= since]
+            if fresh:
+                await run_in_thread(write, fresh)
+            written += len(fresh)
+        await run_in_thread(files.close)
+        await run_in_thread(part.replace, target)
     finally:
-        part.unlink(missing_ok=True)
-
-
-async def _write(pages: BinaryIO, since: datetime | None, write: Write) -> tuple[int, int]:
-    """Write what the pages hold, each run once; say how many runs, and how many items could not be read."""
-    written = broken = 0
-    once = Once()
-    pages.readline()  # what is exported
-    while batch := await run_sync(_batch, pages):
-        broken += sum(len(page.broken) for page in batch)
-        fresh = [row for page in batch for row in once.fresh(page.generations)]
-        if since:
-            fresh = [row for row in fresh if row.created >= since]
-        if fresh:
-            await run_sync(write, fresh)
-        written += len(fresh)
+        _discard(files, part)
     return written, broken
+
+
+def _open_pages(files: ExitStack, pages: Path) -> BinaryIO:
+    file = files.enter_context(pages.open("rb"))
+    file.readline()  # which listing is exported
+    return file
+
+
+def _discard(files: ExitStack, part: Path) -> None:
+    """Close the files of an export that has failed, and delete its part. This does not fail."""
+    with suppress(OSError, ValueError):
+        files.close()
+    with suppress(OSError):
+        part.unlink(missing_ok=True)
 
 
 def _batch(file: BinaryIO) -> list[GenerationPage]:

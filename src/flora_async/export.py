@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
-from anyio.to_thread import run_sync
 
 from flora_async import errors
+from flora_async._aio import run_in_thread
 from flora_async._closing import Closing
 from flora_async._history import GenerationList, Once, warn_of_broken
 from flora_async._lazy import LazyModule
@@ -201,7 +201,7 @@ class RecordBatches(Closing):
                 break
         if not self._generations:
             raise StopAsyncIteration
-        batch = await run_sync(_record_batch, self._generations)
+        batch = await run_in_thread(_record_batch, self._generations)
         self._generations = []
         self.next_cursor = self._cursor
         return batch
@@ -253,7 +253,7 @@ async def to_parquet(listing: GenerationList, path: str | PathLike[str], *, sinc
         ConfigurationError: pyarrow is missing.
     """
     _need("pyarrow", "'flora-async[export]'")
-    await run_sync(import_module, "pyarrow.parquet")  # a quarter of a second, which must not stop the loop
+    await run_in_thread(import_module, "pyarrow.parquet")  # a quarter of a second, which must not stop the loop
     return await save(listing, path, since, _parquet)
 
 
