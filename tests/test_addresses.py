@@ -146,6 +146,19 @@ def test_outputs_come_over_https(url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("https://media.flora.ai/a b.png?s=%2f+/", "https://media.flora.ai/a%20b.png?s=%2f+/"),
+        (" https://media.flora.ai/a ", "https://media.flora.ai/a"),
+        ("https://media.flora.ai/\u00e4\udcff?s=%C3%A9", "https://media.flora.ai/%C3%A4%FF?s=%C3%A9"),
+    ],
+)
+def test_what_is_encoded_in_an_outputs_url(url: str, sent: str) -> None:
+    """Spaces and characters beyond ASCII are encoded, also undecodable bytes of a header; the rest is sent as it is."""
+    assert media_url(FLORA, url) == sent
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "http://media.flora.ai/a.png",
@@ -155,7 +168,6 @@ def test_outputs_come_over_https(url: str) -> None:
         "file:///etc/passwd",
         "ftp://media.flora.ai/a",
         "https://user:pw@media.flora.ai/a.png",
-        "https://media.flora.ai/a b.png",
         "https://media.flora.ai:8443/a.png",
         "https://10.0.0.7/a.png",
         "https://169.254.169.254/latest/meta-data",

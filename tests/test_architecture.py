@@ -19,12 +19,13 @@ from flora_async import export
 ORDER = """
     _version _lazy _render models errors _aio _events _arguments _addresses _wire _pacing _costs _places _matching
     webhooks _closing _limiter _sessions _transport _entries _waits _watcher _polling _many _inbox _history _saving
-    _catalogue _downloads _recovery _generations _client __init__ export telemetry durable sandbox _virtual cli
+    _catalogue _file_names _downloads _recovery _generations _client __init__ export telemetry durable sandbox
+    _virtual cli
 """
 ROOMS = ORDER.split()
 """The order: a room imports only from rooms before it. A new room takes its place here."""
 
-SANDBOX_MAY = {"sandbox", "_render", "models", "errors", "webhooks"}
+SANDBOX_MAY = {"sandbox", "_aio", "_render", "models", "errors", "webhooks"}
 AIOHTTP_MAY = {"_sessions", "sandbox"}
 LATE = {("_transport", "_sessions"), ("cli.commands", "sandbox")}
 """The imports that wait until they are needed, and may stand under TYPE_CHECKING: aiohttp comes with them."""

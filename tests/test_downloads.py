@@ -1,17 +1,36 @@
 """Outputs to disk."""
 
 import asyncio
+import errno
+import gc
+import gzip
 import os
+import pickle
+import re
+import shutil
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import anyio
 import msgspec
 import pytest
 from aiohttp import web
+from raw import Raw, http, say
 from scripted import Scripted, answer, generation, hang_up, run
 
-from flora_async import ClientClosedError, ConfigurationError, DownloadError, Flora, Generation, Output, Run
+from flora_async import (
+    APITimeoutError,
+    ClientClosedError,
+    ConfigurationError,
+    DownloadError,
+    Flora,
+    Generation,
+    Output,
+    Run,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -68,10 +87,11 @@ async def test_all_outputs_of_a_run(flora: Flora, server: Scripted, tmp_path: Pa
 
 
 async def test_a_lone_output_and_a_generation(flora: Flora, server: Scripted, tmp_path: Path) -> None:
-    """The one has no run in its name, the other is a run."""
+    """A lone output has a digest in place of its run; a generation is a run."""
     server.on("GET", "/a", media(b"x", "video/mp4"))
     output = Output(output_id="output_1", type="videoUrl", url=server.base_url + "/a")
-    assert [path.name for path in await flora.download(output, str(tmp_path))] == ["output_1.mp4"]
+    (path,) = await flora.download(output, str(tmp_path))
+    assert re.fullmatch(r"output_1-[0-9a-f]{8}\.mp4", path.name)
     seen = msgspec.convert(generation("run_7"), Generation)
     assert [path.name for path in await flora.download(seen, tmp_path)] == ["run_7_output_1.txt"]
 
@@ -114,18 +134,20 @@ async def test_the_extension_follows_the_content_type(
 @pytest.mark.parametrize(
     ("output_id", "name"),
     [
-        ("../../etc/passwd", "_._.._etc_passwd.txt"),
-        (".hidden", "_hidden.txt"),
-        ("a b\x00ä", "a_b__.txt"),
-        ("x" * 300, "x" * 120 + ".txt"),
+        ("../../etc/passwd", "_._.._etc_passwd"),
+        (".hidden", "_hidden"),
+        ("a b\x00ä", "a_b__"),
+        ("x" * 300, "x" * 111),
+        ("", "output"),
+        ("..", "_."),
     ],
 )
 async def test_names_are_ours(flora: Flora, tmp_path: Path, output_id: str, name: str) -> None:
-    """Whatever the ids are, the file lies in the folder."""
+    """A lone output with any id is saved in the folder."""
     (path,) = await flora.download(Output(output_id=output_id, type="text", url="x"), tmp_path)
     assert path.parent == tmp_path
-    assert path.name == name.replace("_._.._", "_._.._")
-    assert path.exists()
+    assert re.fullmatch(re.escape(name) + r"-[0-9a-f]{8}\.txt", path.name)
+    assert [*tmp_path.iterdir()] == [path]
 
 
 async def test_nothing_is_overwritten(flora: Flora, server: Scripted, tmp_path: Path) -> None:
@@ -284,3 +306,303 @@ async def test_a_closed_client_downloads_nothing(tmp_path: Path) -> None:
     await flora.close()
     with pytest.raises(ClientClosedError):
         await flora.download(finished(("1", "imageUrl", "http://127.0.0.1:1/a")), tmp_path)
+
+
+# -- what is there already
+
+
+def three(server: Scripted) -> Run:
+    """Build a run with a picture, a text and another picture."""
+    return finished(
+        ("1", "imageUrl", server.base_url + "/1"), ("2", "text", "a poem"), ("3", "imageUrl", server.base_url + "/3")
+    )
+
+
+async def test_a_failed_download_can_be_continued(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """The error has the saved paths; with ``skip`` the same call requests only the missing outputs."""
+    server.on("GET", "/1", media(b"one")).on("GET", "/3", answer(b"", 451), media(b"three", "image/webp"))
+    with pytest.raises(DownloadError, match="451") as caught:
+        await flora.download(three(server), tmp_path)
+    assert caught.value.saved == (tmp_path / "run_abc123_1.png", tmp_path / "run_abc123_2.txt")
+    assert pickle.loads(pickle.dumps(caught.value)).saved == caught.value.saved
+    (tmp_path / "run_abc123_2.txt").write_text("mine")
+    paths = await flora.download(three(server), tmp_path, on_existing="skip")
+    assert [path.name for path in paths] == ["run_abc123_1.png", "run_abc123_2.txt", "run_abc123_3.webp"]
+    assert [path.read_bytes() for path in paths] == [b"one", b"mine", b"three"]
+    assert [asked.path for asked in server.asked] == ["/1", "/3", "/3"]
+    assert await flora.download(three(server), tmp_path, on_existing="skip") == paths
+    assert len(server.asked) == 3
+
+
+async def test_replacing(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """With ``replace`` a file is replaced when the new one is whole, and kept if that fails; a link's target stays."""
+    server.on("GET", "/1", media(b"one"), answer(b"", 451), media(b"new")).on("GET", "/3", media(b"three"))
+    await flora.download(three(server), tmp_path)
+    with pytest.raises(DownloadError):
+        await flora.download(three(server), tmp_path, on_existing="replace")
+    first, _, third = sorted(tmp_path.iterdir())
+    assert first.read_bytes() == b"one"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"mine")
+    third.unlink()
+    third.symlink_to(elsewhere)
+    paths = await flora.download(three(server), tmp_path, on_existing="replace")
+    assert [path.read_bytes() for path in paths] == [b"new", b"a poem", b"three"]
+    assert elsewhere.read_bytes() == b"mine"
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+async def test_lone_outputs_of_two_runs(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """Outputs with the same id and of different runs are both saved, and skipped only for themselves."""
+    server.on("GET", "/1", media(b"one")).on("GET", "/3", media(b"three"))
+    outputs = [Output(output_id="o", type="imageUrl", url=f"{server.base_url}/{name}") for name in (1, 3)]
+    for _ in range(2):
+        paths = [(await flora.download(output, tmp_path, on_existing="skip"))[0] for output in outputs]
+        assert [path.read_bytes() for path in paths] == [b"one", b"three"]
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("on_existing", ["skip", "replace"])
+async def test_no_folder_is_skipped_or_replaced(
+    flora: Flora, server: Scripted, tmp_path: Path, on_existing: Literal["skip", "replace"]
+) -> None:
+    """A folder of an output's name is an error; an empty file, as an interrupted save can leave, is no output."""
+    server.on("GET", "/1", media(b"one")).on("GET", "/3", media(b"three"))
+    (tmp_path / "run_abc123_1.png").touch()
+    (tmp_path / "run_abc123_3.png").mkdir()
+    with pytest.raises(DownloadError, match=r"run_abc123_3\.png exists") as caught:
+        await flora.download(three(server), tmp_path, on_existing=on_existing)
+    assert [path.name for path in caught.value.saved] == ["run_abc123_1.png", "run_abc123_2.txt"]
+    assert caught.value.saved[0].read_bytes() == b"one"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+async def test_two_downloads_of_one_output(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """Of two downloads at once one saves the file; the other raises, or returns it with ``skip``."""
+    together = asyncio.Barrier(2)
+
+    async def together_only(request: web.Request) -> web.Response:
+        await together.wait()
+        return web.Response(body=b"x", content_type="image/png")
+
+    server.on("GET", "/a", together_only)
+    output = finished(("1", "imageUrl", server.base_url + "/a"))
+    skipped = await asyncio.gather(*(flora.download(output, tmp_path, on_existing="skip") for _ in range(2)))
+    assert skipped[0] == skipped[1] == [tmp_path / "run_abc123_1.png"]
+    skipped[0][0].unlink()
+    ends = await asyncio.gather(*(flora.download(output, tmp_path) for _ in range(2)), return_exceptions=True)
+    assert sorted(type(end).__name__ for end in ends) == ["DownloadError", "list"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "on_existing"), [(5, "error"), (b"out", "error"), ("a\0b", "error"), ("out", "overwrite"), ("out", None)]
+)
+async def test_bad_arguments(flora: Flora, folder: Any, on_existing: Any) -> None:
+    """A folder that is no path, or an unknown word, is refused before anything is made."""
+    with pytest.raises(ConfigurationError, match=r"folder|on_existing"):
+        await flora.download(finished(("1", "text", "x")), folder, on_existing=on_existing)
+
+
+# -- file systems
+
+
+@pytest.fixture(params=[errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, None])
+def no_hard_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a file system, or a platform, without hard links."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    if request.param is None:
+        monkeypatch.delattr(os, "link")
+    else:
+        monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("no_hard_links")
+async def test_a_file_system_without_hard_links(flora: Flora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs are saved, nothing is overwritten, and a failure leaves no empty file."""
+    source = finished(("1", "text", "x"))
+    (path,) = await flora.download(source, tmp_path)
+    assert path.read_bytes() == b"x"
+    path.write_bytes(b"mine")
+    with pytest.raises(DownloadError, match="exists"):
+        await flora.download(source, tmp_path)
+    assert path.read_bytes() == b"mine"
+    assert await flora.download(source, tmp_path, on_existing="skip") == [path]
+    await flora.download(source, tmp_path, on_existing="replace")
+    assert path.read_bytes() == b"x"
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path.unlink()
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(DownloadError, match="Input/output"):
+        await flora.download(source, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_disk_that_times_out(flora: Flora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network disk's ETIMEDOUT, which is a TimeoutError, is reported as the disk's error."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(DownloadError, match=r"cannot write .*timed out"):
+        await flora.download(finished(("1", "text", "x")), tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["mkdir", "open", "fsync", "link", "disk_usage"])
+@pytest.mark.parametrize("native", [True, False])
+async def test_a_cancelled_download_waits_for_the_disk(
+    flora: Flora, server: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, native: bool
+) -> None:
+    """A download that is cancelled while the disk works leaves neither a part file nor an open descriptor."""
+    server.on("GET", "/a", media(PICTURE))
+    folder = tmp_path / "out"
+    inside, release = threading.Event(), threading.Event()
+    where = {"mkdir": Path, "disk_usage": shutil}.get(stage, os)
+    real = getattr(where, stage)
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread() and not inside.is_set():
+            inside.set()
+            release.wait(10)
+            time.sleep(0.01)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(where, stage, slow)
+    scope = anyio.CancelScope()
+
+    async def download() -> None:
+        with scope:
+            await flora.download(finished(("1", "imageUrl", server.base_url + "/a")), folder)
+
+    task = asyncio.create_task(download())
+    while not inside.is_set():
+        await asyncio.sleep(0.001)
+    task.cancel() if native else scope.cancel()
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    release.set()
+    await asyncio.wait([task])
+    assert task.cancelled() is native
+    assert [path.suffix for path in folder.iterdir()] == ([".png"] if stage == "link" else [])
+    gc.collect()  # an open file would warn here
+
+
+# -- hosts
+
+
+async def test_the_head_has_one_deadline(tmp_path: Path) -> None:
+    """Informational answers without end, a head byte by byte, and slow redirects all end after the client's timeout."""
+
+    async def early_hints(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        while True:
+            writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    async def slow_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\nX: ")
+        while True:
+            writer.write(b"a")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    async def slow_redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        await asyncio.sleep(0.2)
+        writer.write(http(status="302 Found", headers="Location: /again\r\n"))
+        await writer.drain()
+        return True
+
+    for step in (early_hints, slow_head, slow_redirect):
+        async with Raw(step) as raw, Flora("sk_1", base_url=raw.base_url, timeout=0.3, max_retries=0) as flora:
+            began = time.monotonic()
+            with pytest.raises(DownloadError, match="in time") as caught:
+                await flora.download(finished(("1", "imageUrl", raw.base_url + "/a")), tmp_path)
+            assert isinstance(caught.value.__cause__, APITimeoutError)
+            assert time.monotonic() - began < 2
+    assert not list(tmp_path.iterdir())
+
+
+QUERY = "X-Amz-Credential=AK%2F1&name=%22a%40b%22&Signature=a%2Bb%2F%7Ec%3D&x=(1)*!'~+"
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/plain.png", "/plain.png"),
+        ("/caf%C3%A9%2f.png", "/caf%C3%A9%2f.png"),
+        ("/café.png", "/caf%C3%A9.png"),
+        ("/my picture.png", "/my%20picture.png"),
+        ("/a%20b c\u3000.png", "/a%20b%20c%E3%80%80.png"),
+        ("/100%.png", "/100%.png"),
+        ("/a//b/../c;d={1}|.png", "/a//b/../c;d={1}|.png"),
+    ],
+)
+@pytest.mark.parametrize("redirected", [False, True])
+async def test_signed_urls_reach_their_host_byte_for_byte(
+    tmp_path: Path, path: str, sent: str, redirected: bool
+) -> None:
+    """Only spaces and characters beyond ASCII are encoded, in an output's URL and in a redirect's."""
+    picture = http(b"x", headers="Content-Type: image/png\r\n")
+    async with Raw(say(picture)) as raw, Flora("sk_1", base_url=raw.base_url) as flora:
+        origin = raw.where
+        target, url = f"{origin}{path}?{QUERY}", f"{origin}{path}?{QUERY}"
+        if redirected:
+            location = f"Location: {target}\r\n".encode()
+            raw.steps = [say(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n" + location + b"\r\n"), say(picture)]
+            url = f"{origin}/first"
+        await flora.download(finished(("1", "imageUrl", url)), tmp_path)
+        assert raw.asked[-1].path == f"{sent}?{QUERY}"
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", "Identity", "aws-chunked", "aws-chunked, identity"])
+async def test_encodings_that_are_none(flora: Flora, server: Scripted, tmp_path: Path, encoding: str) -> None:
+    """A Content-Encoding that does not change the bytes is no obstacle."""
+    server.on("GET", "/a", answer(PICTURE, headers={"Content-Type": "image/png", "Content-Encoding": encoding}))
+    (path,) = await flora.download(finished(("1", "imageUrl", server.base_url + "/a")), tmp_path)
+    assert path.read_bytes() == PICTURE
+
+
+def zipped(*parts: bytes, encoding: str = "gzip") -> Any:
+    """Answer with these bytes, said to be packed."""
+    return answer(b"".join(parts), headers={"Content-Type": "image/svg+xml", "Content-Encoding": encoding})
+
+
+async def test_gzip_is_undone(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """A gzip-encoded output, as object stores send what was uploaded so, is saved unpacked."""
+    halves = gzip.compress(PICTURE[:1000]), gzip.compress(PICTURE[1000:])
+    for number, packed in enumerate([zipped(*halves), zipped(gzip.compress(PICTURE), bytes(99), encoding="X-Gzip")]):
+        server.on("GET", "/a", packed)
+        (path,) = await flora.download(finished((f"{number}", "imageUrl", server.base_url + "/a")), tmp_path)
+        assert path.suffix == ".svg"
+        assert path.read_bytes() == PICTURE
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding", "reason"),
+    [
+        (gzip.compress(PICTURE)[:-9], "gzip", "cut off"),
+        (gzip.compress(PICTURE)[:-4] + b"none", "gzip", "damaged"),
+        (PICTURE, "gzip", "damaged"),
+        (b"", "gzip", "cut off"),
+        (PICTURE, "br", "'br'"),
+        (gzip.compress(gzip.compress(PICTURE)), "gzip, gzip", "'gzip, gzip'"),
+        (gzip.compress(bytes(2**20 + 1)), "gzip", "larger than 1048576 bytes"),
+        (gzip.compress(b"") * 120_000, "gzip", "larger than 1048576 bytes"),
+    ],
+)
+async def test_encodings_that_cannot_be_undone(
+    server: Scripted, tmp_path: Path, content: bytes, encoding: str, reason: str
+) -> None:
+    """A damaged, foreign or exploding encoding is an error, and no file."""
+    server.on("GET", "/a", zipped(content, encoding=encoding))
+    async with Flora("sk_1", base_url=server.base_url, max_retries=0, max_download_bytes=2**20) as flora:
+        with pytest.raises(DownloadError, match=reason):
+            await flora.download(finished(("1", "imageUrl", server.base_url + "/a")), tmp_path)
+    assert not list(tmp_path.iterdir())

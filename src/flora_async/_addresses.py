@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from urllib.parse import quote
 
 from msgspec import Struct
 
@@ -17,6 +18,8 @@ _HOST = r"(?P<scheme>https?)://" + _PLACE
 _ABSOLUTE = re.compile(_HOST + r"(?P<rest>[/?#][^\s\\\x00-\x1f\x7f]*)?", re.IGNORECASE)
 _DEFAULT_PORT = {"http": 80, "https": 443}
 _ENCODED_QUERY = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
+
+_UNENCODED = re.compile(r"[^\x00-\x1f\x21-\x7f]+")
 
 _PROXY = re.compile(r"https?://(?:[^\s/@\x00-\x1f\x7f]*@)?" + _PLACE + "/?", re.IGNORECASE)
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
@@ -124,8 +127,10 @@ def media_url(origin: Origin, url: str, *, allow_private_hosts: bool = False) ->
     """Check that an output may be fetched from *url*: https, its usual port, and no address that is not public.
 
     What a name resolves to is seen when it is connected (:func:`is_public`). If the API is on this machine, so may
-    outputs be, over http too.
+    outputs be, over http too. Return it as it is sent: spaces and characters beyond ASCII are percent-encoded, every
+    other byte stays, because hosts sign paths and queries.
     """
+    url = _percent_encoded(url)
     match = _ABSOLUTE.fullmatch(url)
     if match is None:
         raise errors.DownloadError(f"the output's url is no plain https URL: {_shown(url)}")
@@ -167,6 +172,13 @@ def is_public(host: str) -> bool:
     if any(address in network for network in _NOT_GLOBAL):
         return False
     return address.is_global and not address.is_multicast
+
+
+def _percent_encoded(url: str) -> str:
+    try:
+        return _UNENCODED.sub(lambda match: quote(match[0].encode(errors="surrogateescape")), url.strip(" "))
+    except UnicodeEncodeError:
+        raise errors.DownloadError(f"the output's url is no text: {_shown(url)}") from None
 
 
 def _shown(url: str) -> str:

@@ -17,6 +17,7 @@ from flora_async import _addresses, _wire, errors
 from flora_async._arguments import (
     check_count,
     check_flag,
+    check_path,
     check_run,
     check_seconds,
     check_ssl,
@@ -184,6 +185,7 @@ class Flora:
             retrieve=self.generations.retrieve,
             pause=self._transport.pause,
             retries=retries,
+            timeout=timeout,
             max_bytes=check_count("max_download_bytes", max_download_bytes, least=1),
         )
 
@@ -380,19 +382,36 @@ class Flora:
         """
         return await self._recovery.recover(_unresolved(error), {subject.run_id for subject in self._subjects(known)})
 
-    async def download(self, source: Run | Output, folder: str | os.PathLike[str]) -> list[Path]:
+    async def download(
+        self,
+        source: Run | Output,
+        folder: str | os.PathLike[str],
+        *,
+        on_existing: Literal["error", "skip", "replace"] = "error",
+    ) -> list[Path]:
         """Save the outputs of a run, or one output, in *folder*, which is made if need be; return the paths.
 
-        Files are named ``{run_id}_{output_id}.{ext}``, a lone output's ``{output_id}.{ext}``, by the content type that
-        their host gives; text outputs become ``.txt``. Nothing is overwritten, a file has its name only when it is
-        whole, and the API key is not sent. A transfer that breaks is taken up again, ``max_retries`` times; a URL that
-        has expired is asked for once more. Output URLs do not live forever: save what you keep.
+        Files are named ``{run_id}_{output_id}.{ext}``, by the content type that their host gives; text outputs become
+        ``.txt``. A digest follows where ids are unsafe as names, too long or ambiguous, and for a lone output, because
+        outputs of other runs have the same id: ``{output_id}-{digest}.{ext}``. A file has its name only when it is
+        whole, and the API key is not sent. A transfer that breaks is resumed, ``max_retries`` times; an expired URL is
+        looked up once more, through the run. Output URLs do not live forever: save what you keep. A cancelled download
+        waits for the disk, and leaves no part behind.
+
+        Args:
+            source: a finished run, a generation, or one of their outputs.
+            folder: outputs are saved in it, never outside of it.
+            on_existing: what becomes of an output whose file exists: ``"error"`` raises; ``"skip"`` returns its path
+                and requests nothing, so that an interrupted call can be repeated; ``"replace"`` replaces the file
+                when the new one is whole.
 
         Raises:
-            DownloadError: an output was not saved; those before it are.
+            DownloadError: an output was not saved; ``error.saved`` has the paths of those before it.
             ConfigurationError: *source* has not finished, or is no run or output.
         """
-        return await self._downloads.save(_downloadable(source), Path(folder))
+        if on_existing not in ("error", "skip", "replace"):
+            raise errors.ConfigurationError(f"on_existing must be 'error', 'skip' or 'replace', not {on_existing!r}")
+        return await self._downloads.save(_downloadable(source), check_path("folder", folder), on_existing)
 
     @overload
     async def request(

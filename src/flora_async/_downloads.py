@@ -1,56 +1,38 @@
-"""Outputs to disk: a part file, then its name; never with our key, never over what is there."""
+"""Outputs to disk: a part file first, then its name; without the API key."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager
+import zlib
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 from urllib.parse import urljoin
 
-from anyio.to_thread import run_sync
 from msgspec import Struct
 
 from flora_async import _pacing, errors
+from flora_async._aio import run_in_thread
+from flora_async._file_names import EXTENSIONS, content_coding, extension_of, file_stems
 from flora_async._transport import Media
 from flora_async.models import Output, Run
 
 OpenMedia: TypeAlias = Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[Media]]
-
-_EXTENSIONS = {
-    "image/png": "png",
-    "image/jpeg": "jpg",
-    "image/webp": "webp",
-    "image/gif": "gif",
-    "image/avif": "avif",
-    "image/svg+xml": "svg",
-    "video/mp4": "mp4",
-    "video/webm": "webm",
-    "video/quicktime": "mov",
-    "audio/wav": "wav",
-    "audio/x-wav": "wav",
-    "audio/vnd.wave": "wav",
-    "audio/mpeg": "mp3",
-    "audio/mp4": "m4a",
-    "audio/aac": "aac",
-    "audio/ogg": "ogg",
-    "audio/flac": "flac",
-    "application/pdf": "pdf",
-    "application/json": "json",
-    "text/plain": "txt",
-    "text/markdown": "md",
-}
+OnExisting: TypeAlias = Literal["error", "skip", "replace"]
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 3
 _EXPIRED = (401, 403, 404, 410)
-_MAX_STEM = 120
+_RETRYABLE = (408, 416, 425, 429)
+_UNPACKED_PIECE = 2**20
+_new_gunzip = partial(zlib.decompressobj, zlib.MAX_WBITS | 16)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)")
 
 
@@ -65,6 +47,7 @@ class Downloads:
         retrieve: Callable[[str], Coroutine[Any, Any, Run]],
         pause: Callable[[float], Coroutine[Any, Any, None]],
         retries: int,
+        timeout: float,
         max_bytes: int,
     ) -> None:
         self._open_media = open_media
@@ -72,82 +55,84 @@ class Downloads:
         self._retrieve = retrieve
         self._pause = pause
         self._retries = retries
+        self._timeout = timeout
         self._max_bytes = max_bytes
 
-    async def save(self, source: Run | Output, folder: Path) -> list[Path]:
-        """Save the outputs of *source* in *folder*, one after another, and say where."""
+    async def save(self, source: Run | Output, folder: Path, on_existing: OnExisting) -> list[Path]:
+        """Save the outputs of *source* in *folder*, one after another, and return their paths."""
         run_id, outputs = (None, (source,)) if isinstance(source, Output) else (source.run_id, source.outputs)
         try:
-            await run_sync(partial(folder.mkdir, parents=True, exist_ok=True))
-        except OSError as error:
-            raise errors.DownloadError(f"cannot make the folder {folder}: {error.strerror}") from None
-        paths: list[Path] = []
-        for output in outputs:
-            stem = folder / _file_name(f"{run_id}_{output.output_id}" if run_id else output.output_id)
+            await run_in_thread(partial(folder.mkdir, parents=True, exist_ok=True))
+        except (OSError, ValueError) as error:
+            raise errors.DownloadError(f"cannot make the folder {folder}: {_reason(error)}") from None
+        saved: list[Path] = []
+        for output, stem in zip(outputs, file_stems(run_id, outputs), strict=True):
             try:
-                paths.append(await self._save(output, stem, run_id))
+                saved.append(await self._save(output, folder / stem, run_id, on_existing))
             except errors.DownloadError as error:
                 error.run_id = run_id
+                error.saved = tuple(saved)
                 raise
-        return paths
+        return saved
 
-    async def _save(self, output: Output, stem: Path, run_id: str | None) -> Path:
+    async def _save(self, output: Output, stem: Path, run_id: str | None, on_existing: OnExisting) -> Path:
+        is_text = output.type == "text"
+        part = PartialFile(stem, self._max_bytes)
         try:
-            part = await run_sync(_Part, stem)
-        except OSError as error:
-            raise errors.DownloadError(f"cannot write to {stem.parent}: {error.strerror}") from None
-        try:
-            if output.type == "text":  # its url is the text itself
-                target = await self._target(stem, "txt")
-                await self._write(part, output.url.encode(errors="replace"))
+            if on_existing == "skip":
+                found = await run_in_thread(_find_saved, stem, ("txt",) if is_text else EXTENSIONS)
+                if found is not None:
+                    return found
+            await run_in_thread(part.open)
+            if is_text:  # the url is the text itself
+                target = await self._target(stem, "txt", on_existing)
+                await run_in_thread(part.write, output.url.encode(errors="replace"))
             else:
-                target = await self._fetch(output, part, stem, run_id)
-            await run_sync(part.name, target)
+                target = await self._fetch(output, part, stem, run_id, on_existing)
+            await run_in_thread(part.finish)  # which can take long: a cancelled download has no name yet
+            await run_in_thread(part.publish, target, on_existing)
             return target
         except FileExistsError:
-            raise errors.DownloadError(f"{stem.name} exists, and is not overwritten") from None
+            raise _exists(stem) from None
         except errors.APIConnectionError as error:
             raise errors.DownloadError(f"output {output.output_id}: {error}") from error
         except errors.FloraError:
             raise
         except OSError as error:
-            raise errors.DownloadError(f"cannot write {stem.name}: {error.strerror}") from None
+            raise errors.DownloadError(f"cannot write {stem}: {_reason(error)}") from None
         finally:
             part.remove()
 
-    async def _target(self, stem: Path, extension: str) -> Path:
-        target = stem.with_name(f"{stem.name}.{extension}")
-        if await run_sync(os.path.lexists, target):
-            raise errors.DownloadError(f"{target} exists, and is not overwritten")
+    async def _target(self, stem: Path, extension: str, on_existing: OnExisting) -> Path:
+        target = _with_extension(stem, extension)
+        if await run_in_thread(_is_in_the_way, target, on_existing):
+            raise _exists(target)
         return target
 
-    async def _write(self, part: _Part, chunk: bytes) -> None:
-        if part.size + len(chunk) > self._max_bytes:
-            raise errors.DownloadError(f"the output is larger than {self._max_bytes} bytes")
-        await run_sync(part.write, chunk)
-
-    async def _fetch(self, output: Output, part: _Part, stem: Path, run_id: str | None) -> Path:
+    async def _fetch(
+        self, output: Output, part: PartialFile, stem: Path, run_id: str | None, on_existing: OnExisting
+    ) -> Path:
         """Fetch an output, from where it broke off if it did; through the run once more if its URL has expired."""
         url, failures = self._check_url(output.url), 0
         while True:
-            trouble: errors.FloraError
+            failure: errors.FloraError
             try:
-                end = await self._fetch_once(url, part, stem)
+                end = await self._fetch_once(url, part, stem, on_existing)
                 if isinstance(end, Path):
                     return end
-                trouble = errors.DownloadError(f"output {output.output_id}: {end.message}")
+                failure = errors.DownloadError(f"output {output.output_id}: {end.message}")
                 if end.expired:
                     if run_id is None:
-                        raise trouble
-                    url, run_id = self._check_url(await self._fresh_url(run_id, output, trouble)), None
+                        raise failure
+                    url, run_id = self._check_url(await self._fresh_url(run_id, output, failure)), None
                     continue
             except errors.APIConnectionError as error:
                 if not error.retryable:
                     raise
-                trouble = error
+                failure = error
             failures += 1
             if failures > self._retries:
-                raise trouble
+                raise failure
             await self._pause(_pacing.retry_delay(failures))
 
     async def _fresh_url(self, run_id: str, output: Output, expired: errors.FloraError) -> str:
@@ -160,101 +145,225 @@ class Downloads:
                 return fresh.url
         raise expired
 
-    async def _fetch_once(self, url: str, part: _Part, stem: Path) -> Path | _Trouble:
-        for _ in range(_MAX_REDIRECTS + 1):
-            headers = (
-                {"Range": f"bytes={part.size}-", "If-Range": part.validator} if part.size and part.validator else {}
-            )
-            async with self._open_media(url, headers) as media:
-                if media.status not in _REDIRECTS:
-                    return await self._take(media, part, stem)
-                url = self._check_url(urljoin(url, media.headers.get("location", "")))
+    async def _fetch_once(
+        self, url: str, part: PartialFile, stem: Path, on_existing: OnExisting
+    ) -> Path | _RetryableFailure:
+        """Send one request and follow its redirects; all heads together have the client's ``timeout``."""
+        urls = [url]
+        deadline = asyncio.timeout(self._timeout)
+        try:
+            async with deadline:
+                while len(urls) <= _MAX_REDIRECTS + 1:
+                    headers = {"Range": f"bytes={part.size}-", "If-Range": part.validator} if part.resumable else {}
+                    async with self._open_media(urls[-1], headers) as media:
+                        if media.status not in _REDIRECTS:
+                            deadline.reschedule(None)  # from here on, each read has a timeout
+                            return await self._receive(media, part, stem, urls, on_existing)
+                        urls.append(self._check_url(urljoin(urls[-1], media.headers.get("location", ""))))
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise errors.APITimeoutError(f"{stem.name}: its host sent no head in time", sent="maybe_sent") from None
         raise errors.DownloadError(f"{stem.name}: more than {_MAX_REDIRECTS} redirects")
 
-    async def _take(self, media: Media, part: _Part, stem: Path) -> Path | _Trouble:
-        """Write what comes to the part file, and say what its name is to be."""
-        validator, part.validator = part.validator, ""
-        if media.status == 206 and part.size and validator:
+    async def _receive(
+        self, media: Media, part: PartialFile, stem: Path, urls: list[str], on_existing: OnExisting
+    ) -> Path | _RetryableFailure:
+        """Write the received bytes to the part file, and return the path that it is to have."""
+        resuming, part.validator = part.resumable, ""
+        failure = _status_failure(media.status, stem.name, resuming=resuming)
+        if failure is not None:
+            return failure
+        coding = content_coding(media.headers.get("content-encoding", ""))
+        if coding not in ("", "gzip"):
+            raise errors.DownloadError(f"{stem.name}: its host encoded it as {coding!r}, although not asked to")
+        if media.status == 206:
             match = _CONTENT_RANGE.fullmatch(media.headers.get("content-range", ""))
-            if match is None or int(match[1]) != part.size:
-                return _Trouble("its host sent another part than was asked for")
+            if match is None or int(match[1]) != part.size or coding:
+                return _RetryableFailure("its host sent another part than was asked for")
             length = match[2]
-        elif media.status == 200:
-            await run_sync(part.restart)
-            length = media.headers.get("content-length", "")
-        elif media.status in _EXPIRED:
-            return _Trouble(f"its host answered {media.status}", expired=True)
-        elif media.status >= 500 or media.status in (416, 429):
-            return _Trouble(f"its host answered {media.status}")
         else:
-            raise errors.DownloadError(f"{stem.name}: its host answered {media.status}")
-        if media.headers.get("content-encoding", "identity") != "identity":
-            raise errors.DownloadError(f"{stem.name}: its host packs it, unasked")
-        kind = media.headers.get("content-type", "").partition(";")[0].strip().lower()
-        target = await self._target(stem, _EXTENSIONS.get(kind, "bin"))
+            await run_in_thread(part.restart, bool(coding))
+            length = media.headers.get("content-length", "")
+        extension = extension_of(media.headers.get("content-type", ""), urls[-1], urls[0])
+        target = await self._target(stem, extension, on_existing)
         total = int(length) if length.isascii() and length.isdigit() else None
         if total is not None:
-            await self._check_room(target, total, total - part.size)
+            await self._check_room(target, total, total - part.received, packed=bool(coding))
         tag = media.headers.get("etag", "")
-        part.validator = tag if tag.startswith('"') else ""
-        async for chunk in media.chunks:
-            await self._write(part, chunk)
+        part.validator = tag if tag.startswith('"') and not coding else ""
+        try:
+            async for chunk in media.chunks:
+                await run_in_thread(part.write, chunk)
+        except zlib.error:
+            return _RetryableFailure("its gzip encoding is damaged")
         part.validator = ""
-        return target if total in (None, part.size) else _Trouble(f"{part.size} bytes came instead of {total}")
+        if total not in (None, part.received):
+            return _RetryableFailure(f"{part.received} bytes came instead of {total}")
+        return target if part.whole else _RetryableFailure("its gzip encoding is cut off")
 
-    async def _check_room(self, target: Path, total: int, missing: int) -> None:
-        if total > self._max_bytes:
-            raise errors.DownloadError(f"{target.name} is larger than {self._max_bytes} bytes")
-        if missing > (await run_sync(shutil.disk_usage, target.parent)).free:
+    async def _check_room(self, target: Path, total: int, missing: int, *, packed: bool) -> None:
+        if total > self._max_bytes and not packed:
+            raise _too_large(target.name, self._max_bytes)
+        if missing > (await run_in_thread(shutil.disk_usage, target.parent)).free:
             raise errors.DownloadError(f"{target.name} has {total} bytes, more than the disk has room for")
 
 
-class _Trouble(Struct, frozen=True):
-    """What another attempt may get past."""
+class _RetryableFailure(Struct, frozen=True):
+    """A failure that another attempt may not have."""
 
     message: str
     expired: bool = False
     """Whether it takes another URL."""
 
 
-def _file_name(text: str) -> str:
-    # The server's words never become a path: what is not plain is replaced, a leading dot included.
-    return re.sub(r"[^A-Za-z0-9._-]|^\.", "_", text)[:_MAX_STEM]
+def _status_failure(status: int, name: str, *, resuming: bool) -> _RetryableFailure | None:
+    if status == 200 or (status == 206 and resuming):
+        return None
+    if status in _EXPIRED or status in _RETRYABLE or status >= 500:
+        return _RetryableFailure(f"its host answered {status}", expired=status in _EXPIRED)
+    raise errors.DownloadError(f"{name}: its host answered {status}")
 
 
-class _Part:
-    """A file that has no name of its own yet."""
+class PartialFile:
+    """A file without its final name. Everything but ``remove`` is called in a thread."""
 
-    def __init__(self, stem: Path) -> None:
+    def __init__(self, stem: Path, max_bytes: int) -> None:
         self._path = stem.with_name(f".{stem.name}.{secrets.token_hex(4)}.part")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-        self._file: BufferedWriter = os.fdopen(os.open(self._path, flags, 0o666), "wb")
+        self._max_bytes = max_bytes
+        self._file: BufferedWriter | None = None
+        self._gunzip = _new_gunzip()
+        self._packed = False
         self.size = 0
+        """Bytes in the file."""
+        self.received = 0
+        """Bytes received for it: as many, or fewer where they are encoded."""
         self.validator = ""
-        """The host's word for this very version of the output; empty: go on from the beginning."""
+        """The host's ETag of this version of the output; empty: the next attempt begins anew."""
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a transfer can be resumed where it broke."""
+        return bool(self.size and self.validator)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the encoding, if there is one, has come to its end."""
+        return not self._packed or self._gunzip.eof
+
+    def open(self) -> None:
+        """Create the file."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        self._file = os.fdopen(os.open(self._path, flags, 0o666), "wb")
+
+    def restart(self, packed: bool) -> None:
+        """Forget the received bytes. The next ones are *packed* by gzip, or plain."""
+        file = self._opened()
+        file.seek(0)
+        file.truncate()
+        self.size = self.received = 0
+        self._packed = packed
+        self._gunzip = _new_gunzip()
 
     def write(self, chunk: bytes) -> None:
-        """Write all of it: a bare descriptor may take less, on a disk that is full."""
-        self._file.write(chunk)
-        self._file.flush()
-        self.size += len(chunk)
+        """Write all of *chunk*, unpacked, if the file stays within its limit."""
+        file = self._opened()
+        self.received += len(chunk)
+        for piece in self._unpacked(chunk):
+            # Empty members of gzip add no size. A packed file is never twice as long as its content.
+            if max(self.size + len(piece), self.received // 2) > self._max_bytes:
+                raise _too_large("the output", self._max_bytes)
+            file.write(piece)
+            self.size += len(piece)
+        file.flush()
 
-    def restart(self) -> None:
-        """Forget what came so far."""
-        self._file.seek(0)
-        self._file.truncate()
-        self.size = 0
+    def _unpacked(self, chunk: bytes) -> Iterator[bytes]:
+        if not self._packed:
+            yield chunk
+            return
+        while chunk:
+            if self._gunzip.eof:
+                if not chunk.startswith(b"\x1f"):  # padding, which gzip ignores too
+                    return
+                self._gunzip = _new_gunzip()
+            yield self._gunzip.decompress(chunk, _UNPACKED_PIECE)
+            chunk = self._gunzip.unconsumed_tail or self._gunzip.unused_data
 
-    def name(self, target: Path) -> None:
-        """Give it its name. A link, unlike a rename, never replaces what another has put there meanwhile."""
-        os.fsync(self._file.fileno())
-        os.link(self._path, target)
+    def finish(self) -> None:
+        """Have the file on the disk, and close it: Windows renames no open file."""
+        file = self._opened()
+        os.fsync(file.fileno())
+        file.close()
+
+    def publish(self, target: Path, on_existing: OnExisting) -> None:
+        """Give the file its final name."""
+        if on_existing == "replace":
+            self._path.replace(target)
+            return
+        try:
+            _rename_exclusively(self._path, target)
+        except FileExistsError:
+            if on_existing == "error" or not target.is_file():
+                raise
+            if not target.stat().st_size:
+                self._path.replace(target)
 
     def remove(self) -> None:
-        """Let it go; what has its name stays."""
+        """Close the file, and delete it unless it has got its name. This does not fail."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            with suppress(OSError):
+                self._path.unlink()
+
+    def _opened(self) -> BufferedWriter:
+        if self._file is None:
+            raise ValueError("the file is not open")
+        return self._file
+
+
+def _rename_exclusively(path: Path, target: Path) -> None:
+    """Rename a file, unless there is one of the new name. A rename alone would replace that.
+
+    Where there are no hard links (exFAT, many SMB and FUSE mounts, Android) the name is taken by an empty file first. A
+    process that is killed between the two steps leaves that.
+    """
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        raise
+    except (OSError, AttributeError):  # some platforms lack os.link
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         try:
-            self._file.close()
+            path.replace(target)
         except OSError:
-            pass  # what could not be written was said before
-        finally:
-            self._path.unlink(missing_ok=True)
+            target.unlink()
+            raise
+
+
+def _is_in_the_way(target: Path, on_existing: OnExisting) -> bool:
+    return os.path.lexists(target) and (on_existing == "error" or not target.is_file())
+
+
+def _find_saved(stem: Path, extensions: Iterable[str]) -> Path | None:
+    """Find the file of an output that was saved before; an empty one is no file that was saved."""
+    for path in (_with_extension(stem, extension) for extension in extensions):
+        if path.is_file() and path.stat().st_size:
+            return path
+    return None
+
+
+def _with_extension(stem: Path, extension: str) -> Path:
+    return stem.with_name(f"{stem.name}.{extension}")  # with_suffix would cut an id at its dot
+
+
+def _exists(target: Path) -> errors.DownloadError:
+    return errors.DownloadError(f"{target} exists. Pass on_existing='skip' or 'replace', or another folder")
+
+
+def _too_large(name: str, limit: int) -> errors.DownloadError:
+    return errors.DownloadError(f"{name} is larger than {limit} bytes. Flora(max_download_bytes=...) permits more")
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -194,7 +194,7 @@ class Sessions:
         """Open an output's *url*, without our key, cookies or redirects; the deadline is for each read."""
         try:
             return await self._media.get(
-                URL(url, encoded=url.isascii()),
+                URL(url, encoded=True),
                 headers=headers,
                 timeout=self._media_timeout,
                 allow_redirects=False,

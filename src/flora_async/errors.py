@@ -30,6 +30,7 @@ Each pickles, and its text is one line that holds what a log reader or FLORA's s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from flora_async.models import FieldError, Order, Run
@@ -361,7 +362,13 @@ class PaginationError(FloraError):
 
 
 class DownloadError(FloraError):
-    """An output was not saved. No part of it stays behind, and FLORA still has it."""
+    """An output was not saved. No part of it stays behind, and FLORA still has it.
+
+    Those before it are saved; the same call with ``on_existing="skip"`` goes on from there.
+    """
+
+    saved: tuple[Path, ...] = ()
+    """The paths of the outputs of the same run that were saved before it."""
 
 
 class ExportError(FloraError):

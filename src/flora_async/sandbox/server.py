@@ -16,9 +16,9 @@ from typing import Literal, Self, get_args
 
 import msgspec
 from aiohttp import web
-from anyio.to_thread import run_sync
 from msgspec import Struct
 
+from flora_async._aio import run_in_thread
 from flora_async.errors import ConfigurationError
 from flora_async.models import GenerationType, Order
 from flora_async.sandbox import catalogue, front
@@ -360,7 +360,7 @@ class Sandbox:
         there = run.status(self._clock()) == "completed" and kind in EXTENSIONS
         if not there or request.match_info["name"] != f"output_1.{EXTENSIONS[kind]}":
             raise refusal(404, message="There is no such output.")
-        medium = await run_sync(media.render, kind, run.order.prompt, run.seed)
+        medium = await run_in_thread(media.render, kind, run.order.prompt, run.seed)
         return _ranged(request, medium.content, medium.content_type)
 
     async def _front_page(self, request: web.Request) -> web.Response:
