@@ -63,6 +63,10 @@ async def use(flora: Flora, anything: RunLike) -> None:
         type="image", prompt="a mug", workspace_id="ws_1", project_id="prj_1", model="m", params={"seed": 7}
     )
     assert_type(started, StartedRun)
+    order = Order(type="image", prompt="a mug", workspace_id="ws_1", project_id="prj_1")
+    assert_type(await flora.generations.create(order, idempotency_key="key-1"), StartedRun)
+    assert_type(await flora.generate(order, timeout=5, on_update=print), Run)
+    assert_type(await flora.generations.retrieve(started), Run)
     assert_type(started.estimated_seconds, float | None)
     assert_type(started.model, ModelRef | None)
 
@@ -133,6 +137,7 @@ async def fail(flora: Flora) -> None:
         assert_type(late.run_id, str)
     except CreateOutcomeUnknownError as unknown:
         assert_type(unknown.window, tuple[float, float])
+        assert_type(await flora.recover_create(unknown), StartedRun)
     except APIError as error:
         assert_type(error.fields, tuple[FieldError, ...])
         assert_type(error.retry_after, float | None)

@@ -410,8 +410,8 @@ async def left_behind(sandbox: Sandbox, url: str, **values: Any) -> str:
 async def post(sandbox: Sandbox, key: str) -> str:
     """Order the first as the killed process has; give its run."""
     async with Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
-        prompt = {"type": "text", "prompt": "mug 0", "workspace_id": "ws_1", "project_id": "prj_1"}
-        started = await flora.generations.create(**prompt, idempotency_key=key)  # type: ignore[arg-type]
+        order = Order(type="text", prompt="mug 0", workspace_id="ws_1", project_id="prj_1")
+        started = await flora.generations.create(order, idempotency_key=key)
         return started.run_id
 
 

@@ -341,6 +341,55 @@ def test_numbers_that_are_none(value: Any) -> None:
         _arguments.check_seconds("timeout", value)
 
 
+# -- an Order as the argument
+
+
+class Row(Order, frozen=True, kw_only=True):
+    """An order with the caller's own number."""
+
+    line: int
+
+
+@pytest.mark.anyio
+async def test_create_and_generate_take_an_order(sandbox: Sandbox) -> None:
+    """What FLORA gets is the order, without what a subclass adds; on_create gets the caller's own object."""
+    heard: list[tuple[str, Order]] = []
+    row = Row(type="text", prompt="a word", params={"seed": 7}, line=3, **PLACE)
+    async with Flora(
+        sandbox.api_key, base_url=sandbox.base_url, on_create=lambda key, order: heard.append((key, order))
+    ) as flora:
+        started = await flora.generations.create(row, idempotency_key="key-1")
+        run = await flora.generate(row, timeout=20)
+    assert [order for _, order in heard] == [row, row]
+    assert heard[0] == ("key-1", row)
+    for run_id in (started.run_id, run.run_id):
+        received = sandbox.orders[run_id]
+        assert (received.prompt, received.params) == ("a word", {"seed": 7})
+    assert sandbox.accepted == 2
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("arguments", "words", "message"),
+    [
+        ((), {}, "lacks type, prompt, workspace_id, project_id"),
+        ((), {"type": "text", "prompt": "x", "workspace_id": "ws_1"}, "lacks project_id"),
+        ((), {"type": "text", "prompt": None, **PLACE}, "lacks prompt"),
+        (("image",), {}, "must be an Order, not str"),
+        (({"type": "image"},), {}, "must be an Order, not dict"),
+        ((Order(type="text", prompt="x", **PLACE),), {"prompt": "y"}, "Leave out prompt"),
+    ],
+)
+async def test_orders_that_are_not_whole(
+    sandbox: Sandbox, flora: Flora, arguments: tuple[Any, ...], words: dict[str, Any], message: str
+) -> None:
+    """A field that is missing, or given twice, is named before anything is sent."""
+    for call in (flora.generations.create, flora.generate):
+        with pytest.raises(ConfigurationError, match=message):
+            await call(*arguments, **words)
+    assert sandbox.accepted == 0
+
+
 # -- runs
 
 

@@ -17,7 +17,7 @@ from flora_async import (
     Flora,
     IdempotencyConflictError,
     Order,
-    Run,
+    StartedRun,
     _pacing,
 )
 from flora_async.sandbox import Sandbox
@@ -154,7 +154,8 @@ async def test_recover_create_asks_again_under_the_key(flora: Flora, server: Scr
     failure = await unknown(flora.generations.create(**ORDER))
     server.on("POST", "/generate", answer(started(), 201, {"idempotent-replayed": "true"}))
     run = await flora.recover_create(failure)
-    assert (run.run_id, run.recovered, run.status) == (RUN_ID, False, "pending")
+    assert isinstance(run, StartedRun)
+    assert (run.run_id, run.recovered) == (RUN_ID, False)
     assert {asked.headers["Idempotency-Key"] for asked in server.asked if asked.method == "POST"} == {
         failure.idempotency_key
     }
@@ -215,7 +216,7 @@ async def test_recovering_the_same_create_twice_at_once(flora: Flora, server: Sc
     conflict: Any = await fails(flora.generations.create(**ORDER, idempotency_key="batch-1:7"))
     ends = await asyncio.gather(*(flora.recover_create(conflict) for _ in range(2)), return_exceptions=True)
     assert RUN_ID in {getattr(end, "run_id", None) for end in ends}
-    assert all(isinstance(end, Run | CreateOutcomeUnknownError) for end in ends)
+    assert all(isinstance(end, StartedRun | CreateOutcomeUnknownError) for end in ends)
 
 
 @pytest.mark.parametrize(

@@ -308,8 +308,22 @@ class Flora:
         )
         return Outcomes(runner)
 
+    @overload
     async def generate(
         self,
+        order: Order,
+        /,
+        *,
+        idempotency_key: str | None = None,
+        timeout: float | None = 600.0,
+        on_update: OnUpdate | None = None,
+        poll: PollFactory | None = None,
+    ) -> Run: ...
+
+    @overload
+    async def generate(
+        self,
+        /,
         *,
         type: GenerationType,
         prompt: str,
@@ -322,23 +336,46 @@ class Flora:
         timeout: float | None = 600.0,
         on_update: OnUpdate | None = None,
         poll: PollFactory | None = None,
+    ) -> Run: ...
+
+    async def generate(
+        self,
+        order: Order | None = None,
+        /,
+        *,
+        type: GenerationType | None = None,
+        prompt: str | None = None,
+        workspace_id: str | None = None,
+        project_id: str | None = None,
+        model: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        callback_url: str | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = 600.0,
+        on_update: OnUpdate | None = None,
+        poll: PollFactory | None = None,
     ) -> Run:
         """Start a generation and wait for it: ``generations.create`` and ``wait_for_run`` in one, with their errors.
+
+        Takes an Order, or its fields: ``generate(order)``, or ``generate(type=..., prompt=..., ...)``.
 
         Every error after the start has the ``run_id``: the run is paid for, and can be awaited again.
         """
         check_timeout(timeout)
         _checked_poll(poll)
-        started = await self.generations.create(
-            type=type,
-            prompt=prompt,
-            workspace_id=workspace_id,
-            project_id=project_id,
-            model=model,
-            params=params,
-            callback_url=callback_url,
-            idempotency_key=idempotency_key,
+        order = _wire.order_of(
+            order,
+            {
+                "type": type,
+                "prompt": prompt,
+                "workspace_id": workspace_id,
+                "project_id": project_id,
+                "model": model,
+                "params": params,
+                "callback_url": callback_url,
+            },
         )
+        started = await self.generations.create(order, idempotency_key=idempotency_key)
         try:
             return await self.wait_for_run(started, timeout=timeout, on_update=on_update, poll=poll)
         except errors.FloraError as error:
@@ -365,7 +402,7 @@ class Flora:
         error: errors.CreateOutcomeUnknownError | errors.IdempotencyConflictError,
         *,
         known: Iterable[RunLike] = (),
-    ) -> Run:
+    ) -> StartedRun:
         """Find out what became of a create whose answer was lost, and return its run, as far as it is known.
 
         Within half an hour of the first attempt the order is sent once more under its own key, which FLORA answers with
@@ -458,7 +495,7 @@ class Flora:
         return await self._transport.call(request, partial(_wire.read_response, decode_as))
 
     async def _start(self, order: Order) -> StartedRun:
-        return await self.generations.create(**_wire.order_fields(order))
+        return await self.generations.create(order)
 
     def _may_connect(self, address: str) -> bool:
         if self._allow_private_hosts or _addresses.is_public(address):

@@ -7,7 +7,7 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 from msgspec import Struct
 
@@ -49,8 +49,13 @@ class Generations:
         self._on_create = on_create
         self._tell = tell
 
+    @overload
+    async def create(self, order: Order, /, *, idempotency_key: str | None = None) -> StartedRun: ...
+
+    @overload
     async def create(
         self,
+        /,
         *,
         type: GenerationType,
         prompt: str,
@@ -60,8 +65,25 @@ class Generations:
         params: Mapping[str, Any] | None = None,
         callback_url: str | None = None,
         idempotency_key: str | None = None,
+    ) -> StartedRun: ...
+
+    async def create(
+        self,
+        order: Order | None = None,
+        /,
+        *,
+        type: GenerationType | None = None,
+        prompt: str | None = None,
+        workspace_id: str | None = None,
+        project_id: str | None = None,
+        model: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        callback_url: str | None = None,
+        idempotency_key: str | None = None,
     ) -> StartedRun:
-        """Start a generation, once. FLORA bills it when it accepts it; a run that fails later is not charged.
+        """Start a generation, once: ``create(order)``, or ``create(type=..., prompt=..., ...)``.
+
+        FLORA bills it when it accepts it; a run that fails later is not charged.
 
         The order goes out under one idempotency key, made before the first attempt (or the caller's own) and kept for
         all of them. If its answer is lost, the run is looked for in the history, which can take half a minute, and
@@ -76,21 +98,25 @@ class Generations:
             APIError: FLORA refused; nothing was started.
             APIConnectionError: FLORA was not reached; nothing was started.
         """
-        order = Order(
-            type=type,
-            prompt=prompt,
-            workspace_id=workspace_id,
-            project_id=project_id,
-            model=model,
-            params=params,
-            callback_url=callback_url,
+        order = _wire.order_of(
+            order,
+            {
+                "type": type,
+                "prompt": prompt,
+                "workspace_id": workspace_id,
+                "project_id": project_id,
+                "model": model,
+                "params": params,
+                "callback_url": callback_url,
+            },
         )
         key = str(uuid.uuid4()) if idempotency_key is None else check_idempotency_key(idempotency_key)
         request = _wire.create_request(self._origin, order, key)
         if self._on_create is not None:
             self._on_create(key, order)
-        log.info("create of an %s under idempotency key %s", type, key, extra={"idempotency_key": key})
-        started = await self._recovery.create(request, order, key)
+        sent = request.order or order
+        log.info("create of an %s under idempotency key %s", sent.type, key, extra={"idempotency_key": key})
+        started = await self._recovery.create(request, sent, key)
         said = {"run_id": started.run_id, "charged_cost": started.charged_cost, "idempotency_key": key}
         log.info("started %s for %g USD", started.run_id, started.charged_cost, extra=said)
         named = started.model.model_id if started.model else None
@@ -98,8 +124,8 @@ class Generations:
             self._tell(
                 RunCreated(
                     run_id=started.run_id,
-                    type=type,
-                    model_id=named or model,
+                    type=sent.type,
+                    model_id=named or sent.model,
                     charged_cost=started.charged_cost,
                     recovered=started.recovered,
                 )
@@ -110,7 +136,7 @@ class Generations:
         births = self._births
         while births and (oldest := next(iter(births.items())))[1].at < now - REMEMBERED_SECONDS:
             del births[oldest[0]]
-        births[started.run_id] = Birth(now, self._recovery.now(), order, named or model, started.estimated_seconds)
+        births[started.run_id] = Birth(now, self._recovery.now(), sent, named or sent.model, started.estimated_seconds)
         return started
 
     async def retrieve(self, run_id: RunLike) -> Run:

@@ -18,7 +18,7 @@ from flora_async._addresses import Origin
 from flora_async._history import GenerationList
 from flora_async._matching import Claim, could_be, judge
 from flora_async._transport import Transport
-from flora_async.models import Generation, GenerationPage, Order, Run, StartedRun
+from flora_async.models import Generation, GenerationPage, Order, StartedRun
 
 log = logging.getLogger("flora_async")
 
@@ -63,7 +63,7 @@ class Recovery:
 
     async def recover(
         self, error: errors.CreateOutcomeUnknownError | errors.IdempotencyConflictError, known: Collection[str]
-    ) -> Run:
+    ) -> StartedRun:
         """Try again to say what became of an order: ask under its key while that is safe, then look for its run."""
         unknown = copy(error) if isinstance(error, errors.CreateOutcomeUnknownError) else _unknown(error)
         scope = self._scope(unknown.order)
@@ -76,16 +76,9 @@ class Recovery:
                 scope.leave(spoken)
             if started is not None:
                 scope.unclaim(unknown.idempotency_key)
-                return Run(
-                    run_id=started.run_id,
-                    status="pending",
-                    progress=0.0,
-                    created_at=self.now(),
-                    charged_cost=started.charged_cost,
-                    poll_url=started.poll_url,
-                )
+                return started
         scope.claim(unknown)
-        return await self._find(unknown, scope, known)
+        return _as_started(await self._find(unknown, scope, known))
 
     async def _ask_again(self, unknown: errors.CreateOutcomeUnknownError) -> StartedRun | None:
         key = unknown.idempotency_key

@@ -112,6 +112,28 @@ def _check_type(kind: object) -> GenerationType:
     raise errors.ConfigurationError(f"type must be one of {kinds}, not {kind!r}{fix}")
 
 
+def order_of(order: object, fields: Mapping[str, Any]) -> Order:
+    """Return the Order that a create was given: whole, or as *fields*, which are ``None`` where they were left out."""
+    given = [name for name, value in fields.items() if value is not None]
+    if order is None:
+        missing = [name for name in ("type", "prompt", "workspace_id", "project_id") if name not in given]
+        if missing:
+            raise errors.ConfigurationError(
+                f"the order lacks {', '.join(missing)}. Pass an Order, or type, prompt, workspace_id and project_id"
+            )
+        return Order(**fields)
+    if not isinstance(order, Order):
+        raise errors.ConfigurationError(
+            f"the positional argument must be an Order, not {type(order).__name__}. "
+            "Pass an Order, or type=..., prompt=..., workspace_id=..., project_id=..."
+        )
+    if given:
+        raise errors.ConfigurationError(
+            f"an Order has its fields already. Leave out {', '.join(given)}, or use msgspec.structs.replace(order, ...)"
+        )
+    return order
+
+
 def order_fields(order: Order) -> dict[str, Any]:
     """Give what an order says to FLORA, without what a subclass of the caller's says to the caller."""
     return {name: getattr(order, name) for name in Order.__struct_fields__}
