@@ -215,7 +215,7 @@ async def test_a_context_of_the_caller_is_used_for_reads_creates_and_downloads(t
         done = await flora.generations.retrieve(RUN_ID)
         assert isinstance(await fails(flora.generations.create(**ORDER)), CreateOutcomeUnknownError)  # a 200, not a 201
         output = Output(output_id="out", type="imageUrl", url=f"{base_url}/out.png")
-        assert [path.stem for path in await flora.download(output, tmp_path)] == ["out"]
+        assert [path.suffix for path in await flora.download(output, tmp_path)] == [".png"]
         assert done.succeeded
     assert {words.split(b" ")[0] for words in asked} == {b"GET", b"POST"}
     assert sum(b"/out.png" in words for words in asked) == 1
