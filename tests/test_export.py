@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import itertools
 import json
 import logging
 import os
@@ -210,12 +211,50 @@ def test_runs_in_memory_as_a_frame() -> None:
     assert export.to_arrow(RUNS).to_pylist() == wide.to_dicts() == export.rows(RUNS)
 
 
-def test_no_runs_have_the_same_columns() -> None:
-    """With the same types, so that frames can be put together."""
-    for time in ("created", "started", "completed"):
-        assert str(export.to_pandas([])[time].dtype) == str(export.to_pandas(RUNS)[time].dtype)
-    assert export.to_polars([]).schema == export.to_polars(RUNS).schema
-    assert export.to_arrow([]).schema == export.to_arrow(RUNS).schema
+DAYS = {
+    "usual": [
+        Run(
+            run_id="run_3",
+            status="completed",
+            progress=100,
+            created_at=1,
+            outputs=(Output(output_id="o", type="text", url="x"),),
+        )
+    ],
+    "failed": [
+        Run(run_id="run_4", status="failed", progress=100, created_at=1, error_code="x", error_message="it is late")
+    ],
+    "mixed": RUNS,
+    "empty": [],
+}
+
+
+@pytest.mark.parametrize("day", DAYS)
+def test_columns_have_one_type_whatever_the_day_holds(day: str) -> None:
+    """Frames of any runs, and of none, have the same columns with the same types."""
+    frame, usual = export.to_pandas(DAYS[day]), export.to_pandas(DAYS["usual"])
+    assert list(frame.columns) == COLUMNS
+    assert list(frame.dtypes) == list(usual.dtypes)
+    texts = ["run_id", "status", "model_id", "project_id", "workspace_id", "error_code", "error_message"]
+    assert {str(frame[name].dtype) for name in texts} == {"str"}
+    assert export.to_polars(DAYS[day]).schema == export.to_polars(DAYS["usual"]).schema
+    assert export.to_arrow(DAYS[day]).schema == export.to_arrow(DAYS["usual"]).schema
+
+
+@pytest.mark.parametrize("days", list(itertools.permutations(DAYS, 2)))
+def test_parquet_files_of_two_days_can_be_read_as_one(days: tuple[str, str], tmp_path: Path) -> None:
+    """Files of frames without ``outputs`` are read as one by pandas; files of Arrow tables by pandas and polars."""
+    number = sum(len(DAYS[day]) for day in days)
+    frames, tables = tmp_path / "frames", tmp_path / "tables"
+    frames.mkdir()
+    tables.mkdir()
+    for name, day in enumerate(days):
+        export.to_pandas(DAYS[day]).drop(columns="outputs").to_parquet(frames / f"{name}.parquet")
+        pyarrow.parquet.write_table(export.to_arrow(DAYS[day]), tables / f"{name}.parquet")
+    together = pandas.read_parquet(frames)
+    assert len(together) == number
+    assert list(together.dtypes) == list(export.to_pandas([]).drop(columns="outputs").dtypes)
+    assert len(pandas.read_parquet(tables)) == len(polars.read_parquet(tables)) == number
 
 
 async def test_an_empty_history(flora: Flora, server: Scripted, tmp_path: Path, kind: str) -> None:

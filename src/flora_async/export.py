@@ -95,7 +95,11 @@ def to_arrow(runs: Iterable[Run]) -> pyarrow.Table:
 
 
 def to_pandas(runs: Iterable[Run]) -> pandas.DataFrame:
-    """Give runs as a pandas frame. ``DataFrame(runs)`` would have a single column, of objects.
+    """Return runs as a pandas frame. ``DataFrame(runs)`` would have a single column, of objects.
+
+    Each column has one dtype whatever the runs hold, also where there are none, so that frames and their Parquet files
+    can be concatenated: text has the ``str`` of pandas 3 (``string`` before it), times are in UTC to the microsecond,
+    numbers are ``float64``, and ``outputs`` holds lists of dicts, as ``object``.
 
     Raises:
         ConfigurationError: pandas is missing.
@@ -104,7 +108,10 @@ def to_pandas(runs: Iterable[Run]) -> pandas.DataFrame:
     import pandas
 
     frame = pandas.DataFrame(rows(runs), columns=list(COLUMNS))
-    kinds = dict.fromkeys(TIMES, "datetime64[us, UTC]") | dict.fromkeys(NUMBERS, "float64")
+    text = "str" if str(pandas.Series([""]).dtype) == "str" else "string"
+    kinds = dict.fromkeys(COLUMNS, text)
+    kinds |= dict.fromkeys(TIMES, "datetime64[us, UTC]") | dict.fromkeys(NUMBERS, "float64")
+    kinds["outputs"] = "object"
     return frame.astype(kinds)
 
 
