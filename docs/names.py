@@ -132,7 +132,7 @@ def _definition(name: str) -> tuple[ast.stmt, str]:
     """Find where a name is defined: in its own module, or behind the front door."""
     module, _, last = name.rpartition(".")
     source = Path(inspect.getfile(import_module(module or _PLUGIN)))
-    for path in [source, *sorted(source.parent.glob("*.py"))]:
+    for path in [source, *sorted(source.parent.glob("*.py")), *sorted(source.parent.rglob("*.py"))]:
         found = _definitions(path).get(last)
         if found is not None:
             return found

@@ -154,7 +154,6 @@ def test_importing_the_package_loads_neither_aiohttp_nor_an_extra() -> None:
         "shtab",
         "PIL",
         "av",
-        "dbos",
         "sqlalchemy",
         "pyarrow",
         "pandas",

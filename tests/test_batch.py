@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 from killing import check_billing, read_lines, said, start, write_orders
+from programs import complaints_of
 
 from flora_async import _pacing
 from flora_async.cli import main
-from flora_async.durable import _batch, _fulfilling
-from flora_async.sandbox import Sandbox
+from flora_async.durable import _batch
+from flora_async.durable._worker import processor, worker
+from flora_async.sandbox import Sandbox, media
 
 pytestmark = pytest.mark.flora_sandbox(time_scale=0.005)
 
@@ -30,8 +32,9 @@ def environment(monkeypatch: pytest.MonkeyPatch, flora_sandbox: Sandbox, tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_pacing, "POLL_FLOOR", 0.02)
     monkeypatch.setattr(_pacing, "RETRY_FIRST", 0.01)
-    monkeypatch.setattr(_fulfilling, "LOOK_AGAIN", 0.05)
-    monkeypatch.setattr(_batch, "LOOK", 0.05)
+    for module in (processor, worker):
+        monkeypatch.setattr(module, "LOOK_INTERVAL", 0.05)
+    monkeypatch.setattr(_batch, "POLL_INTERVAL", 0.05)
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def batch(capsys: pytest.CaptureFixture[str]) -> Any:
 def test_a_file_of_orders(batch: Any, flora_sandbox: Sandbox, tmp_path: Path) -> None:
     """Each line of the results stands for itself, in the order of the orders; the status counts them."""
     told = batch("run", write_orders(tmp_path / "orders.jsonl", 12), "--out", "results.jsonl", "--batch", "mugs")
-    assert "12 orders: 12 text: nobody knows the cost before the first" in told
+    assert "12 orders: 12 text: cost unknown until the first run is charged" in told
     assert "mugs: 12 of 12 done, 0 running, 0 failed, 0.12 USD" in told
     lines = read_lines(tmp_path / "results.jsonl")
     check_billing(flora_sandbox, lines, 12)
@@ -81,7 +84,7 @@ def test_a_dry_run_orders_nothing(batch: Any, flora_sandbox: Sandbox, tmp_path: 
     assert "5 orders, about 0.03 USD" in told
     assert "3 text: about 0.03 USD, as earlier runs here" in told
     assert "1 image by sandbox-image: " in told
-    assert "1 video: nobody knows the cost before the first" in told
+    assert "1 video: cost unknown until the first run is charged" in told
     assert flora_sandbox.accepted == 3
     assert not (tmp_path / "other.jsonl").exists()
 
@@ -114,8 +117,9 @@ def test_what_it_may_cost(batch: Any, flora_sandbox: Sandbox, tmp_path: Path) ->
     """It stops in time, with what there is in the results, and goes on when it may cost more."""
     orders = write_orders(tmp_path / "orders.jsonl", 10)
     told = batch("run", orders, "--out", "results.jsonl", "--max-cost", "0.045", code=1)
-    assert "stopped with 6 orders left: the next order would cost more than --max-cost" in told
-    first = [line["index"] for line in read_lines(tmp_path / "results.jsonl")]
+    assert "stopped with 6 orders left: the next order could cost more than --max-cost" in told
+    first = [line["index"] for line in read_lines(tmp_path / "results.jsonl.part")]
+    assert not (tmp_path / "results.jsonl").exists()
     assert first == sorted(first)
     assert (len(first), flora_sandbox.accepted) == (4, 4)
     batch("resume", "--max-cost", "1")
@@ -174,19 +178,91 @@ def test_a_worker_joins(batch: Any, flora_sandbox: Sandbox, tmp_path: Path) -> N
     batch("resume", "--executor", "one")
     assert "3 of 3 done" in batch("worker", "--executor", "two")
     check_billing(flora_sandbox, read_lines(tmp_path / "results.jsonl"), 3)
-    assert "0 chunks of one wait" in batch("adopt", "--executor", "one")
+    assert "0 orders of one are left" in batch("adopt", "--executor", "one")
 
 
-def test_an_executor_that_is_gone_is_named(batch: Any, flora_sandbox: Sandbox, tmp_path: Path) -> None:
-    """With the command that takes over its work."""
+def test_the_orders_of_a_lost_executor_are_taken_over(batch: Any, flora_sandbox: Sandbox, tmp_path: Path) -> None:
+    """It is named, and no command is needed."""
     flora_sandbox.fail_next(402, times=3, method="POST")
     batch("run", write_orders(tmp_path / "orders.jsonl", 3), "--out", "results.jsonl", code=3)
     with closing(sqlite3.connect(tmp_path / "flora-batch.db")) as database, database:
-        database.execute("UPDATE workflow_status SET status = 'PENDING', executor_id = 'dead'")
-    assert "adopt --executor dead --database sqlite:///flora-batch.db" in batch("worker", code=3)
+        database.execute("UPDATE flora_orders SET state = 'sending', sent = unixepoch(), owner = 'dead/1'")
     flora_sandbox._planned.clear()
-    assert "3 chunks of dead wait" in batch("adopt", "--executor", "dead")
-    assert "3 of 3 done" in batch("resume")
+    told = batch("resume")
+    assert "dead is gone; its orders are taken over within seconds" in told
+    assert "3 of 3 done" in told
+
+
+def test_life_with_batches(batch: Any, flora_sandbox: Sandbox, tmp_path: Path) -> None:
+    """List, cancel, skip, continue, delete."""
+    flora_sandbox.fail_next(402, times=9, method="POST")
+    batch("run", write_orders(tmp_path / "orders.jsonl", 3), "--out", "results.jsonl", "--batch", "mugs", code=3)
+    flora_sandbox._planned.clear()
+    assert "no more orders are sent" in batch("cancel")
+    assert json.loads(batch("list"))["batches"][0]["stopped"] == "cancelled"
+    assert "mugs: 2 of 2 orders are skipped" in batch("skip", "0", "2")
+    assert "3 of 3 done, 0 running, 0 failed, 2 skipped" in batch("resume")
+    assert [line["state"] for line in read_lines(tmp_path / "results.jsonl")] == ["skipped", "completed", "skipped"]
+    assert "mugs is deleted" in batch("delete")
+    assert json.loads(batch("list")) == {"batches": []}
+
+
+def test_results_on_stdout(batch: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dash is standard output; nothing else is printed there."""
+    orders = write_orders(tmp_path / "orders.jsonl", 2)
+    assert main(["batch", "run", str(orders), "--out", "-"]) == 0
+    assert [json.loads(line)["index"] for line in capsys.readouterr().out.splitlines()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("orders.jsonl", "would replace orders.jsonl"),
+        ("link.jsonl", "is a link"),
+        ("folder", "is no regular file"),
+        ("/dev/null", "is no regular file"),
+        ("no/such/x.jsonl", "there is no folder"),
+        ("flora-batch.db", "would replace flora-batch.db"),
+    ],
+)
+def test_an_output_that_would_destroy_something(
+    batch: Any, flora_sandbox: Sandbox, tmp_path: Path, out: str, words: str
+) -> None:
+    """It is refused before anything is stored or ordered."""
+    text = write_orders(tmp_path / "orders.jsonl", 2).read_text()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "target")
+    assert words in batch("run", "orders.jsonl", "--out", out, code=2)
+    assert (tmp_path / "orders.jsonl").read_text() == text
+    assert flora_sandbox.accepted == 0
+    assert not (tmp_path / "flora-batch.db").exists()
+
+
+def test_outputs_that_cannot_be_saved(batch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line says why, and the exit code is not 0; a folder that cannot be one is refused before."""
+    orders = write_orders(tmp_path / "orders.jsonl", 1)
+    folder = "is no folder that can be written to"
+    orders.write_text('{"type":"image","prompt":"x","workspace_id":"ws_1","project_id":"prj_1"}')
+    assert folder in batch("run", orders, "--out", "r", "--download", "orders.jsonl", code=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "render", None)  # the host of the outputs answers 500
+        assert "were not saved" in batch("run", orders, "--out", "r", "--download", "saved", code=1)
+    assert "500" in read_lines(tmp_path / "r")[0]["download_error"]
+    batch("resume")
+    (line,) = read_lines(tmp_path / "r")
+    assert Path(line["files"][0]).exists()
+    assert "download_error" not in line
+
+
+def test_files_of_runs_with_similar_ids(batch: Any, tmp_path: Path) -> None:
+    """Files are known by their recorded paths: another run's are neither taken nor deleted."""
+    (tmp_path / "saved").mkdir()
+    foreign = tmp_path / "saved" / "run_a_b.png"
+    foreign.write_text("not ours")
+    (tmp_path / "o.csv").write_text("type,prompt,workspace_id,project_id\nimage,mug,ws_1,prj_1\n")
+    batch("run", "o.csv", "--out", "r", "--download", "saved")
+    assert foreign.read_text() == "not ours"
+    assert read_lines(tmp_path / "r")[0]["files"] != [str(foreign)]
 
 
 def test_ctrl_c(flora_sandbox: Sandbox, tmp_path: Path) -> None:
@@ -236,9 +312,9 @@ def test_killed_between_acceptance_and_record(
 
 def test_without_the_extra() -> None:
     """One sentence that mends it."""
-    program = (
-        "import sys; sys.modules['dbos'] = None; from flora_async.cli import main; sys.exit(main(['batch', 'status']))"
-    )
+    blocked = "import sys; sys.modules['sqlalchemy'] = None; "
+    program = f"{blocked}from flora_async.cli import main; sys.exit(main(['batch', 'status']))"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr == "flora-async: durable batches need DBOS: pip install 'flora-async[durable]'\n"
+    said = "flora-async: durable batches need SQLAlchemy: pip install 'flora-async[durable]'\n"
+    assert complaints_of(ended.stderr) == said

@@ -1,12 +1,10 @@
-"""Batches on DBOS, in one process: what is ordered, what it ends as, and what is never done twice."""
+"""Durable batches in one process: orders are sent once, end as they should, and survive what can happen."""
 
 import asyncio
 import sqlite3
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,6 @@ import backoff
 import msgspec
 import pytest
 import sqlalchemy as sa
-from anyio.to_thread import run_sync
-from dbos import DBOS
-from dbos import error as dbos_error
 from killing import order
 
 from flora_async import (
@@ -27,21 +22,19 @@ from flora_async import (
     Flora,
     FloraError,
     Order,
+    PermissionDeniedError,
     RunFailedError,
+    RunTimeoutError,
     _pacing,
 )
-from flora_async.durable import (
-    Batches,
-    BatchSettings,
-    _batch,
-    _deciding,
-    _fulfilling,
-    _ledger,
-    _workflows,
-    adopt,
-)
-from flora_async.durable._tables import batches as batch_rows
-from flora_async.durable._tables import items, processes
+from flora_async.durable import Batches, _batch, adopt
+from flora_async.durable._store import database as database_module
+from flora_async.durable._store import heartbeats
+from flora_async.durable._store.database import Database
+from flora_async.durable._store.schema import batches as batch_rows
+from flora_async.durable._store.schema import orders as order_rows
+from flora_async.durable._store.schema import workers
+from flora_async.durable._worker import policy, processor, worker
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -54,11 +47,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_pacing, name, 0.01)
     monkeypatch.setattr(_pacing, "RECOVERY_PAUSES", (0.01, 0.01))
     monkeypatch.setattr(_pacing, "RATE_FLOOR", 1000.0)
-    monkeypatch.setattr(_deciding, "PAUSE_FIRST", 0.02)
-    monkeypatch.setattr(_deciding, "PAUSE_CAP", 0.1)
-    monkeypatch.setattr(_fulfilling, "LOOK_AGAIN", 0.05)
-    monkeypatch.setattr(_fulfilling, "MONEY_AGAIN", 0.02)
-    monkeypatch.setattr(_batch, "LOOK", 0.05)
+    monkeypatch.setattr(policy, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(policy, "LONGEST_PAUSE", 0.1)
+    for module in (processor, worker):
+        monkeypatch.setattr(module, "LOOK_INTERVAL", 0.05)
+    monkeypatch.setattr(worker, "TAKE_OVER_INTERVAL", 0.1)
+    monkeypatch.setattr(_batch, "POLL_INTERVAL", 0.05)
+    monkeypatch.setattr(database_module, "OUTAGE_PAUSE", 0.02)
 
 
 @pytest.fixture
@@ -98,16 +93,6 @@ def change(url: str, statement: sa.Executable) -> None:
     engine.dispose()
 
 
-def taken(url: str) -> Sequence[str]:
-    """List the chunks that an executor has taken."""
-    engine = sa.create_engine(url)
-    with engine.connect() as connection:
-        found = connection.execute(sa.text("SELECT workflow_uuid FROM workflow_status WHERE status = 'PENDING'"))
-        listed = [row[0] for row in found]
-    engine.dispose()
-    return listed
-
-
 async def outcomes(batch: Any, **settings: Any) -> list[Any]:
     """Collect what became of the orders."""
     return [outcome async for outcome in batch.results(**settings)]
@@ -120,83 +105,8 @@ async def until(happened: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_what_comes_from_the_queue_at_the_end_is_given_back(sandbox: Sandbox, url: str) -> None:
-    """Chunks that DBOS takes while the block is left wait for nobody: others take them up."""
-    async with opened(sandbox, url, executor="one") as batches:
-        _workflows._attached.clear()  # as leaving the block begins
-        await batches["mugs"].add(_batch._plainly(orders(3)), max_cost=None, settings=BatchSettings())
-        await until(lambda: len(taken(url)) == 3)
-    assert taken(url) == []
-    async with asyncio.timeout(20), opened(sandbox, url, executor="two") as batches:
-        assert (await batches["mugs"].resume()).completed == 3
-
-
-@pytest.mark.parametrize("ended", ["ERROR", "SUCCESS", "CANCELLED", None])
-async def test_orders_that_dbos_has_done_with_are_taken_up(sandbox: Sandbox, url: str, ended: str | None) -> None:
-    """Whatever it holds for ended, or has lost: an order without an end is gone on with, and is ordered once."""
-    async with opened(sandbox, url) as batches:
-        _workflows._attached.clear()
-        await batches["mugs"].add(_batch._plainly(orders(150)), max_cost=None, settings=BatchSettings())
-    for _ in range(2):
-        change(
-            url,
-            sa.text(f"UPDATE workflow_status SET status = '{ended}', completed_at = 1")
-            if ended
-            else sa.text("DELETE FROM workflow_status"),
-        )
-        async with asyncio.timeout(60), opened(sandbox, url) as batches:
-            status = await batches["mugs"].resume()
-            assert (status.completed, sandbox.accepted) == (150, 150)
-
-
-async def test_what_fails_in_dbos_is_not_the_end(
-    sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Like a chunk that begins as DBOS shuts down; it is given back."""
-
-    async def gone(*args: object) -> None:
-        raise dbos_error.DBOSException("Executor accessed before DBOS was launched")
-
-    async with opened(sandbox, url) as batches:
-        with monkeypatch.context() as patch:
-            patch.setattr(DBOS, "run_step_async", gone)
-            await batches["mugs"].add(_batch._plainly(orders(3)), max_cost=None, settings=BatchSettings())
-            await until(lambda: caplog.text.count("left for later") == 3)
-    assert taken(url) == []
-    async with asyncio.timeout(20), opened(sandbox, url) as batches:
-        assert (await batches["mugs"].resume()).completed == 3
-
-
-async def test_a_step_that_fails_is_done_again(sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though DBOS could not write it down, or read it."""
-    monkeypatch.setattr(_workflows, "FAULT_PAUSE", 0.01)
-    whole, failures = DBOS.run_step_async, iter(range(2))
-
-    async def failing(*arguments: Any) -> Any:
-        done = await whole(*arguments)
-        if next(failures, None) is not None:
-            raise OSError("the disk is full")
-        return done
-
-    monkeypatch.setattr(DBOS, "run_step_async", failing)
-    async with opened(sandbox, url) as batches:
-        assert (await batches["mugs"].run(orders(3))).completed == 3
-        assert sandbox.accepted == 3
-        await until(lambda: not taken(url))
-
-
-async def test_nothing_waits_for_whoever_opens_batches_next(sandbox: Sandbox, url: str) -> None:
-    """Chunks that nobody has seen to are left by the tasks that waited with them."""
-    async with opened(sandbox, url) as batches:
-        _workflows._attached.clear()
-        await batches["mugs"].add(_batch._plainly(orders(3)), max_cost=None, settings=BatchSettings())
-        await until(lambda: len(_workflows._unattended) == 3)
-    await until(lambda: not _workflows._unattended)
-    assert taken(url) == []
-
-
 async def test_the_database_never_holds_the_key(sandbox: Sandbox, url: str, tmp_path: Path) -> None:
-    """Neither ours nor DBOS's part of it, with its log; orders that went wrong included."""
+    """The file and its log hold no API key, also after orders that went wrong."""
     async with opened(sandbox, url) as batches:
         sandbox.fail_next(500, times=3)
         await batches["mugs"].run([*orders(5), *orders(2, "mug [fail:safety_blocked]"), *orders(2, "mug [http:400]")])
@@ -302,23 +212,6 @@ async def test_each_failure_touches_its_order_only(sandbox: Sandbox, url: str) -
     assert isinstance(refused.error, BadRequestError)
 
 
-async def test_only_what_certainly_failed_is_ordered_anew(sandbox: Sandbox, url: str) -> None:
-    """Under a new key; what is unknown keeps its own, and is looked for once more."""
-    async with opened(sandbox, url) as batches:
-        batch = batches["mugs"]
-        await batch.run([order(0), order(1, "[fail:model_timeout]"), order(2), order(3, "[http:400]")])
-        keys = [outcome.key for outcome in await outcomes(batch)]
-        lost = {"state": "unknown", "run_id": None, "sent": time.time() - 9000, "ending": None}
-        change(url, sa.update(items).where(items.c.number == 2).values(lost))
-        assert await batch.retry_failed() == 3
-        status = await batch.resume()
-        again = await outcomes(batch)
-    assert (status.completed, status.failed, status.refused, status.unknown) == (1, 1, 1, 1)
-    assert [outcome.key != key for outcome, key in zip(again, keys, strict=True)] == [False, True, False, True]
-    assert sandbox.accepted == 4  # 3 at first, and the one that had failed
-    assert sandbox.requests["POST /generate"] == 6
-
-
 async def test_nothing_to_order_anew(sandbox: Sandbox, url: str) -> None:
     """Then nothing is."""
     async with opened(sandbox, url) as batches:
@@ -395,16 +288,238 @@ async def test_errors_that_pass(url: str) -> None:
 
 
 async def left_behind(sandbox: Sandbox, url: str, **values: Any) -> str:
-    """Leave a batch of two orders, as a process does that was killed after it has sent the first; give its key."""
+    """Store two orders as a process leaves them that was killed after it sent the first; return its key."""
     sandbox.fail_next(402, times=1000, method="POST")
     async with opened(sandbox, url) as batches:
         await batches["mugs"].run(orders(2))
-        first = await batches["mugs"]._ledger.item("mugs", 0)
     sandbox._planned.clear()
-    change(url, sa.update(batch_rows).values(sending=1))
-    sent = {"state": "sent", "owner": "one/dead", "sent": time.time(), **values}
-    change(url, sa.update(items).where(items.c.number == 0).values(sent))
-    return first.key
+    sent = {"state": "sending", "owner": "one/dead", "sent": time.time(), **values}
+    change(url, sa.update(order_rows).where(order_rows.c.number == 0).values(sent))
+    (key,) = stored(url, "SELECT key FROM flora_orders WHERE number = 0")
+    return str(key)
+
+
+def stored(url: str, question: str) -> list[Any]:
+    """Read a column of the database."""
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
+        return [row[0] for row in database.execute(question)]
+
+
+async def test_an_order_that_another_process_has_out(sandbox: Sandbox, url: str) -> None:
+    """It is left to that process while that gives signs of life, and taken over when it gives none."""
+    await left_behind(sandbox, url)
+    row = {"process": "one/dead", "executor": "one", "host": "elsewhere", "pid": 1}
+    seen: sa.ColumnElement[float] = sa.literal_column("(julianday('now') - 2440587.5) * 86400.0")
+    change(url, sa.insert(workers).values(**row, seen=seen))
+    async with opened(sandbox, url) as batches:
+        resumed = asyncio.create_task(batches["mugs"].resume())
+        await until(lambda: sandbox.accepted == 1)
+        await asyncio.sleep(0.3)
+        assert sandbox.accepted == 1
+        with pytest.raises(ConfigurationError, match=r"one was seen \d+ s ago"):
+            await adopt(url, "one")
+        change(url, sa.update(workers).where(workers.c.process == "one/dead").values(seen=workers.c.seen - 16))
+        assert (await resumed).completed == 2
+    assert sandbox.accepted == 2
+
+
+async def test_an_executor_that_is_lost_is_named(sandbox: Sandbox, url: str) -> None:
+    """Its orders can be released by hand, once it was not seen for seven seconds."""
+    await left_behind(sandbox, url, state="running", run_id="run_1")
+    async with Batches(None, database=url) as batches:
+        assert await batches["mugs"].lost_executors() == ["one"]
+        assert await adopt(url, "one") == 1
+        assert await batches["mugs"].lost_executors() == []
+
+
+async def test_a_process_that_lost_its_order_does_not_send_it(
+    sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that wakes up after others took its order over finds that out before it sends."""
+    monkeypatch.setattr(processor, "LOST_AFTER", 0.0)
+    key = await left_behind(sandbox, url)
+    async with opened(sandbox, url) as batches:
+        await batches["mugs"].resume(wait=False)
+        sandbox.fail_next(500, times=3, method="POST")
+        await until(lambda: stored(url, f"SELECT owner FROM flora_orders WHERE key = '{key}'") != ["one/dead"])
+        change(url, sa.insert(workers).values(process="b", executor="b", host="b", pid=1, seen=time.time() + 99))
+        change(url, sa.update(order_rows).where(order_rows.c.number == 0).values(owner="b", state="sending"))
+        before = sandbox.accepted
+        await asyncio.sleep(0.5)
+        assert sandbox.accepted <= before + 1  # the second order may be sent, the lost one is not
+        assert stored(url, f"SELECT owner FROM flora_orders WHERE key = '{key}'") == ["b"]
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, "not_found"), (409, "conflict"), (409, "idempotency_duplicate")])
+async def test_a_doubtful_order_is_never_ordered_anew(sandbox: Sandbox, url: str, status: int, code: str) -> None:
+    """Its first response was lost; whatever FLORA answers later, its run is looked for, and nothing else is ordered."""
+    run_id = await post(sandbox, await left_behind(sandbox, url))
+    sandbox.fail_next(status, times=2 if status == 404 else 1, method="POST", code=code)
+    async with opened(sandbox, url, concurrency=1) as batches:
+        await batches["mugs"].resume()
+        first, second = await outcomes(batches["mugs"])
+        assert second.state == "completed"
+        if status == 404:
+            assert (first.state, first.error.candidates) == ("unknown", (run_id,))
+        else:
+            assert (first.state, first.run.run_id) == ("completed", run_id)
+        assert await batches["mugs"].retry_failed() == 0
+    assert sandbox.accepted == 2
+
+
+async def test_only_failed_and_refused_orders_are_requeued(sandbox: Sandbox, url: str) -> None:
+    """They get new keys; an unknown order is left as it is."""
+    async with opened(sandbox, url) as batches:
+        batch = batches["mugs"]
+        await batch.run([order(0), order(1, "[fail:model_timeout]"), order(2), order(3, "[http:400]")])
+        keys = [outcome.key for outcome in await outcomes(batch)]
+        change(url, sa.update(order_rows).where(order_rows.c.number == 2).values(state="unknown", outcome=None))
+        assert await batch.retry_failed() == 2
+        status = await batch.resume()
+        again = await outcomes(batch)
+    assert (status.completed, status.failed, status.refused, status.unknown) == (1, 1, 1, 1)
+    assert [outcome.key != key for outcome, key in zip(again, keys, strict=True)] == [False, True, False, True]
+    assert sandbox.accepted == 4  # 3 at first, and the failed one again
+
+
+async def test_one_403_ends_one_order(sandbox: Sandbox, url: str) -> None:
+    """An order whose model is forbidden ends as refused, also as the first of all, one at a time."""
+    async with opened(sandbox, url, concurrency=1) as batches:
+        status = await batches["mugs"].run([order(0, "[http:403]"), *orders(3)])
+        assert (status.refused, status.completed, status.stopped) == (1, 3, None)
+        assert isinstance((await outcomes(batches["mugs"]))[0].error, PermissionDeniedError)
+
+
+async def test_a_batch_started_twice_at_once(sandbox: Sandbox, url: str) -> None:
+    """It is one batch: nothing is billed twice, and no database error is raised."""
+    async with opened(sandbox, url, only=None) as batches, opened(sandbox, url, only=None, executor="two") as others:
+        for name in ("a", "b", "c"):
+            both = batches[name].run(orders(20)), others[name].run(orders(20))
+            assert [status.completed for status in await asyncio.gather(*both)] == [20, 20]
+    assert sandbox.accepted == 60
+
+
+async def test_two_processes_share_a_cost_limit(sandbox: Sandbox, url: str) -> None:
+    """Both begin orders at once; together they stay below the limit, and all orders have their end."""
+    async with opened(sandbox, url) as batches, opened(sandbox, url, executor="two") as others:
+        status = await batches["mugs"].run(orders(60), max_cost=0.305)
+        assert (await others["mugs"].finished()).stopped == "max_cost"
+        assert (status.completed, sandbox.accepted, round(status.cost, 6)) == (30, 30, 0.3)
+
+
+async def test_a_recovered_order_has_its_cost(url: str) -> None:
+    """Its run was found in the history; the charge counts against the limit."""
+    async with Sandbox(time_scale=0.005) as sandbox, opened(sandbox, url, concurrency=4) as batches:
+        sandbox.fail_next("lost_reply", times=2, method="POST", path="/generate")
+        status = await batches["mugs"].run(orders(12), max_cost=0.105)
+        assert (status.completed, sandbox.accepted) == (10, 10)
+        assert status.cost == pytest.approx(0.1)
+
+
+async def test_a_run_that_takes_too_long(sandbox: Sandbox, url: str) -> None:
+    """It ends as unknown, with the run's id: it may end well later, and is not ordered again."""
+    async with opened(sandbox, url) as batches:
+        status = await batches["mugs"].run([order(0, "[slow]")], run_timeout=0.3)
+        (outcome,) = await outcomes(batches["mugs"])
+        assert (status.unknown, await batches["mugs"].retry_failed()) == (1, 0)
+    assert isinstance(outcome.error, RunTimeoutError)
+    assert outcome.error.run_id in sandbox.orders
+
+
+async def test_life_with_a_batch(sandbox: Sandbox, url: str) -> None:
+    """Cancelled, continued, with orders that are skipped, and deleted at the end."""
+    sandbox.fail_next(402, times=1000, method="POST")
+    async with opened(sandbox, url) as batches:
+        batch = batches["mugs"]
+        await batch.run(orders(5))
+        sandbox._planned.clear()
+        await batch.cancel()
+        assert (await batch.status()).stopped == "cancelled"
+        assert await batch.skip([1, 3, 3, 99]) == 2
+        status = await batch.resume()
+        assert (status.completed, status.skipped, status.finished) == (3, 2, True)
+        assert [outcome.state for outcome in await outcomes(batch)][:2] == ["completed", "skipped"]
+        assert await batch.skip([0]) == 0
+        await batch.delete()
+        assert await batches.statuses() == []
+        assert (await batch.run(orders(2))).completed == 2
+
+
+async def test_a_batch_in_work_is_not_deleted(sandbox: Sandbox, url: str) -> None:
+    """Its orders are in flight, and would be lost."""
+    async with opened(sandbox, url) as batches:
+        running = asyncio.create_task(batches["mugs"].run([order(0, "[slow]")]))
+        await until(lambda: sandbox.accepted > 0)
+        with pytest.raises(ConfigurationError, match="1 orders of the batch are in flight"):
+            await batches["mugs"].delete()
+        running.cancel()
+
+
+async def test_several_batches_share_the_places(sandbox: Sandbox, url: str) -> None:
+    """A small batch does not wait for the end of a large one."""
+    async with opened(sandbox, url, only=None, concurrency=4) as batches:
+        large = asyncio.create_task(batches["large"].run(orders(200)))
+        await until(lambda: sandbox.accepted > 4)
+        assert (await batches["small"].run(orders(4))).completed == 4
+        assert not large.done()
+        large.cancel()
+
+
+async def test_orders_of_a_dead_storer_are_deleted(sandbox: Sandbox, url: str) -> None:
+    """A process that died while it stored a batch leaves no orders behind, and its name is free."""
+    async with opened(sandbox, url) as batches:
+        row = {"id": "x", "storer": "dead", "digest": "", "total": 0, "created": 0.0, "settings": "{}"}
+        change(url, sa.insert(batch_rows).values(**row))
+        await batches["mugs"].run(orders(2))
+    assert stored(url, "SELECT name FROM flora_batches") == ["mugs"]
+
+
+async def test_the_database_is_away_for_a_moment(sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads and writes are repeated, and so is a commit whose outcome is unknown: no order is lost or billed twice."""
+    transact, calls = Database._transact, iter(range(10_000))
+
+    def fail_often(self: Any, work: Any, writes: bool) -> Any:
+        call = next(calls)
+        if self._opened and call % 5 == 0:
+            raise sa.exc.OperationalError("UPDATE", {}, Exception("gone"))
+        done = transact(self, work, writes)
+        if self._opened and call % 5 == 1:
+            raise sa.exc.OperationalError("COMMIT", {}, Exception("gone"))
+        return done
+
+    async with opened(sandbox, url, concurrency=4) as batches:
+        monkeypatch.setattr(Database, "_transact", fail_often)
+        status = await batches["mugs"].run(orders(20))
+        monkeypatch.undo()
+    assert (status.completed, sandbox.accepted) == (20, 20)
+
+
+async def test_a_database_of_an_older_version(sandbox: Sandbox, url: str) -> None:
+    """One sentence, and nothing in it is changed."""
+    change(url, sa.text("CREATE TABLE flora_batches (batch TEXT)"))
+    with pytest.raises(ConfigurationError, match="another version of flora-async"):
+        async with opened(sandbox, url):
+            pass
+
+
+async def test_a_worker_is_only_alive_by_its_signs(url: str, sandbox: Sandbox) -> None:
+    """Host and pid are shown, and never trusted: a pid of another container says nothing."""
+    async with opened(sandbox, url):
+        database = Database(url)
+        assert await database.read(lambda c: [w.alive for w in heartbeats.list_workers(c)]) == [True]
+        change(url, sa.update(workers).values(seen=workers.c.seen - 16))
+        assert await database.read(lambda c: [w.alive for w in heartbeats.list_workers(c)]) == [False]
+        await database.close()
+
+
+async def test_without_a_client_nothing_is_ordered(sandbox: Sandbox, url: str) -> None:
+    """Batches that only look refuse to order, in one sentence."""
+    async with opened(sandbox, url) as batches:
+        await batches["mugs"].run(orders(1))
+    async with Batches(None, database=url) as batches:
+        assert (await batches["mugs"].status()).completed == 1
+        with pytest.raises(ConfigurationError, match="no client to order with"):
+            await batches["other"].run(orders(1))
 
 
 async def post(sandbox: Sandbox, key: str) -> str:
@@ -459,22 +574,6 @@ async def test_down_for_longer_than_flora_remembers_keys(sandbox: Sandbox, url: 
     assert (first.error.idempotency_key, first.error.accepted) == (key, False)
 
 
-async def test_an_order_that_another_process_has_out(sandbox: Sandbox, url: str) -> None:
-    """It is left to that process while that lives, and taken over when it is gone."""
-    await left_behind(sandbox, url)
-    row = {"process": "one/dead", "executor": "one", "host": "elsewhere", "pid": 1}
-    seen: sa.ColumnElement[float] = sa.literal_column("(julianday('now') - 2440587.5) * 86400.0")
-    change(url, sa.insert(processes).values(**row, seen=seen))
-    async with opened(sandbox, url) as batches:
-        running = asyncio.create_task(batches["mugs"].resume())
-        await until(lambda: sandbox.accepted == 1)
-        await asyncio.sleep(0.3)
-        assert sandbox.accepted == 1
-        await run_sync(change, url, sa.update(processes).where(processes.c.process == "one/dead").values(seen=0))
-        assert (await running).completed == 2
-    assert sandbox.accepted == 2
-
-
 async def test_leaving_in_the_middle(sandbox: Sandbox, url: str) -> None:
     """What was begun can be taken up at once, by another executor too."""
     async with opened(sandbox, url, concurrency=3) as batches:
@@ -487,29 +586,6 @@ async def test_leaving_in_the_middle(sandbox: Sandbox, url: str) -> None:
     assert sandbox.accepted == 30
 
 
-async def test_the_work_of_a_living_executor_is_not_adopted(sandbox: Sandbox, url: str) -> None:
-    """It is told when it was seen; of one that has left, nothing is left to be adopted."""
-    async with opened(sandbox, url) as batches:
-        await batches["mugs"].run(orders(2))
-        with pytest.raises(ConfigurationError, match=r"one was seen \d+ s ago"):
-            await adopt(url, "one")
-    assert await adopt(url, "one") == 0
-
-
-async def test_the_work_of_an_executor_that_is_gone(sandbox: Sandbox, url: str) -> None:
-    """It is named, and taken over when that is asked for."""
-    async with opened(sandbox, url) as batches:
-        _workflows._attached.clear()
-        await batches["mugs"].add(_batch._plainly(orders(3)), max_cost=None, settings=BatchSettings())
-    change(url, sa.text("UPDATE workflow_status SET status = 'PENDING', executor_id = 'dead'"))
-    async with asyncio.timeout(20), opened(sandbox, url) as batches:
-        assert await batches["mugs"].gone() == ["dead"]
-        resumed = asyncio.create_task(batches["mugs"].resume())
-        assert await adopt(url, "dead") == 3
-        assert (await resumed).completed == 3
-        assert await batches["mugs"].gone() == []
-
-
 async def test_adopting_in_a_database_without_batches(url: str) -> None:
     """There is none, and none is made."""
     with pytest.raises(ConfigurationError, match="there is no batch in sqlite"):
@@ -517,7 +593,9 @@ async def test_adopting_in_a_database_without_batches(url: str) -> None:
     assert not Path(url.removeprefix("sqlite:///")).exists()
 
 
-@pytest.mark.parametrize("database", ["nonsense", "mysql://x/y", "sqlite://", "sqlite:////no/such/folder/x.db"])
+@pytest.mark.parametrize(
+    "database", ["nonsense", "mysql://x/y", "sqlite://", "sqlite:////no/such/folder/x.db", "sqlite:///:memory:", 7]
+)
 async def test_a_database_that_cannot_be(sandbox: Sandbox, database: str) -> None:
     """Said at once."""
     with pytest.raises(ConfigurationError, match="database"):
@@ -539,84 +617,13 @@ async def test_a_batch_that_is_not_there(sandbox: Sandbox, url: str) -> None:
         for call in (batches["mugs"].status, batches["mugs"].resume, batches["mugs"].retry_failed):
             with pytest.raises(ConfigurationError, match="there is no batch 'mugs'"):
                 await call()
-        with pytest.raises(ConfigurationError, match="a batch is named by"):
+        with pytest.raises(ConfigurationError, match="a batch name is"):
             batches["a/b"]
-
-
-async def test_once_in_a_process(sandbox: Sandbox, url: str) -> None:
-    """DBOS is there once."""
-    async with opened(sandbox, url):
-        with pytest.raises(ConfigurationError, match="open already"):
-            async with opened(sandbox, url):
-                pass
-
-
-async def test_names_are_resolved_after_it_was_closed(sandbox: Sandbox, url: str) -> None:
-    """DBOS lends the loop its threads, and takes them along."""
-    async with opened(sandbox, url):
-        pass
-    assert await asyncio.to_thread(lambda: 7) == 7
-
-
-@pytest.mark.skipif(
-    sys.version_info >= (3, 12) and sqlite3.sqlite_version_info < (3, 42),
-    reason="DBOS by itself does not work with the SQLite of this Python",
-)
-@pytest.mark.parametrize("on_this_loop", [True, False])
-async def test_in_a_service_that_runs_dbos(sandbox: Sandbox, url: str, on_this_loop: bool) -> None:
-    """Its DBOS is used, wherever its loop is, and left running."""
-    DBOS(config={"name": "a-service", "system_database_url": url, "application_version": "7", "log_level": "ERROR"})
-    await (launch() if on_this_loop else run_sync(DBOS.launch))
-    try:
-        async with opened(sandbox, url) as batches:
-            assert (await batches["mugs"].run(orders(10))).completed == 10
-            assert DBOS.application_version == "7"
-        assert await DBOS.list_application_versions_async()
-    finally:
-        await run_sync(DBOS.destroy)
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
-
-
-async def launch() -> None:
-    """Launch DBOS on this loop."""
-    DBOS.launch()
-
-
-async def test_the_database_is_away_for_a_moment(sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was to be written is written when it is back."""
-    monkeypatch.setattr(_ledger, "OUTAGE_PAUSE", 0.01)
-    transact, failures = _ledger.Ledger._transact, iter(range(3))
-
-    def away(self: Any, wishes: Any) -> Any:
-        if next(failures, None) is not None:
-            raise sa.exc.OperationalError("UPDATE", {}, Exception("gone"))
-        return transact(self, wishes)
-
-    monkeypatch.setattr(_ledger.Ledger, "_transact", away)
-    async with opened(sandbox, url) as batches:
-        assert (await batches["mugs"].run(orders(5))).completed == 5
-
-
-@pytest.mark.parametrize("method", ["unended", "item", "change"])
-async def test_the_database_fails(sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    """No order is left out, and none is billed twice, whatever could not be read or written."""
-    monkeypatch.setattr(_workflows, "FAULT_PAUSE", 0.05)
-    whole, failures = getattr(_ledger.Ledger, method), iter(range(2))
-
-    async def failing(*arguments: Any) -> Any:
-        if next(failures, None) is not None:
-            raise DatabaseError("gone")
-        return await whole(*arguments)
-
-    monkeypatch.setattr(_ledger.Ledger, method, failing)
-    async with opened(sandbox, url) as batches:
-        status = await batches["mugs"].run(orders(5))
-    assert (status.completed + status.unknown, sandbox.accepted) == (5, 5)
 
 
 async def test_only_errors_of_ours_leave(sandbox: Sandbox, url: str) -> None:
     """A database whose tables are gone is one."""
     async with opened(sandbox, url) as batches:
-        change(url, sa.text("DROP TABLE flora_items"))
+        change(url, sa.text("DROP TABLE flora_orders"))
         with pytest.raises(FloraError, match="no such table"):
             await batches["mugs"].run(orders(2))

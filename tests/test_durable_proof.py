@@ -92,7 +92,7 @@ def database() -> Iterator[str]:
 def test_three_workers_of_which_one_is_lost(
     tmp_path: Path, flora_sandbox: Sandbox, database: str, account: str
 ) -> None:
-    """1,000 runs on PostgreSQL; the lost worker's are adopted, and the other two finish all, billed once each."""
+    """1,000 runs on PostgreSQL; the lost worker's are taken over, and the other two finish all, billed once each."""
     name = f"mugs-{account}"
     where = ("--batch", name, "--database", database, "--concurrency", "60")
     orders = write_orders(tmp_path / "orders.jsonl", 1000)
@@ -104,11 +104,9 @@ def test_three_workers_of_which_one_is_lost(
     lost.kill()
     lost.wait()
     before = flora_sandbox.accepted
-    assert start(tmp_path, flora_sandbox, "adopt", "--database", database, "--executor", "three").wait(30) == 0
     for process in processes:
         assert process.wait(300) in (0, 1), said(tmp_path)
     assert before < 1000
-    assert "0 chunks of three" not in said(tmp_path)
     lines = read_lines(tmp_path / "results.jsonl")
     check_billing(flora_sandbox, lines, 1000)
     unknown = sum(line["state"] != "completed" for line in lines)
@@ -120,7 +118,7 @@ def test_three_workers_of_which_one_is_lost(
 def test_a_hundred_thousand_orders(
     tmp_path: Path, flora_sandbox: Sandbox, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """The first goes out within 10 seconds, and never is more than 300 MB of memory used."""
+    """The first goes out within 10 seconds, and never is more than 200 MB of memory used."""
     url = "sqlite:///many.db" if kind == "sqlite" else request.getfixturevalue("database")
     orders = write_orders(tmp_path / "orders.jsonl", 100_000)
     words = ("run", orders, "--out", "results.jsonl", "--database", url, "--batch", "many")
@@ -136,4 +134,4 @@ def test_a_hundred_thousand_orders(
         process.wait()
     peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
     assert first <= 10
-    assert peak <= 300
+    assert peak <= 200

@@ -139,6 +139,14 @@ class Generations:
         births[started.run_id] = Birth(now, self._recovery.now(), sent, named or sent.model, started.estimated_seconds)
         return started
 
+    def validate(self, order: Order) -> Order:
+        """Check an order as ``create`` does, without a request, and return it as it would be sent.
+
+        Raises:
+            ConfigurationError: it cannot be sent.
+        """
+        return _wire.check_order(self._origin, order)
+
     async def retrieve(self, run_id: RunLike) -> Run:
         """Get a run as it stands, with its outputs if it has completed. Reference: "Get a run".
 

@@ -355,7 +355,7 @@ async def _demo(options: argparse.Namespace, _session: Session) -> int:
 
 
 async def _batch(options: argparse.Namespace, session: Session) -> int:
-    # Here, since DBOS is half a second of imports.
+    # Imported here: SQLAlchemy takes long to import.
     from flora_async.cli import batch
 
     return await batch.run(options, session)

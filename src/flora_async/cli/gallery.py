@@ -24,23 +24,46 @@ AT_ONCE = 100
 """How many runs are held before they are written."""
 
 
-class _Ordered(msgspec.Struct):
-    run_id: str
+class _Prompt(msgspec.Struct):
     prompt: str
 
 
+class _Run(msgspec.Struct):
+    run_id: str
+
+
+class _Failure(msgspec.Struct):
+    run: _Run | None = None
+
+
+class _Line(msgspec.Struct):
+    """A line with ``run_id`` and ``prompt``, or a line of the results of ``flora-async batch``."""
+
+    run_id: str | None = None
+    prompt: str | None = None
+    order: _Prompt | None = None
+    run: _Run | None = None
+    error: _Failure | None = None
+
+
 def read_prompts(path: Path) -> dict[str, str]:
-    """Read what was ordered: a JSON object on each line, with ``run_id`` and ``prompt``."""
-    decoder = msgspec.json.Decoder(_Ordered)
+    """Return the prompt of each run: from lines with ``run_id`` and ``prompt``, or from the results of a batch."""
+    decoder = msgspec.json.Decoder(_Line)
     prompts: dict[str, str] = {}
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, text in enumerate(lines, 1):
+            where = f"--prompts {path}, line {number}"
             try:
-                ordered = decoder.decode(line)
+                line = decoder.decode(text)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                wanted = "each line is a JSON object with run_id and prompt"
-                raise UsageError(f"--prompts {path}, line {number}: {error}; {wanted}") from None
-            prompts[ordered.run_id] = ordered.prompt
+                raise UsageError(f"{where}: {error}; each line is a JSON object with run_id and prompt") from None
+            run = line.run or (line.error.run if line.error else None)
+            run_id = line.run_id or (run.run_id if run else None)
+            prompt = line.order.prompt if line.order else line.prompt
+            if prompt is None or (run_id is None and line.order is None):
+                raise UsageError(f"{where}: each line is a JSON object with run_id and prompt")
+            if run_id is not None:
+                prompts[run_id] = prompt
     return prompts
 
 

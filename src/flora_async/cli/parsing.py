@@ -318,45 +318,72 @@ def _flora(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: i
 
 def _batch(batch: argparse.ArgumentParser) -> None:
     operations = batch.add_subparsers(dest="operation", required=True, metavar="OPERATION", parser_class=_Parser)
-    common = _Parser(add_help=False)
-    common.add_argument(
+    where = _Parser(add_help=False)
+    where.add_argument(
         "--database",
         default="sqlite:///flora-batch.db",
         metavar="URL",
         help="sqlite:///FILE, or postgresql://USER@HOST/NAME for many machines (default: sqlite:///flora-batch.db)",
     )
-    common.add_argument("--batch", metavar="ID", help="which one, where there are several")
+    common = _Parser(add_help=False, parents=[where])
+    common.add_argument("--batch", metavar="ID", help="which batch, if there are several")
     works = _Parser(add_help=False)
-    works.add_argument("--executor", metavar="ID", help="this process's own, the same after a restart (default: host)")
-    works.add_argument("--concurrency", type=int, default=1000, metavar="N", help="runs under way (default: 1000)")
+    works.add_argument("--executor", metavar="ID", help="name of this process, shown to people (default: host)")
+    works.add_argument("--concurrency", type=int, default=1000, metavar="N", help="orders in flight (default: 1000)")
     writes = _Parser(add_help=False)
-    writes.add_argument("--max-cost", type=float, metavar="USD", help="stop before an order that would cost more")
+    writes.add_argument("--max-cost", type=float, metavar="USD", help="stop before an order that could cost more")
     writes.add_argument("--download", type=Path, metavar="DIR", help="save the outputs there")
-    writes.add_argument("--as-finished", action="store_true", help="write in the order in which they finish")
+    writes.add_argument("--as-finished", action="store_true", help="write the results in completion order")
     run = operations.add_parser(
-        "run", help="order all lines of a file", parents=[_key(), common, works, writes], allow_abbrev=False
+        "run",
+        help="order all lines of a file",
+        epilog="example: flora-async batch run products.csv --out results.jsonl --type image --prompt 'a {name}'",
+        parents=[_key(), common, works, writes],
+        allow_abbrev=False,
     )
-    run.add_argument("orders", type=Path, help="JSON Lines, or CSV with a header; {column} in a prompt is filled in")
-    run.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the results go, one line each")
+    run.add_argument(
+        "orders",
+        type=Path,
+        help="JSON Lines, or CSV with a header; - is standard input; {column} in a prompt is filled in",
+    )
+    run.add_argument("--out", required=True, metavar="FILE", help="file for the results, one line each; - is stdout")
     run.add_argument("--rate", type=float, metavar="N", help="orders a second, on all machines together")
+    run.add_argument(
+        "--run-timeout",
+        type=float,
+        metavar="S",
+        help="seconds until a run is not waited for any longer (default: none)",
+    )
     run.add_argument("--dry-run", action="store_true", help="check the lines, estimate the cost, and order nothing")
     for name in ("type", "prompt", "model", "workspace-id", "project-id"):
         kinds = get_args(GenerationType) if name == "type" else None
-        run.add_argument(f"--{name}", choices=kinds, help="for lines that do not say it")
+        run.add_argument(f"--{name}", choices=kinds, help="for lines without it")
     resume = operations.add_parser(
-        "resume", help="go on where it stands", parents=[_key(), common, works, writes], allow_abbrev=False
+        "resume", help="continue where it stands", parents=[_key(), common, works, writes], allow_abbrev=False
     )
     retry = operations.add_parser(
-        "retry-failed", help="order anew what failed", parents=[_key(), common, works, writes], allow_abbrev=False
+        "retry-failed", help="order again what failed", parents=[_key(), common, works, writes], allow_abbrev=False
     )
     for again in (resume, retry):
-        again.add_argument("--out", type=Path, metavar="FILE", help="where the results go (default: as before)")
-    operations.add_parser("status", help="say how it stands", parents=[common], allow_abbrev=False)
+        again.add_argument("--out", metavar="FILE", help="file for the results (default: as before)")
+    operations.add_parser("list", help="list all batches", parents=[where], allow_abbrev=False)
+    operations.add_parser("status", help="print where it stands", parents=[common], allow_abbrev=False)
+    operations.add_parser("cancel", help="send no more orders", parents=[common], allow_abbrev=False)
+    skip = operations.add_parser("skip", help="skip orders that were not sent", parents=[common], allow_abbrev=False)
+    skip.add_argument("number", type=int, nargs="+", metavar="N", help="the order's index in the results")
+    operations.add_parser("delete", help="delete it from the database", parents=[common], allow_abbrev=False)
     operations.add_parser(
         "worker", help="work on it from this machine too", parents=[_key(), common, works], allow_abbrev=False
     )
-    adopt = operations.add_parser("adopt", help="give others what a lost machine had begun", parents=[common])
-    adopt.add_argument("--executor", required=True, metavar="ID", help="of the machine that is gone")
+    adopt = operations.add_parser(
+        "adopt", help="release the orders of a lost machine now, not after 15 s", parents=[common], allow_abbrev=False
+    )
+    adopt.add_argument("--executor", required=True, metavar="ID", help="name of the lost process")
+
+
+def without_password(url: str) -> str:
+    """Return a database's URL that can be shown."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 def _gallery(gallery: argparse.ArgumentParser) -> None:

@@ -1,74 +1,88 @@
-"""One batch: stored, worked on, looked at, and what became of its orders."""
+"""One batch: stored, resumed, waited for, and the outcomes of its orders."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
-from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import msgspec
-from anyio.to_thread import run_sync
+import sqlalchemy as sa
 from msgspec import Struct
 
-from flora_async import _wire, errors
-from flora_async._addresses import parse_base_url
-from flora_async._arguments import check_seconds, check_usd
-from flora_async._client import DEFAULT_BASE_URL
-from flora_async.durable import _deciding, _plain, _storing, _workflows
-from flora_async.durable._fulfilling import Fulfilling
-from flora_async.durable._ledger import ENDED, Item, Ledger, State
-from flora_async.durable._presence import Presence
-from flora_async.durable._storing import BatchSettings, BatchStatus
-from flora_async.durable._tables import told_apart
+from flora_async import Flora, errors
+from flora_async._arguments import check_count, check_seconds, check_usd
+from flora_async.durable._store import batches, orders
+from flora_async.durable._store.batches import BatchSettings, BatchStatus, BatchWriter
+from flora_async.durable._store.database import Database
+from flora_async.durable._store.orders import OrderRow
+from flora_async.durable._store.outcomes import decode_outcome, restore_error, store_error
+from flora_async.durable._store.schema import ENDED, State
+from flora_async.durable._worker.worker import Worker
 from flora_async.models import Order, Run
 
-LOOK = 0.25
-"""Seconds between looks at how a batch stands."""
+T = TypeVar("T")
+
+POLL_INTERVAL = 0.25
+"""Seconds between reads of a batch that is waited for."""
 PAGE = 500
+COMMIT_DELAY = 5.0
+"""Seconds for which an end can be invisible to others after its time: its transaction is not committed."""
 
 _order: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Order)
-_ORIGIN = parse_base_url(DEFAULT_BASE_URL)
 
 
 class BatchOutcome(Struct, frozen=True, kw_only=True):
-    """What became of an order of a batch: :attr:`run` if it has completed, else :attr:`error`."""
+    """The outcome of an order of a batch: :attr:`run` if it completed, else :attr:`error`."""
 
     index: int
-    """Its place among the orders, from 0."""
+    """Its place in input order, from 0."""
     order: Order
     columns: Mapping[str, Any]
-    """What else its line said."""
+    """The other columns of its line."""
     key: str
-    """The idempotency key under which it went out."""
+    """The idempotency key under which it was sent."""
     run: Run | None
     error: errors.FloraError | None
+    """``None`` also for a skipped order."""
     state: State
-    """``completed``, ``failed``, ``refused`` or ``unknown``."""
+    """``completed``, ``failed``, ``refused``, ``unknown`` or ``skipped``."""
     cost: float | None
-    """USD that FLORA has charged, where it has said so."""
+    """USD that FLORA has charged, else its quote."""
     files: tuple[str, ...] = ()
-    """Where the outputs were saved."""
+    """Paths of the saved outputs."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as plain JSON types, as a line of the results of ``flora-async batch`` has it."""
+        line: dict[str, Any] = {"index": self.index, "state": self.state, "key": self.key, "cost": self.cost}
+        line |= {"order": self.order, "columns": self.columns}
+        if self.error is not None:
+            line["error"] = store_error(self.error)
+        elif self.run is not None:
+            line["run"] = self.run
+        if self.files:
+            line["files"] = self.files
+        plain: dict[str, Any] = msgspec.to_builtins(line)
+        return plain
 
 
-class Parts(Struct, frozen=True):
-    """What a batch is worked on with."""
+class BatchContext(Struct, frozen=True):
+    """The database, and the worker and client of this process; ``None`` where it only looks."""
 
-    ledger: Ledger
-    workflows: _workflows.Engine
-    fulfilling: Fulfilling
-    presence: Presence
-    concurrency: int
+    database: Database
+    flora: Flora | None
+    worker: Worker | None
 
 
 class Batch:
-    """A batch of orders, by its name. It lives in the database: any process there can ask for it."""
+    """A batch of orders, by its name. It lives in the database; every process there can use it."""
 
-    def __init__(self, parts: Parts, name: str) -> None:
+    def __init__(self, context: BatchContext, name: str) -> None:
         self.name = name
-        self._parts = parts
-        self._ledger = parts.ledger
+        self._context = context
+        self._database = context.database
 
     def __repr__(self) -> str:
         return f"Batch({self.name!r})"
@@ -79,228 +93,247 @@ class Batch:
         *,
         max_cost: float | None = None,
         rate: float | None = None,
+        run_timeout: float | None = None,
     ) -> BatchStatus:
-        """Order all of it, once, and return when every order has come to its end.
+        """Order all of it, once, and return when every order has ended.
 
-        The orders are stored first, all or none; nothing goes out before. Where the batch exists already, nothing is
-        ordered twice: it is gone on with, as by :meth:`resume`, so that a service can do this each time it starts.
-        FLORA's refusals of the key or of payment (401, 402, 403) stop the batch: see ``status.stopped``. While FLORA
-        cannot be reached or takes no orders the batch pauses, however long, and goes on by itself.
+        All orders are checked and stored first, or none; nothing is sent before. If the batch exists with the same
+        orders, nothing is ordered twice: it is resumed, so a service can call this at each start, and twice at once.
+        A refusal of the key or of payment (401, 402, 403) stops the batch: see ``status.stopped``. While FLORA or the
+        database cannot be used the batch pauses, and continues by itself.
 
         Args:
-            orders: what to generate; any iterable, or an asynchronous one.
-            max_cost: USD; the batch stops before an order that would cost more together with those before, judged by
-                the dearest so far, on all machines together.
-            rate: orders a second on all machines together; they go out in bursts of a second's.
+            orders: any iterable, or an asynchronous one.
+            max_cost: USD; the batch stops before an order that could cost more together with those before, by the
+                prices of its type and model so far, on all machines together.
+            rate: orders a second, on all machines together.
+            run_timeout: seconds from the sending of an order until its run is not waited for any longer. The order
+                ends as ``unknown`` with a RunTimeoutError; the run continues at FLORA, and is billed.
 
         Raises:
-            ConfigurationError: an order cannot be right, or the batch exists and has other orders. Nothing was sent.
+            ConfigurationError: an order cannot be sent, or the batch exists with other orders. Nothing was sent.
         """
-        await self.add(_plainly(orders), max_cost=max_cost, settings=BatchSettings(rate=_checked_rate(rate)))
+        settings = BatchSettings(rate=_seconds("rate", rate), run_timeout=_seconds("run_timeout", run_timeout))
+        await self.add(_without_columns(orders), max_cost=max_cost, settings=settings)
         return await self.finished()
 
     async def add(
         self,
         orders: AsyncIterable[tuple[Order, Mapping[str, Any]]],
         *,
-        max_cost: float | None,
-        settings: BatchSettings,
+        max_cost: float | None = None,
+        settings: BatchSettings | None = None,
     ) -> None:
-        """Store orders and have them worked on, here and wherever else somebody works on this database."""
+        """Store orders, each with its other columns, and let every worker on the database work on them."""
+        flora, worker = self._context.flora, self._context.worker
+        if flora is None or worker is None:
+            raise errors.ConfigurationError("these batches have no client to order with: open Batches(flora, ...)")
         money = None if max_cost is None else check_usd("max_cost", max_cost)
-        ledger, storing = self._ledger, _storing.Storing(self.name)
-        there = await ledger.ask(lambda connection: _storing.statuses(connection, self.name))
-        if not there:
-            await ledger.ask(lambda connection: _storing.clear(connection, self.name))
-        page: list[tuple[Order, Mapping[str, Any]]] = []
-        async for order in orders:
-            page.append(order)
-            if len(page) == _storing.PAGE:
-                await self._store(storing, page, keep=not there)
-        await self._store(storing, page, keep=not there)
-        if there:
-            row = await ledger.ask(lambda connection: _storing.find(connection, self.name))
-            if row.digest != storing.digest:
-                raise errors.ConfigurationError(
-                    f"the batch {self.name!r} exists and has other orders: give these a name of their own"
-                )
-            await self.go_on(max_cost=money)
-            return
-        if not storing.total:
+        writer = BatchWriter(self.name, worker.process)
+        await self._database.write(writer.begin)
+        try:
+            page: list[tuple[Order, Mapping[str, Any]]] = []
+            async for order, columns in orders:
+                page.append((_checked(flora, order, writer.total + len(page)), columns))
+                if len(page) == batches.STORE_PAGE:
+                    await self._store(writer, page)
+            await self._store(writer, page)
+        except BaseException:
+            await self._database.write(writer.discard)
+            raise
+        if not writer.total:
+            await self._database.write(writer.discard)
             raise errors.ConfigurationError("there are no orders")
-        # The queue first: what is queued can be begun at once.
-        await self._open_queue(storing.total, settings.rate)
-        await ledger.ask(
-            lambda connection: _storing.finish(connection, storing, settings, money, self._parts.workflows.enqueue)
-        )
+        named = await self._database.write(lambda c: writer.finish(c, settings or BatchSettings(), money))
+        if named == "differs":
+            raise errors.ConfigurationError(
+                f"the batch {self.name!r} exists and has other orders: choose another name for these"
+            )
+        if named == "exists":
+            await self.resume(max_cost=max_cost, wait=False)
+        worker.wake()
 
-    async def _store(
-        self, storing: _storing.Storing, page: list[tuple[Order, Mapping[str, Any]]], *, keep: bool
-    ) -> None:
-        rows = storing.rows(page)
-        page.clear()
-        if keep and rows:
-            await self._ledger.ask(lambda connection: _storing.store(connection, rows))
+    async def _store(self, writer: BatchWriter, page: list[tuple[Order, Mapping[str, Any]]]) -> None:
+        if page:
+            rows = writer.rows(page)
+            page.clear()
+            await self._database.write(lambda c: batches.insert_orders(c, rows))
 
-    async def _open_queue(self, total: int, rate: float | None) -> None:
-        chunk = _deciding.chunk_size(total, rate)
-        chunks = math.ceil(self._parts.concurrency / chunk)
-        await self._parts.workflows.open_queue(self.name, chunks=chunks, rate=rate, chunk=chunk)
-
-    async def _reopen_queue(self) -> None:
-        row = await self._ledger.ask(lambda connection: _storing.find(connection, self.name))
-        await self._open_queue(row.total, msgspec.json.decode(row.settings, type=BatchSettings).rate)
+    async def _write(self, change: Callable[[sa.Connection, str], T]) -> T:
+        return await self._database.write(lambda c: change(c, batches.find(c, self.name).id))
 
     async def settings(self) -> BatchSettings:
-        """Say what the batch was asked for beside its orders."""
-        row = await self._ledger.ask(lambda connection: _storing.find(connection, self.name))
-        return msgspec.json.decode(row.settings, type=BatchSettings)
+        """Return the settings of the batch."""
+        return (await self._database.read(lambda c: batches.find(c, self.name))).settings
 
-    async def go_on(self, *, max_cost: float | None = None) -> None:
-        """Take the batch up where it stands, without waiting for it."""
-        await self._reopen_queue()
-        changes = {} if max_cost is None else {"max_cost": check_usd("max_cost", max_cost)}
-        await self._ledger.ask(
-            lambda connection: _storing.go_on(connection, self.name, changes, self._parts.workflows.enqueue)
-        )
+    async def resume(self, *, max_cost: float | None = None, wait: bool = True) -> BatchStatus:
+        """Continue the batch where it stands, stopped or not, and return when every order has ended."""
+        money = None if max_cost is None else check_usd("max_cost", max_cost)
+        batch = await self._write(lambda c, batch: batches.resume(c, batch, money))
+        if self._context.worker is not None:
+            self._context.worker.processor.unreadable.discard(batch)
+            self._context.worker.wake()
+        return await self.finished() if wait else await self.status()
 
-    async def resume(self, *, max_cost: float | None = None) -> BatchStatus:
-        """Go on with the batch where it stands, and return when every order has come to its end."""
-        await self.go_on(max_cost=max_cost)
-        return await self.finished()
+    async def cancel(self) -> None:
+        """Send no more orders, on any machine. Runs that were started are waited for; ``resume`` continues."""
+        await self._write(lambda c, batch: batches.stop(c, batch, "cancelled"))
 
-    async def gone(self) -> list[str]:
-        """Name the executors that are gone and hold orders of the batch, which wait until they are back or adopted."""
-        with told_apart():
-            holders = await run_sync(self._parts.workflows.holders, self.name)
-        alive = self._parts.presence.alive
-        return [executor for executor in sorted(holders) if await alive(executor=executor) is None]
+    async def skip(self, numbers: Iterable[int]) -> int:
+        """End orders, by index, without sending them. Return how many: those that were sent are not skipped."""
+        chosen = [check_count("order", number, least=0) for number in numbers]
+        return await self._write(lambda c, batch: batches.skip(c, batch, chosen))
+
+    async def delete(self) -> None:
+        """Delete the batch and all that is known of its orders.
+
+        Raises:
+            ConfigurationError: a living process works on it.
+        """
+        await self._write(batches.delete)
 
     async def retry_failed(self) -> int:
-        """Order anew, under new keys, what certainly failed: runs that FLORA gave up, orders that it refused.
+        """Queue orders that certainly failed once more, under new keys: failed runs, and orders that FLORA refused.
 
-        What is unknown may have been paid for, and is not ordered anew: its run is looked for once more. Returns how
-        many orders are worked on again; ``resume`` waits for them.
+        An ``unknown`` order may have been billed, and is left as it is. Return the number of queued orders;
+        ``resume`` waits for them.
         """
-        await self._reopen_queue()
-        return await self._ledger.ask(
-            lambda connection: _storing.order_anew(connection, self.name, self._parts.workflows.enqueue)
-        )
+        count = await self._write(lambda c, batch: batches.requeue_failed(c, batch, self.name))
+        if self._context.worker is not None:
+            self._context.worker.wake()
+        return count
 
-    async def note_files(self, index: int, files: Sequence[str]) -> None:
-        """Write down where the outputs of an order were saved."""
-        await self._ledger.saved(self.name, index, msgspec.json.encode(list(files)).decode())
+    async def lost_executors(self) -> list[str]:
+        """Return the executors that are gone and hold orders, which others take over within seconds."""
+        return await self._write(batches.list_lost_executors)
+
+    async def record_files(self, index: int, files: Sequence[str]) -> None:
+        """Record where the outputs of an order were saved."""
+        paths = msgspec.json.encode(list(files)).decode()
+        await self._write(lambda c, batch: orders.record_files(c, batch, index, paths))
 
     async def status(self) -> BatchStatus:
-        """Say how the batch stands, on all machines together."""
-        found = await self._ledger.ask(lambda connection: _storing.statuses(connection, self.name))
-        if not found:
-            raise errors.ConfigurationError(f"there is no batch {self.name!r} in this database")
-        return found[0]
+        """Return where the batch stands, on all machines together."""
+        return (await self._database.read(lambda c: batches.list_statuses(c, self.name)))[0]
 
     async def finished(self) -> BatchStatus:
-        """Wait until every order has come to its end, or the batch is stopped and nothing runs here any more."""
-        while not self.is_over(status := await self.status()):  # noqa: ASYNC110 - other machines work on it too
-            await asyncio.sleep(LOOK)
-        if status.finished:
-            await self._parts.workflows.close_queue(self.name)
-        return status
+        """Wait until every order has ended, or the batch is stopped and this process works on none of its orders."""
+        while not await self.is_finished():  # noqa: ASYNC110 - other machines work on it too
+            await asyncio.sleep(POLL_INTERVAL)
+        return await self.status()
 
-    def is_over(self, status: BatchStatus) -> bool:
-        """Say whether nothing more will become of the batch by itself."""
-        idle = not self._parts.fulfilling.under_way[self.name] or self._parts.fulfilling.trouble is not None
-        return status.finished or (status.stopped is not None and idle)
+    async def is_finished(self) -> bool:
+        """Return whether nothing more happens to the batch by itself."""
+        row, ended = await self._database.read(
+            lambda c: (row := batches.find(c, self.name), batches.is_finished(c, row.id))
+        )
+        worker = self._context.worker
+        return ended or (row.stopped is not None and not (worker is not None and worker.in_hand[row.id]))
 
     def results(self, *, as_finished: bool = False) -> BatchOutcomes:
-        """Hand out what became of each order, in their order or in that of their ends: ``async for outcome in ...``.
+        """Yield the outcome of each order, in input order or in completion order: ``async for outcome in ...``.
 
-        What has no end yet is waited for, unless the batch is stopped; then it is left out.
+        Orders that have not ended are waited for, unless the batch is stopped; then they are left out.
         """
-        return BatchOutcomes(self, self._ledger, as_finished=as_finished)
+        return BatchOutcomes(self, self._database, as_finished=as_finished)
 
 
 class BatchOutcomes:
-    """What became of the orders of a batch: iterate over it with ``async for``."""
+    """The outcomes of the orders of a batch: iterate over it with ``async for``. One task at a time."""
 
-    def __init__(self, batch: Batch, ledger: Ledger, *, as_finished: bool) -> None:
+    def __init__(self, batch: Batch, database: Database, *, as_finished: bool) -> None:
         self._batch = batch
-        self._ledger = ledger
+        self._database = database
         self._as_finished = as_finished
+        self._id: str | None = None
         self._place = 0
-        self._ahead: deque[Item] = deque()
+        self._seen: set[int] = set()
+        self._latest = 0.0
+        self._ahead: deque[OrderRow] = deque()
         self._over = False
+        self._reading = asyncio.Lock()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> BatchOutcome:
-        while not self._ahead:
-            if self._over and not await self._look(last=True):
-                raise StopAsyncIteration
-            if not self._over and not await self._look(last=False):
-                self._over = self._batch.is_over(await self._batch.status())
-                if not self._over:
-                    await asyncio.sleep(LOOK)
-        return _outcome(self._ahead.popleft())
+        async with self._reading:
+            while not self._ahead:
+                over = self._over
+                if not await self._read(last=over):
+                    if over:
+                        raise StopAsyncIteration
+                    self._over = await self._batch.is_finished()
+                    if not self._over:
+                        await asyncio.sleep(POLL_INTERVAL)
+            return _to_outcome(self._ahead.popleft())
 
-    async def _look(self, *, last: bool) -> bool:
-        """Read on; false if there is nothing to be handed out, or at *last* nothing more at all."""
-        name = self._batch.name
-        if self._as_finished:
-            found = await self._ledger.ended(name, self._place, PAGE)
-            self._ahead.extend(found)
-            self._place = max((item.place or 0 for item in found), default=self._place)
-            return bool(found)
-        page = await self._ledger.page(name, self._place, PAGE)
-        for item in page:
-            if item.state in ENDED:
-                self._ahead.append(item)
-            elif not last:
-                break
-            self._place = item.number + 1
-        return bool(page) if last else bool(self._ahead)
+    async def _read(self, *, last: bool) -> bool:
+        """Read ended orders; false if there are none at present. *last*: pass over those without an end."""
+        if self._id is None:
+            self._id = (await self._database.read(lambda c: batches.find(c, self._batch.name))).id
+        batch = self._id
+        if self._as_finished and not last:
+            return await self._read_latest(batch)
+        while True:
+            page = await self._database.read(partial(orders.read_page, batch=batch, first=self._place, limit=PAGE))
+            for row in page:
+                if row.state in ENDED and row.number not in self._seen:
+                    self._ahead.append(row)
+                elif row.state not in ENDED and not last:
+                    return bool(self._ahead)
+                self._place = row.number + 1
+            if self._ahead or not page:
+                return bool(self._ahead)
+
+    async def _read_latest(self, batch: str) -> bool:
+        after = self._latest - COMMIT_DELAY, -1
+        while page := await self._database.read(partial(orders.read_ended, batch=batch, after=after, limit=PAGE)):
+            fresh = [row for row in page if row.number not in self._seen]
+            self._ahead.extend(fresh)
+            self._seen.update(row.number for row in fresh)
+            after = page[-1].ended or 0.0, page[-1].number
+            self._latest = max(self._latest, after[0])
+            if fresh:
+                return True
+        return False
 
 
-def _outcome(item: Item) -> BatchOutcome:
-    order = _order.decode(item.body)
-    ending = _plain.read_ending(item.ending or "{}")
+def _to_outcome(row: OrderRow) -> BatchOutcome:
+    order = _order.decode(row.body)
+    outcome = decode_outcome(row.outcome)
     return BatchOutcome(
-        index=item.number,
+        index=row.number,
         order=order,
-        columns=msgspec.json.decode(item.columns) if item.columns else {},
-        key=item.key,
-        run=ending.run,
-        error=None if ending.error is None else _plain.revive(ending.error, order, item.key),
-        state=item.state,
-        cost=item.cost,
-        files=tuple(msgspec.json.decode(item.files)) if item.files else (),
+        columns=msgspec.json.decode(row.columns) if row.columns else {},
+        key=row.key,
+        run=outcome.run,
+        error=None if outcome.error is None else restore_error(outcome.error, order, row.key),
+        state=row.state,
+        cost=row.quoted if row.charged is None else row.charged,
+        files=tuple(msgspec.json.decode(row.files)) if row.files else (),
     )
 
 
-async def _plainly(
+async def _without_columns(
     orders: Iterable[Order] | AsyncIterable[Order],
 ) -> AsyncIterable[tuple[Order, Mapping[str, Any]]]:
-    number = 0
     if isinstance(orders, AsyncIterable):
         async for order in orders:
-            yield _checked(order, number), {}
-            number += 1
+            yield order, {}
     else:
         for order in orders:
-            yield _checked(order, number), {}
-            number += 1
+            yield order, {}
 
 
-def _checked(order: object, number: int) -> Order:
+def _checked(flora: Flora, order: object, number: int) -> Order:
     if not isinstance(order, Order):
         raise errors.ConfigurationError(f"order {number}: a batch takes Orders, not {type(order).__name__}")
-    order = Order(**_wire.order_fields(order))
     try:
-        _wire.check_order(_ORIGIN, order)
+        return flora.generations.validate(order)
     except errors.ConfigurationError as error:
         raise errors.ConfigurationError(f"order {number}: {error}") from None
-    return order
 
 
-def _checked_rate(rate: float | None) -> float | None:
-    return None if rate is None else check_seconds("rate", rate)
+def _seconds(name: str, value: float | None) -> float | None:
+    return None if value is None else check_seconds(name, value)

@@ -1,11 +1,15 @@
-"""The pure rooms of batches: files of orders, what follows from a failure, money, endings as JSON."""
+"""Files of orders, and the pure parts of durable batches: consequences of a failure, outcomes as JSON."""
 
+import os
 import sqlite3
 import threading
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from killing import order
 
 from flora_async import (
@@ -13,32 +17,45 @@ from flora_async import (
     AuthenticationError,
     BadRequestError,
     ConfigurationError,
+    ConflictError,
     CreateOutcomeUnknownError,
     DownloadError,
     FloraError,
     IdempotencyConflictError,
     InsufficientCreditsError,
     InternalServerError,
+    NotFoundError,
     PermissionDeniedError,
     RateLimitError,
     Run,
     RunFailedError,
+    RunTimeoutError,
     UnprocessableEntityError,
     _pacing,
+    _wire,
 )
 from flora_async._addresses import parse_base_url
-from flora_async.durable import _deciding, _plain, _tables
-from flora_async.durable._orders import fill, read_orders
+from flora_async.cli import parsing
+from flora_async.cli.order_files import OrderLine, fill, open_orders
+from flora_async.durable._store import database, outcomes, schema
+from flora_async.durable._worker import policy
 from flora_async.models import FieldError
 
-ORIGIN = parse_base_url("https://app.flora.ai/api/v1")
+VALIDATE = partial(_wire.check_order, parse_base_url("https://app.flora.ai/api/v1"))
 PLACE = {"workspace_id": "ws_1", "project_id": "prj_1"}
 
 
 def read(path: Path, text: str | bytes, **always: Any) -> list[Any]:
     """Read a file: an order, or the number and fault of a line."""
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return [line.order or (line.number, line.fault) for line in read_orders(path, ORIGIN, {**PLACE, **always})]
+    return [line.order or (line.number, line.fault) for line in lines_of(path, **always)]
+
+
+def lines_of(path: Path, **always: Any) -> Iterator[OrderLine]:
+    """Yield the lines of a file, twice read: the second time counts."""
+    with open_orders(path) as source:
+        list(source.read(VALIDATE, PLACE))
+        yield from source.read(VALIDATE, {**PLACE, **always})
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -61,7 +78,7 @@ def test_columns_are_kept(tmp_path: Path) -> None:
     """What is no field of an order comes back with its outcome."""
     path = tmp_path / "o.jsonl"
     path.write_text('{"type": "text", "prompt": "x", "sku": "A-1", "n": 2}')
-    (line,) = read_orders(path, ORIGIN, PLACE)
+    (line,) = lines_of(path)
     assert line.columns == {"sku": "A-1", "n": 2}
 
 
@@ -106,6 +123,30 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, text: bytes) -> N
         read(tmp_path / name, text)
 
 
+def test_blank_csv_lines_are_no_orders(tmp_path: Path) -> None:
+    """Lines of commas, as spreadsheets leave them behind, are skipped wherever they stand."""
+    text = "sku,name\n,\nA,mug\n ,\t\n,,,\n\nB,lamp\n,\n"
+    found = read(tmp_path / "o.csv", text, prompt="a {name}", type="text")
+    assert [each.prompt for each in found] == ["a mug", "a lamp"]
+
+
+def test_a_long_cell(tmp_path: Path) -> None:
+    """A cell of 200 kB is read like any other."""
+    (found,) = read(tmp_path / "o.csv", f"type,prompt\ntext,{'x' * 200_000}\n")
+    assert len(found.prompt) == 200_000
+
+
+@pytest.mark.parametrize("text", ["type,prompt\ntext,x\n", '{"type": "text", "prompt": "x"}\n'])
+def test_a_pipe(tmp_path: Path, text: str) -> None:
+    """It is read twice like a file; its first character tells JSON Lines from CSV."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writing = threading.Thread(target=pipe.write_text, args=[text])
+    writing.start()
+    assert [line.order.prompt for line in lines_of(pipe) if line.order] == ["x"]
+    writing.join()
+
+
 def test_a_line_without_end(tmp_path: Path) -> None:
     """It is not read into memory."""
     ((number, fault),) = read(tmp_path / "o.jsonl", b"{" + b" " * (2**20 + 1))
@@ -129,65 +170,46 @@ def unknown(*, accepted: bool) -> CreateOutcomeUnknownError:
     [
         (IdempotencyConflictError("x", status=409), False, True, "recover"),
         (IdempotencyConflictError("x", status=409), True, False, "recover"),
+        (ConflictError("x", status=409, code="conflict"), True, True, "recover"),
+        (ConflictError("x", status=409, code="conflict"), False, True, "refused"),
         (unknown(accepted=True), False, True, "recover"),
         (unknown(accepted=False), False, True, "again"),
-        (unknown(accepted=False), True, False, "unknown"),
+        (unknown(accepted=False), True, False, "recover"),
         (InsufficientCreditsError("x", status=402), False, True, "stop"),
         (AuthenticationError("x", status=401), True, True, "stop"),
-        (PermissionDeniedError("x", status=403), False, True, "stop"),
-        (APIConnectionError("x", sent="not_sent"), False, True, "again"),
-        (APIConnectionError("x", sent="not_sent"), False, False, "again"),
-        (APIConnectionError("x", sent="not_sent"), True, False, "unknown"),
+        (PermissionDeniedError("x", status=403), False, True, "forbidden"),
+        (PermissionDeniedError("x", status=403), True, True, "recover"),
+        (APIConnectionError("x", sent="not_sent"), False, True, "later"),
+        (APIConnectionError("x", sent="not_sent"), False, False, "later"),
+        (APIConnectionError("x", sent="not_sent"), True, True, "again"),
+        (APIConnectionError("x", sent="not_sent"), True, False, "recover"),
+        (RateLimitError("x", status=429), False, True, "later"),
         (RateLimitError("x", status=429), True, True, "again"),
         (InternalServerError("x", status=503), False, True, "again"),
+        (InternalServerError("x", status=500), True, False, "recover"),
         (BadRequestError("x", status=400), False, True, "refused"),
-        (BadRequestError("x", status=400), True, True, "refused"),
-        (UnprocessableEntityError("x", status=422, code="idempotency_conflict"), False, True, "unknown"),
+        (BadRequestError("x", status=400), True, True, "recover"),
+        (NotFoundError("x", status=404), True, True, "recover"),
+        (UnprocessableEntityError("x", status=422, code="idempotency_conflict"), False, True, "recover"),
         (UnprocessableEntityError("x", status=422), False, True, "refused"),
         (ConfigurationError("x"), False, True, "refused"),
-        (ConfigurationError("x"), True, True, "unknown"),
+        (ConfigurationError("x"), True, True, "recover"),
     ],
 )
 def test_what_follows_from_a_failed_create(failure: FloraError, doubtful: bool, fresh: bool, verdict: str) -> None:
     """Nothing is sent again that could be billed again, and nothing is given up that can still be saved."""
-    assert _deciding.judge_failure(failure, doubtful=doubtful, fresh=fresh) == verdict
+    assert policy.judge_failure(failure, doubtful=doubtful, fresh=fresh) == verdict
 
 
 def test_a_key_is_not_used_to_its_last_second() -> None:
     """FLORA's clock may be another."""
-    assert _deciding.key_is_fresh(0.0, _pacing.KEY_SECONDS - _deciding.KEY_MARGIN - 1)
-    assert not _deciding.key_is_fresh(0.0, _pacing.KEY_SECONDS - _deciding.KEY_MARGIN)
+    assert policy.key_is_fresh(0.0, _pacing.KEY_SECONDS - policy.KEY_MARGIN - 1)
+    assert not policy.key_is_fresh(0.0, _pacing.KEY_SECONDS - policy.KEY_MARGIN)
 
 
 def test_pauses_grow_to_a_cap() -> None:
     """A minute."""
-    assert [_deciding.pause_after(failures) for failures in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "money", "allowed"),
-    [
-        (9, {"spent": 5.0, "dearest": 1.0, "sending": 0, "max_cost": None}, 9),
-        (9, {"spent": 0.0, "dearest": None, "sending": 0, "max_cost": 1.0}, 1),
-        (9, {"spent": 0.0, "dearest": None, "sending": 1, "max_cost": 1.0}, 0),
-        (9, {"spent": 0.0, "dearest": None, "sending": 0, "max_cost": 0.0}, 0),
-        (9, {"spent": 0.4, "dearest": 0.1, "sending": 2, "max_cost": 1.0}, 4),
-        (3, {"spent": 0.4, "dearest": 0.1, "sending": 2, "max_cost": 1.0}, 3),
-        (9, {"spent": 0.95, "dearest": 0.1, "sending": 0, "max_cost": 1.0}, 0),
-        (9, {"spent": 0.0, "dearest": 0.0, "sending": 0, "max_cost": 1.0}, 9),
-    ],
-)
-def test_what_may_still_be_ordered(wanted: int, money: Any, allowed: int) -> None:
-    """As many as the dearest so far would let, with those that are out."""
-    assert _deciding.affordable(wanted, **money) == allowed
-
-
-@pytest.mark.parametrize(
-    ("total", "rate", "size"), [(1, None, 1), (200, None, 3), (10**6, None, 100), (10**6, 7.5, 7), (10**6, 0.1, 1)]
-)
-def test_how_orders_are_parted(total: int, rate: float | None, size: int) -> None:
-    """Few enough for several workers, enough for a million."""
-    assert _deciding.chunk_size(total, rate) == size
+    assert [policy.pause_after(failures) for failures in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
 
 
 FAILED = Run(run_id="run_1", status="failed", progress=40.0, created_at=1.0, error_code="safety_blocked")
@@ -197,6 +219,7 @@ FAILED = Run(run_id="run_1", status="failed", progress=40.0, created_at=1.0, err
     "error",
     [
         RunFailedError(FAILED),
+        RunTimeoutError("run_1", timeout=2.0, run=None, trouble=None),
         unknown(accepted=True),
         BadRequestError("no", status=400, code="c", fields=(FieldError(field="prompt"),), request_id="req_1"),
         ConfigurationError("no"),
@@ -205,23 +228,33 @@ FAILED = Run(run_id="run_1", status="failed", progress=40.0, created_at=1.0, err
 )
 def test_an_error_through_the_database(error: FloraError) -> None:
     """It comes back as what it was."""
-    ending = _plain.read_ending(_plain.write_ending(None, error))
-    assert ending.error is not None
-    again = _plain.revive(ending.error, order(1), "k")
+    outcome = outcomes.decode_outcome(outcomes.encode_outcome(None, error))
+    assert outcome.error is not None
+    again = outcomes.restore_error(outcome.error, order(1), "k")
     assert type(again) is type(error)
     assert str(again) == str(error)
 
 
 def test_an_error_of_another_kind_through_the_database() -> None:
     """It keeps its words."""
-    again = _plain.revive(_plain.plain_error(DownloadError("no room")), order(1), "k")
+    again = outcomes.restore_error(outcomes.store_error(DownloadError("no room")), order(1), "k")
     assert str(again) == "no room"
 
 
 def test_an_address_is_told_without_its_password() -> None:
     """Whoever reads over a shoulder, or a log, learns the place only."""
-    told = _tables.without_password("postgresql://anybody:hush@127.0.0.1/orders")
-    assert told == "postgresql://anybody:***@127.0.0.1/orders"
+    url = "postgresql://anybody:hush@127.0.0.1/orders"
+    for shown in (database.without_password(url), parsing.without_password(url)):
+        assert shown == "postgresql://anybody:***@127.0.0.1/orders"
+
+
+@pytest.mark.parametrize(
+    ("words", "passing"),
+    [("database is locked", True), ("database or disk is full", True), ("no such table: x", False)],
+)
+def test_errors_of_the_database_that_pass(words: str, passing: bool) -> None:
+    """A lock and a full disk are waited for; what a repetition cannot change is not."""
+    assert database.is_outage(sa.exc.OperationalError("x", {}, Exception(words))) is passing
 
 
 def test_a_database_that_somebody_writes_to_is_waited_for(tmp_path: Path) -> None:
@@ -236,8 +269,9 @@ def test_a_database_that_somebody_writes_to_is_waited_for(tmp_path: Path) -> Non
 
     done = threading.Timer(0.3, finish)
     done.start()
-    engine = _tables.open_database(f"sqlite:///{tmp_path}/batch.db")
-    _tables.create_tables(engine)
-    assert _tables.has_tables(engine)
+    engine = database.create_engine(f"sqlite:///{tmp_path}/batch.db")
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        schema.create_tables(connection)
+        assert schema.has_tables(connection)
     engine.dispose()
     done.join()

@@ -1,0 +1,117 @@
+"""The results of a batch as a file: one line for each order; outputs are saved beside it on request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections import deque
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+
+from flora_async import Flora, errors
+from flora_async.cli import showing
+from flora_async.cli.parsing import UsageError
+from flora_async.durable import Batch, BatchOutcome, BatchSettings
+
+MAX_DOWNLOADS = 16
+"""Orders whose outputs are saved at once."""
+STDOUT = "-"
+
+
+def check_out(out: str, *others: Path) -> None:
+    """Refuse a file for the results that would replace one of *others*, a device, a folder or a link's target."""
+    if out == STDOUT:
+        return
+    path = Path(out)
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"--out {out}: the folder {path.parent} cannot be written to")
+    for target in (path, part_of(path)):
+        if target.is_symlink():
+            raise UsageError(f"--out {out}: {target} is a link; name the file itself")
+        if target.exists() and not target.is_file():
+            raise UsageError(f"--out {out}: {target} is no regular file")
+        for other in others:
+            same = target.exists() and other.exists() and target.samefile(other)
+            if same or target.absolute() == other.absolute():
+                raise UsageError(f"--out {out}: {target} would replace {other}; choose another file")
+
+
+def absolute(out: str) -> str:
+    """Return the file for the results as it can be found from any folder."""
+    return out if out == STDOUT else str(Path(out).absolute())
+
+
+def check_download(folder: str | None) -> None:
+    """Refuse what cannot become a folder."""
+    if folder is None:
+        return
+    path = Path(folder)
+    existing = next((each for each in (path, *path.absolute().parents) if each.exists()), None)
+    if existing is not None and not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise UsageError(f"--download {folder}: {existing} is no folder that can be written to")
+
+
+def part_of(path: Path) -> Path:
+    """Return the file that the results are in until they are complete."""
+    return path.with_name(f"{path.name}.part")
+
+
+async def write_results(batch: Batch, flora: Flora, out: str, settings: BatchSettings) -> int:
+    """Write the outcome of each order, and return how many had outputs that could not be saved."""
+    saving: deque[asyncio.Task[tuple[BatchOutcome, str | None]]] = deque()
+    folder = None if settings.download is None else Path(settings.download)
+    unsaved = 0
+    with _open_results(out) as lines:
+        try:
+            async for outcome in batch.results(as_finished=settings.as_finished):
+                saving.append(asyncio.create_task(_save(batch, flora, outcome, folder)))
+                while len(saving) > MAX_DOWNLOADS or (saving and saving[0].done()):
+                    unsaved += _write_line(lines, *await saving.popleft())
+                await asyncio.sleep(0)
+            while saving:
+                unsaved += _write_line(lines, *await saving.popleft())
+        finally:
+            for task in saving:
+                task.cancel()
+    return unsaved
+
+
+@contextmanager
+def _open_results(out: str) -> Generator[TextIO]:
+    if out == STDOUT:
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    with part_of(Path(out)).open("w", encoding="utf-8", buffering=1) as lines:
+        yield lines
+
+
+def _write_line(lines: TextIO, outcome: BatchOutcome, unsaved: str | None) -> bool:
+    line: dict[str, Any] = outcome.to_dict()
+    if unsaved is not None:
+        line["download_error"] = unsaved
+    lines.write(msgspec.json.encode(line).decode() + "\n")
+    return unsaved is not None
+
+
+async def _save(
+    batch: Batch, flora: Flora, outcome: BatchOutcome, folder: Path | None
+) -> tuple[BatchOutcome, str | None]:
+    """Save the outputs of a run, once. Outputs that a killed process has saved are not fetched again."""
+    run = outcome.run
+    if folder is None or run is None or outcome.files or not run.outputs:
+        return outcome, None
+    try:
+        files = tuple(map(str, await flora.download(run, folder, on_existing="skip")))
+    except errors.FloraError as error:
+        showing.tell(f"{run.run_id}: {error}")
+        return outcome, str(error)
+    await batch.record_files(outcome.index, files)
+    return msgspec.structs.replace(outcome, files=files), None

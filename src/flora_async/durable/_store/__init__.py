@@ -1,0 +1,1 @@
+"""The database of batches: its tables, and every read and write of them."""

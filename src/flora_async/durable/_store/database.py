@@ -1,0 +1,163 @@
+"""One database: transactions that exclude other writers, run in threads, and repeated while the database is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy import exc as sa_exc
+
+from flora_async._aio import run_in_thread
+from flora_async.durable._store import schema
+from flora_async.errors import ConfigurationError, DatabaseError
+
+T = TypeVar("T")
+
+log = logging.getLogger("flora_async")
+
+DEFAULT_DATABASE = "sqlite:///flora-batch.db"
+BUSY_SECONDS = 30
+"""Seconds for which a SQLite writer waits for the others."""
+MAX_THREADS = 4
+OUTAGE_PAUSE = 1.0
+OUTAGE_TIMEOUT = 3600.0
+"""Seconds for which a transaction is repeated while the database is away."""
+_PERMANENT = ("no such ", "file is not a database", "attempt to write a readonly database", "unable to open")
+_PASSING_SQLSTATES = ("08", "40", "53", "55", "57", "58")
+"""Classes of PostgreSQL errors that end by themselves or by an operator: connection, conflict, resources, shutdown."""
+
+
+class Database:
+    """The transactions of one process on a database."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url)
+        self.url: str = without_password(url)
+        self.trouble: str | None = None
+        """Why the database cannot be used at present."""
+        self.outages: int = 0
+        """Number of transactions that were repeated."""
+        self._opened = False
+        self._writing = asyncio.Lock()
+
+    async def open(self, *, create: bool) -> None:
+        """Create the tables, or check that there are some. Errors here are not retried."""
+        path = self._engine.url.database
+        if not create and self._engine.dialect.name == "sqlite" and not await run_in_thread(Path(str(path)).exists):
+            raise ConfigurationError(f"there is no batch in {self.url}")
+        if not create and not await self.read(schema.has_tables):
+            raise ConfigurationError(f"there is no batch in {self.url}")
+        await self.write(schema.create_tables)
+        self._opened = True
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await run_in_thread(self._engine.dispose)
+
+    async def read(self, question: Callable[[sa.Connection], T]) -> T:
+        """Return the result of a function of a connection, in a transaction that only reads."""
+        return await self._run(question, writes=False)
+
+    async def write(self, change: Callable[[sa.Connection], T]) -> T:
+        """Return the result of a function of a connection, in a transaction that excludes other SQLite writers."""
+        async with self._writing:
+            return await self._run(change, writes=True)
+
+    async def _run(self, work: Callable[[sa.Connection], T], *, writes: bool) -> T:
+        began = time.monotonic()
+        while True:
+            try:
+                done = await run_in_thread(self._transact, work, writes)
+            except sa_exc.DBAPIError as error:
+                message = f"the database cannot be used: {error.orig}"
+                if not (self._opened and is_outage(error)) or time.monotonic() - began > OUTAGE_TIMEOUT:
+                    raise DatabaseError(message) from None
+                if self.trouble is None:
+                    log.warning("%s; trying again until it can", message)
+                self.trouble = message
+                self.outages += 1
+                await asyncio.sleep(OUTAGE_PAUSE)
+            except sa_exc.SQLAlchemyError as error:
+                raise DatabaseError(f"{type(error).__name__}: {error}") from None
+            else:
+                self.trouble = None
+                return done
+
+    def _transact(self, work: Callable[[sa.Connection], T], writes: bool) -> T:
+        with self._engine.connect().execution_options(writes=writes) as connection, connection.begin():
+            return work(connection)
+
+
+def is_outage(error: sa_exc.DBAPIError) -> bool:
+    """Return whether the same transaction can succeed later: no connection, a lock, no space, a restart."""
+    if error.connection_invalidated:
+        return True
+    if not isinstance(error, sa_exc.OperationalError | sa_exc.InterfaceError):
+        return False
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if isinstance(sqlstate, str):
+        return sqlstate.startswith(_PASSING_SQLSTATES)
+    return not str(error.orig).startswith(_PERMANENT)
+
+
+def create_engine(url: object) -> sa.Engine:
+    """Return an engine for a SQLite file or a PostgreSQL database; nothing is connected yet."""
+    like = "sqlite:///flora-batch.db or postgresql://user@host/name"
+    if not isinstance(url, str):
+        raise ConfigurationError(f"database must be a URL like {like}, not {type(url).__name__}")
+    if url.startswith("postgres://"):
+        url = url.replace("postgres://", "postgresql://", 1)
+    try:
+        parsed = sa.make_url(url)
+    except (sa_exc.ArgumentError, ValueError):
+        raise ConfigurationError(f"database must be a URL like {like}") from None
+    backend = parsed.get_backend_name()
+    if backend == "postgresql":
+        try:
+            engine = sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_size=MAX_THREADS)
+        except ImportError:
+            raise ConfigurationError(
+                "database: PostgreSQL needs the driver psycopg: pip install 'flora-async[durable]'"
+            ) from None
+        return engine
+    if backend != "sqlite":
+        raise ConfigurationError(f"database must be a URL like {like}, not {backend}")
+    if not parsed.database or ":memory:" in parsed.database or "mode" in parsed.query:
+        raise ConfigurationError(
+            f"database must be a SQLite file that survives the process, like {DEFAULT_DATABASE}, not one in memory"
+        )
+    folder = Path(parsed.database).absolute().parent
+    if not folder.is_dir():
+        raise ConfigurationError(f"database: there is no folder {folder}")
+    engine = sa.create_engine(parsed.set(drivername="sqlite"))
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # sqlite3 would begin a transaction at the first write only, after the reads that decide about it.
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
+    with suppress(sqlite3.OperationalError):  # another process writes; the mode is set by the next connection
+        connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+
+
+def without_password(url: str) -> str:
+    """Return a database URL that can be shown."""
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except (sa_exc.ArgumentError, ValueError):
+        return "the database"

@@ -1,0 +1,104 @@
+"""The tables of a database of batches. What an order costs and where it stands is in its row only: no counters."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import sqlalchemy as sa
+
+from flora_async import errors
+
+State: TypeAlias = Literal["waiting", "sending", "running", "completed", "failed", "refused", "unknown", "skipped"]
+IN_FLIGHT: tuple[State, ...] = ("sending", "running")
+ENDED: tuple[State, ...] = ("completed", "failed", "refused", "unknown", "skipped")
+
+SCHEMA_VERSION = 2
+SETUP_LOCK = 0x666C6F7261
+"""Key of the PostgreSQL advisory lock that is held while tables are created."""
+
+_schema = sa.MetaData()
+
+versions = sa.Table("flora_schema", _schema, sa.Column("version", sa.Integer, primary_key=True))
+
+batches = sa.Table(
+    "flora_batches",
+    _schema,
+    sa.Column("id", sa.Text, primary_key=True),  # part of the batch's idempotency keys
+    sa.Column("name", sa.Text, unique=True),  # NULL until all its orders are stored
+    sa.Column("storer", sa.Text, nullable=False),  # the process that stores the orders
+    sa.Column("digest", sa.Text, nullable=False),  # of all orders
+    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("settings", sa.Text, nullable=False),
+    sa.Column("stopped", sa.Text),  # why no order is begun
+    sa.Column("max_cost", sa.Float),
+    sa.Column("rate", sa.Float),
+    sa.Column("run_timeout", sa.Float),
+    sa.Column("next_start", sa.Float),  # when the rate allows the next order, by the database's clock
+)
+
+orders = sa.Table(
+    "flora_orders",
+    _schema,
+    sa.Column("batch", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("attempt", sa.Integer, nullable=False),  # how often it was requeued under a new key
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("model", sa.Text),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("columns", sa.Text),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text),  # the process that works on it
+    sa.Column("sent", sa.Float),  # Unix seconds, stored before the first byte is sent
+    sa.Column("run_id", sa.Text, unique=True),
+    sa.Column("recovered", sa.Boolean),
+    sa.Column("quoted", sa.Float),
+    sa.Column("charged", sa.Float),
+    sa.Column("ended", sa.Float),  # by the database's clock
+    sa.Column("outcome", sa.Text),
+    sa.Column("files", sa.Text),
+    sa.Index("flora_orders_by_state", "batch", "state", "number", "kind", "model", "quoted", "charged"),
+    sa.Index("flora_orders_by_end", "batch", "ended", "number"),
+)
+
+workers = sa.Table(
+    "flora_workers",
+    _schema,
+    sa.Column("process", sa.Text, primary_key=True),
+    sa.Column("executor", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("seen", sa.Float, nullable=False),  # by the database's clock
+)
+
+
+def create_tables(connection: sa.Connection) -> None:
+    """Create the tables if they are missing; refuse those of another version."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(SETUP_LOCK)))
+    has_table = sa.inspect(connection).has_table
+    if has_table(versions.name):
+        version = connection.scalar(sa.select(versions.c.version))
+    else:
+        version = 1 if has_table(batches.name) else None
+    if version is None:
+        _schema.create_all(connection)
+        connection.execute(sa.insert(versions).values(version=SCHEMA_VERSION))
+    elif version != SCHEMA_VERSION:
+        raise errors.ConfigurationError(
+            f"the database has batches of another version of flora-async (schema {version}, this one reads "
+            f"{SCHEMA_VERSION}): use another database, or finish those batches with that version"
+        )
+
+
+def has_tables(connection: sa.Connection) -> bool:
+    """Return whether the database can hold batches."""
+    return sa.inspect(connection).has_table(batches.name)
+
+
+def clock(connection: sa.Connection) -> sa.ColumnElement[float]:
+    """Return the time that all processes on a database share, in Unix seconds."""
+    if connection.dialect.name == "sqlite":
+        return sa.literal_column("(julianday('now') - 2440587.5) * 86400.0", sa.Float)
+    return sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Float)
