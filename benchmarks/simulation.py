@@ -126,6 +126,7 @@ class SimulatedFlora:
         self._by_id: dict[str, Simulated] = {}
         self._order: list[tuple[float, str]] = []
         self._limiter = Limiter()
+        self._turn: float | None = None
 
     def add(self, run: Simulated) -> None:
         """Take a run."""
@@ -140,18 +141,26 @@ class SimulatedFlora:
     def eyes(self, *, pages: bool = True) -> Eyes:
         """Give what a watcher looks with."""
         return Eyes(
-            look=self._look,
-            page=self._page if pages else None,
+            look=self._take_look,
+            page=self._take_page if pages else None,
             target=_nowhere,
-            vacancies=self._limiter.polls.vacancies,
+            lane=self._limiter.polls,
+            clock=_unix,
             finished=_nobody,
         )
 
+    def _take_look(self, run_id: str, target: str | None, turn: float) -> Coroutine[Any, Any, Look]:
+        self._turn = turn
+        return self._look(run_id, target)
+
+    def _take_page(self, cursor: str | None, scope: Scope, turn: float) -> Coroutine[Any, Any, GenerationPage]:
+        self._turn = turn
+        return self._page(cursor, scope)
+
     async def _request(self, seconds: float) -> float:
-        """Spend a request; give the time at which FLORA looked."""
+        """Spend a request in its turn; return the time at which FLORA looked."""
         loop, limiter = asyncio.get_running_loop(), self._limiter
-        began = loop.time()
-        now = began if limiter.polls.enter(began) else await limiter.polls.turn(began)
+        now, self._turn = loop.time() if self._turn is None else self._turn, None
         self.requests += 1
         self.times.append(now)
         admitted = not self._storm[0] <= now < self._storm[1]
@@ -205,6 +214,10 @@ class SimulatedFlora:
 
 def _nowhere(_run_id: str, _poll_url: str) -> None:
     """Have no better address."""
+
+
+def _unix() -> float:
+    return UNIX + asyncio.get_running_loop().time()
 
 
 def _nobody(_run: Run, _age: float) -> None:

@@ -316,23 +316,6 @@ def test_an_end_reaches_all_that_wait() -> None:
     run_virtually(main())
 
 
-def test_polls_are_begun_no_earlier_than_they_can_go_out() -> None:
-    """Under a rate only as many as go out at once, and two that queue; without one as many as wanted."""
-
-    async def main() -> None:
-        limiter = Limiter()
-        assert limiter.polls.vacancies(0.0) > 1_000_000
-        limiter.refuse(10.0, sent=0.0)
-        assert limiter.polls.vacancies(0.0) == 2
-        queued = [asyncio.create_task(limiter.polls.turn(0.0)) for _ in range(2)]
-        await asyncio.sleep(0)
-        assert limiter.polls.vacancies(0.0) == 0
-        assert limiter.calls.vacancies(10.0) == 3
-        await asyncio.wait(queued)
-
-    run_virtually(main())
-
-
 @given(st.integers(1, 400), st.lists(st.floats(0.001, 5), min_size=1, max_size=50))
 def test_no_rate_is_exceeded(taken: int, pauses: list[float]) -> None:
     """In any stretch of time, but for a quarter of a second's worth that was saved up."""

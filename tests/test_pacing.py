@@ -24,6 +24,7 @@ from flora_async import (
     ProtocolError,
     RateLimitError,
     ResponseDecodeError,
+    ResponseTooLargeError,
     Run,
     _pacing,
 )
@@ -144,9 +145,7 @@ def test_what_may_have_arrived(failure: FloraError, arrived: bool) -> None:
     assert _pacing.may_have_arrived(failure) is arrived
 
 
-@pytest.mark.parametrize(
-    "failure", [REFUSED, CUT, LATE, BAD_CERTIFICATE, GARBAGE, REDIRECT, UNDECODABLE, BUSY, BROKEN, SLOW_DOWN]
-)
+@pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, GARBAGE, UNDECODABLE, BUSY, BROKEN, SLOW_DOWN])
 def test_passing_faults_never_end_a_wait(failure: FloraError) -> None:
     """However old the run is."""
     assert not _pacing.ends_wait(failure, age=1e9)
@@ -156,6 +155,9 @@ def test_passing_faults_never_end_a_wait(failure: FloraError) -> None:
     "failure",
     [
         BAD,
+        REDIRECT,
+        BAD_CERTIFICATE,
+        ResponseTooLargeError("too large"),
         AuthenticationError("no", status=401),
         PermissionDeniedError("no", status=403),
         ClientClosedError("closed"),

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Generator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -21,6 +22,7 @@ from flora_async import (
     Generation,
     NotFoundError,
     PermissionDeniedError,
+    ProtocolError,
     Run,
     RunFailedError,
     RunTimeoutError,
@@ -232,7 +234,7 @@ async def test_a_poll_url_that_does_not_work_is_left_for_the_runs_own_address(
     "fault",
     [
         *(error(status) for status in (408, 429, 500, 502, 503, 504)),
-        *(hang_up, answer(b"<html>"), answer(b""), answer(run(run_id="run_other")), error(302), answer(run("paused"))),
+        *(hang_up, answer(b"<html>"), answer(b""), answer(run(run_id="run_other")), answer(run("paused"))),
     ],
 )
 async def test_passing_faults_do_not_end_a_wait(
@@ -262,6 +264,48 @@ async def test_definite_answers_end_a_wait(flora: Flora, server: Scripted, statu
         await flora.wait_for_run(RUN_ID)
     assert (caught.value.run_id, caught.value.status) == (RUN_ID, status)
     assert server.count("GET", OWN) == 2
+
+
+async def test_a_redirect_ends_a_wait_at_once(flora: Flora, server: Scripted) -> None:
+    """A redirect is a wrong base URL, which no further poll mends; the error names the run."""
+    server.on("GET", OWN, error(302))
+    with pytest.raises(ProtocolError, match="base_url") as caught:
+        await flora.wait_for_run(RUN_ID)
+    assert caught.value.run_id == RUN_ID
+    assert server.count("GET", OWN) == 1
+
+
+@pytest.mark.parametrize("code", [None, "canceled"])
+async def test_a_status_of_tomorrow_with_a_completion_time_is_an_end(
+    flora: Flora, server: Scripted, code: str | None
+) -> None:
+    """A watch yields the run last, a wait raises RunFailedError with it; without a time the same status is no end."""
+    ended = run("canceled", completed_at=9.0, error_code=code)
+    server.on("GET", OWN, answer(run("canceled")), answer(ended))
+    assert [(seen.status, seen.finished) async for seen in flora.watch_run(RUN_ID)] == [
+        ("canceled", False),
+        ("canceled", True),
+    ]
+    with pytest.raises(RunFailedError, match="canceled") as caught:
+        await flora.wait_for_run(RUN_ID)
+    assert caught.value.run.completed_at == 9.0
+    assert [outcome.error is not None async for outcome in flora.as_completed([RUN_ID])] == [True]
+
+
+async def test_a_finished_row_without_outputs_is_asked_again(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """An item of the history can be incomplete: waits and downloads ask for the run itself, once."""
+    server.on("GET", OWN, answer(run()))
+    row = msgspec.convert(generation(RUN_ID, outputs=None), Generation)
+    assert row.finished
+    assert (await flora.wait_for_run(row)).outputs[0].url == "hello"
+    assert [seen.outputs[0].url async for seen in flora.watch_run(row)] == ["hello"]
+    assert [outcome.run and len(outcome.run.outputs) async for outcome in flora.as_completed([row])] == [1]
+    assert len(await flora.download(row, tmp_path)) == 1
+    assert server.count("GET", OWN) == 4
+    failed = msgspec.convert(generation(RUN_ID, status="failed", outputs=None, error_code="no"), Generation)
+    with pytest.raises(RunFailedError):
+        await flora.wait_for_run(failed)
+    assert server.count("GET", OWN) == 4
 
 
 async def test_a_fresh_run_may_not_be_found_yet(

@@ -11,7 +11,7 @@ from simulation import Simulated, SimulatedFlora, run_virtually, started
 from flora_async import NotFoundError
 from flora_async._entries import Entry
 from flora_async._watcher import Watcher
-from flora_async.models import Generation, GenerationPage
+from flora_async.models import Generation
 
 RUNS = 150
 TOO_LATE = 900.0
@@ -184,24 +184,23 @@ def test_a_stream_of_runs_is_read_by_pages() -> None:
 class NeverAsksByAddress(Watcher):
     """A mutant: runs are looked for on pages only."""
 
-    def _look_at(self, entry: Entry) -> None:
-        self._read_page(0, [entry])
-
-    def _missed(self, entry: Entry, number: int, page: GenerationPage, *, fruitful: bool) -> None:
-        entry.due = asyncio.get_running_loop().time() + 5
+    def _look_at(self, entry: Entry, turn: float) -> None:
+        self._eyes.lane.leave(turn, answered=False)
+        entry.alone, entry.retry_at = False, asyncio.get_running_loop().time() + 5
+        self._schedule(entry)
 
 
 class TrustsEveryRow(Watcher):
     """A mutant: a finished row is taken for the run, outputs or not."""
 
-    def _incomplete(self, entry: Entry, row: Generation, now: float) -> bool:
+    def _incomplete(self, row: Generation) -> bool:
         return False
 
 
 class GivesUpOnAMiss(Watcher):
     """A mutant: a run that was not on its page is forgotten."""
 
-    def _missed(self, entry: Entry, number: int, page: GenerationPage, *, fruitful: bool) -> None:
+    def _missed(self, entry: Entry) -> None:
         self._leave(entry)
 
 

@@ -51,6 +51,7 @@ from flora_async.models import (
     Run,
     RunLike,
     StartedRun,
+    lacks_outputs,
 )
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ class Flora:
                 look=self._look,
                 page=self._page if batch_polling else None,
                 target=self._poll_target,
-                vacancies=self._transport.polls.vacancies,
+                lane=self._transport.polls,
+                clock=lambda: self._recovery.now(),
                 finished=self._learn,
                 tell=tell,
             )
@@ -448,7 +450,10 @@ class Flora:
         """
         if on_existing not in ("error", "skip", "replace"):
             raise errors.ConfigurationError(f"on_existing must be 'error', 'skip' or 'replace', not {on_existing!r}")
-        return await self._downloads.save(_downloadable(source), check_path("folder", folder), on_existing)
+        found, path = _downloadable(source), check_path("folder", folder)
+        if isinstance(found, Generation) and lacks_outputs(found):
+            found = await self.generations.retrieve(found.run_id)  # the history can show a finished run without them
+        return await self._downloads.save(found, path, on_existing)
 
     @overload
     async def request(
@@ -529,11 +534,12 @@ class Flora:
                 told=self._has_inbox and order.callback_url is not None,
             )
         if isinstance(run, Run):
+            incomplete = isinstance(run, Generation) and lacks_outputs(run)
             return Subject(
                 run_id,
                 poll_url=run.poll_url,
                 age=_age(run, time.time()),
-                run=run,
+                run=None if incomplete else run,
                 scope=(run.workspace_id, run.project_id) if isinstance(run, Generation) else (None, None),
                 created=run.created.timestamp(),
             )
@@ -554,18 +560,20 @@ class Flora:
             took = (run.completed - run.created).total_seconds() if run.completed else age
             self._estimates.learn(birth.order.type, birth.model, birth.estimate, took)
 
-    async def _page(self, cursor: str | None, scope: tuple[str | None, str | None]) -> GenerationPage:
+    async def _page(
+        self, cursor: str | None, scope: tuple[str | None, str | None], turn: float | None = None
+    ) -> GenerationPage:
         workspace_id, project_id = scope
         request = _wire.list_request(
             self._origin, cursor=cursor, limit=100, project_id=project_id, status=None, workspace_id=workspace_id
         )
-        return await self._transport.call(request, _wire.read_page, retries=0, lane=self._transport.polls)
+        return await self._transport.call(request, _wire.read_page, retries=0, lane=self._transport.polls, turn=turn)
 
-    async def _look(self, run_id: str, target: str | None) -> Look:
+    async def _look(self, run_id: str, target: str | None, turn: float) -> Look:
         own = _wire.retrieve_request(self._origin, run_id)
         request = own if target is None else _wire.Request(method="GET", url=target)
         read = partial(_read_look, run_id)
-        return await self._transport.call(request, read, retries=0, lane=self._transport.polls)
+        return await self._transport.call(request, read, retries=0, lane=self._transport.polls, turn=turn)
 
 
 def _read_look(run_id: str, answer: _wire.Answer) -> Look:

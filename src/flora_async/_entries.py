@@ -1,23 +1,73 @@
-"""Pure: what is known of a run that somebody waits for, and when it is to be looked at next."""
+"""Pure: what is known of an awaited run, and when it is to be polled next."""
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
+from collections.abc import Iterator
 from contextvars import Context, copy_context
-from typing import TypeAlias
+from itertools import count
+from typing import Generic, TypeAlias, TypeVar
 
 from msgspec import Struct
 
 from flora_async import _pacing
 from flora_async._pacing import PollFactory, PollSchedule, Sighting
+from flora_async._sweep import Sweep
 from flora_async.models import Generation, Run
 
 Scope: TypeAlias = tuple[str | None, str | None]
 """The workspace and the project that a run is in, where they are known."""
 
-Waiter: TypeAlias = "asyncio.Future[Run | None]"
-"""Gets the run, or ``None`` when its time is up."""
+T = TypeVar("T")
+
+EARLY = 0.25
+"""A poll of another wait counts as the poll of a schedule that is due within this share of its interval."""
+
+
+class Agenda(Generic[T]):
+    """Things and the times at which each is due, each at one time only."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, T]] = []
+        self._numbers: dict[T, int] = {}
+        self._count = count()
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def put(self, thing: T, due: float) -> None:
+        """Set the time of a thing."""
+        number = self._numbers[thing] = next(self._count)
+        heapq.heappush(self._heap, (due, number, thing))
+
+    def drop(self, thing: T) -> None:
+        """Remove a thing."""
+        if self._numbers.pop(thing, None) is not None and len(self._heap) > 2 * len(self._numbers) + 64:
+            self._heap = [item for item in self._heap if self._numbers.get(item[2]) == item[1]]
+            heapq.heapify(self._heap)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._numbers)
+
+    def next_due(self) -> float:
+        """Return the earliest time; infinity if there is none."""
+        while self._heap and self._numbers.get(self._heap[0][2]) != self._heap[0][1]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else math.inf
+
+    def first(self, until: float) -> T | None:
+        """Return the thing that is due first, if that is by *until*."""
+        return None if self.next_due() > until else self._heap[0][2]
+
+    def pop(self, until: float) -> T | None:
+        """Remove and return the thing that is due first, if that is by *until*."""
+        thing = self.first(until)
+        if thing is not None:
+            heapq.heappop(self._heap)
+            del self._numbers[thing]
+        return thing
 
 
 class Look(Struct, frozen=True, gc=False):
@@ -48,72 +98,131 @@ class Subject(Struct, frozen=True):
     """Whether a call-back will say that it has ended, so that looking is a safety net."""
 
 
-class Entry:
-    """A run that somebody waits for."""
+class Plan:
+    """A poll schedule under way: when the waits that share it want the run to be polled next."""
 
-    __slots__ = (
-        "alone", "born", "busy", "context", "created", "direct", "due", "exact", "failures", "floor", "fresh", "gap",
-        "known_age", "last_delay", "look", "looks", "misses", "own", "run", "run_id", "schedule", "scope", "seen_at",
-        "target", "trouble", "waiters",
-    )  # fmt: skip
+    __slots__ = ("_schedule", "due", "interval", "poll", "told", "waiters")
 
     def __init__(self, subject: Subject, poll: PollFactory | None, now: float) -> None:
+        self.poll = poll
+        self.told = subject.told and poll is None
+        adaptive = _pacing.safety_net if self.told else _pacing.run_schedule
+        self._schedule: PollSchedule = _pacing.start_schedule(poll or (lambda: adaptive(subject.estimate)))
+        self.interval: float = _pacing.POLL_FLOOR
+        self.due: float = now
+        self.waiters: int = 0
+        if subject.born is not None:
+            self.advance(now, now - subject.born, None)
+
+    def advance(self, now: float, age: float, run: Run | None) -> None:
+        """Schedule the next poll, after one at which the run was *age* seconds old."""
+        if self.poll is None:
+            self.interval = self._schedule.send(Sighting(age, run))
+        elif self.due > now + EARLY * self.interval:
+            return  # a poll for another wait: this schedule's own is still to come
+        else:
+            self.interval = _pacing.next_delay(self._schedule, self.interval)
+        self.due = now + self.interval
+
+    def restart(self) -> None:
+        """Schedule as for a run without an estimate from here on, where no caller has set the schedule."""
+        if self.poll is None:
+            self._schedule = _pacing.start_schedule(lambda: _pacing.run_schedule(None))
+
+
+class Waiter(asyncio.Future[Run | None]):
+    """One wait for a run: gets the run, or ``None`` when its time is up."""
+
+    __slots__ = ("changes", "context", "entry", "plan")
+
+    entry: Entry
+    plan: Plan
+    changes: bool
+    """Whether it ends with any change of the run, not only with its end."""
+    context: Context
+    """In which the run is polled, as long as this waiter is the first: a trace of the request shows its purpose."""
+
+
+class Interest:
+    """What a caller wants to know about a run, from its first wait to its last."""
+
+    __slots__ = ("context", "entry", "plan")
+
+    def __init__(self, entry: Entry, plan: Plan) -> None:
+        self.entry = entry
+        self.plan = plan
+        self.context: Context = copy_context()
+
+
+class Entry:
+    """An awaited run."""
+
+    __slots__ = (
+        "alone", "born", "created", "direct", "exact", "failures", "known_age", "looks", "misses", "plans", "poll",
+        "retry_at", "run", "run_id", "scope", "sweep", "target", "trouble", "waiters",
+    )  # fmt: skip
+
+    def __init__(self, subject: Subject, now: float) -> None:
         self.run_id: str = subject.run_id
         self.scope: Scope = subject.scope
-        self.own: bool = poll is None
-        plan = _pacing.safety_net if subject.told else _pacing.run_schedule
-        self.schedule: PollSchedule = plan(subject.estimate) if poll is None else poll()
-        next(self.schedule)
-        self.last_delay: float = _pacing.POLL_FLOOR
-        self.fresh: bool = subject.born is not None
+        self.plans: list[Plan] = []
         self.born: float = now - (subject.age or 0.0) if subject.born is None else subject.born
         self.created: float = subject.created
-        """Unix seconds by FLORA's clock; infinite while nobody knows, like a run of this moment."""
+        """Unix seconds by FLORA's clock; infinite while it is unknown, like that of a run of this moment."""
         self.exact: bool = subject.run is not None
         self.known_age: bool = subject.born is not None or subject.age is not None
         self.run: Run | None = None
-        self.waiters: dict[Waiter, bool] = {}
-        """Each waiter, and whether it waits for any change (or the end only)."""
+        self.waiters: dict[Waiter, None] = {}
         self.target: str | None = None
         self.direct: bool = False
+        """Whether its ``poll_url`` did not work."""
         self.alone: bool = False
-        """The next look is by its own address."""
+        """Whether the next poll is by its own address."""
         self.misses: int = 0
-        self.floor: int = 0
-        """The first page that it can be on, for all that was read since it was last seen."""
-        self.busy: bool = False
-        self.look: asyncio.Task[None] | None = None
+        """How often it was not where it should have been in the history."""
+        self.poll: asyncio.Task[None] | None = None
+        self.sweep: Sweep | None = None
+        """The sweep that looks for it."""
         self.looks: int = 0
-        """How often it was asked for."""
-        self.context: Context = copy_context()
-        """Of a wait for it: it is looked at as if that looked, so that a trace of the request knows what it is for."""
+        """How many requests have asked for it or returned it."""
         self.failures: int = 0
         self.trouble: str | None = None
-        self.seen_at: float = now
-        self.gap: float = 0.0
-        self.due: float = now
-        if self.fresh:
-            self.plan(now, None)
+        self.retry_at: float | None = None
+        """When it is polled next, whatever the schedules say."""
+
+    @property
+    def due(self) -> float:
+        """When it is to be polled next."""
+        if self.retry_at is not None:
+            return self.retry_at
+        return min([plan.due for plan in self.plans], default=math.inf)
+
+    @property
+    def gap(self) -> float:
+        """Seconds between the last poll and the next, by the most frequent schedule."""
+        return min([plan.interval for plan in self.plans], default=math.inf)
+
+    def join(self, plan: Plan) -> Plan:
+        """Add a wait's schedule. Waits share the schedule of one *poll* function, and each default one."""
+        for each in self.plans:
+            if each is plan or (each.poll is plan.poll and each.told == plan.told):
+                each.waiters += 1
+                return each
+        self.plans.append(plan)
+        plan.waiters = 1
+        return plan
+
+    def part(self, plan: Plan) -> None:
+        """Remove a wait's schedule, unless another wait shares it."""
+        plan.waiters -= 1
+        if not plan.waiters and plan in self.plans:
+            self.plans.remove(plan)
 
     def hurry(self, now: float) -> None:
-        """Look now, and as usual from there on: somebody says that the run has ended."""
-        self.due = now
-        if self.own:
-            self.schedule = _pacing.run_schedule(None)
-            next(self.schedule)
-
-    def lateness(self, now: float) -> float:
-        """Say how long it was not looked at, in its own gaps: what a look at it is worth."""
-        return (now - self.seen_at) / max(self.gap, 1e-3)
-
-    def plan(self, now: float, run: Run | None) -> None:
-        """Plan the next look."""
-        if self.own:
-            self.gap = self.schedule.send(Sighting(now - self.born, run))
-        else:
-            self.gap = self.last_delay = _pacing.next_delay(self.schedule, self.last_delay)
-        self.seen_at = now
-        self.due = now + self.gap
+        """Poll now, and as usual from there on: FLORA has reported the end of the run."""
+        self.retry_at = now
+        for plan in self.plans:
+            plan.restart()
 
 
 def is_news(run: Run, before: Run | None) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-import sys
 from collections import deque
 from copy import copy
 from itertools import count
@@ -19,8 +18,6 @@ from flora_async._pacing import Rate
 
 IN_FLIGHT = 100
 """Calls of one client that are under way at once."""
-QUEUED_POLLS = 2
-"""Polls that should queue at once: which run is read is better decided late."""
 RECENT = 1000
 """Of how many answers it is known when their requests were sent: a rate that a refusal begins with is no higher."""
 
@@ -59,12 +56,6 @@ class Lane:
             self._limiter.admit(sent)
         if self._queue:
             self._limiter.go_on()
-
-    def vacancies(self, now: float) -> int:
-        """Return how many requests are worth beginning: those that would go out at once, and a few that queue."""
-        rate = self._limiter.rate
-        queued = sum(not turn.done() for _, _, turn in self._queue)
-        return sys.maxsize if rate is None else max(0, rate.spare(now) + QUEUED_POLLS - queued)
 
     def waits(self) -> bool:
         """Return whether the next one waits for the rate alone."""

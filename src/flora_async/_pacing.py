@@ -190,10 +190,6 @@ class Rate:
         # Timers are rounded: a hair's breadth is no wait, or the next request would wait for it for ever.
         return wait if wait > 1e-6 else 0.0
 
-    def spare(self, now: float) -> int:
-        """Return how many requests may go out at once."""
-        return 0 if self.wait(now) else max(1, int(self._tokens))
-
     def take(self) -> None:
         """Count a request that goes out."""
         self._tokens -= 1
@@ -252,7 +248,9 @@ def ends_wait(failure: errors.FloraError, *, age: float) -> bool:
         return age > NOT_FOUND_GRACE
     if isinstance(failure, errors.APIError):
         return failure.status < 500 and failure.status not in (408, 429)
-    return not isinstance(failure, errors.APIConnectionError | errors.ResponseDecodeError)
+    if isinstance(failure, errors.APIConnectionError):
+        return not failure.retryable
+    return not isinstance(failure, errors.ResponseDecodeError)
 
 
 def blames_address(failure: errors.FloraError) -> bool:
@@ -325,6 +323,19 @@ def _began(run: Run) -> float | None:
     """Say how many seconds after its creation work on a run began: both times are FLORA's own."""
     started = run.started
     return max(0.0, (started - run.created).total_seconds()) if started is not None else None
+
+
+def start_schedule(poll: PollFactory) -> PollSchedule:
+    """Return a fresh schedule of a caller's *poll* function, primed as backoff primes its own."""
+    schedule = poll()
+    try:
+        next(schedule)
+    except (TypeError, StopIteration) as error:
+        raise errors.ConfigurationError(
+            f"poll must return a wait generator, like backoff.constant(interval=2), not {type(schedule).__name__}: "
+            f"{str(error) or 'it yields nothing'}"
+        ) from None
+    return schedule
 
 
 def next_delay(schedule: PollSchedule, last: float) -> float:

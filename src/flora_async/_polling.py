@@ -6,20 +6,23 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Generic, Self, TypeAlias, TypeVar
+from functools import partial
+from itertools import count
+from typing import ClassVar, Self, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from flora_async import errors
 from flora_async._closing import Closing
-from flora_async._entries import Entry, Subject, Waiter
+from flora_async._entries import Interest, Subject, Waiter
 from flora_async._pacing import PollFactory
 from flora_async._waits import Wait
 from flora_async._watcher import Watcher
 from flora_async.models import Run
 
-T = TypeVar("T")
+STEP = 200
+"""Waits that begin or end in one step of the event loop."""
 
 OnUpdate: TypeAlias = Callable[[Run], object]
 """Called with each change of a run; what it raises ends the wait."""
@@ -33,60 +36,6 @@ class RunOutcome(Struct, frozen=True):
     error: errors.FloraError | None
 
 
-class Ends(Generic[T]):
-    """Futures that are handed out as they end, each with what it is for. Dropping them all leaves nothing behind."""
-
-    def __init__(self) -> None:
-        self._pending: dict[asyncio.Future[T], object] = {}
-        self._ended: deque[asyncio.Future[T]] = deque()
-        self._bell: asyncio.Future[None] | None = None
-
-    def __len__(self) -> int:
-        return len(self._pending) + len(self._ended)
-
-    def add(self, future: asyncio.Future[T]) -> None:
-        """Wait for another one."""
-        self._pending[future] = None
-        future.add_done_callback(self._end)
-
-    def _end(self, future: asyncio.Future[T]) -> None:
-        if self._pending.pop(future, self) is not self and not future.cancelled():
-            self._ended.append(future)
-        self.ring()
-
-    def ring(self) -> None:
-        """Have the reader look again."""
-        if self._bell is not None and not self._bell.done():
-            self._bell.set_result(None)
-
-    async def next(self) -> asyncio.Future[T] | None:
-        """Give the next one that has ended; ``None`` when somebody rang."""
-        if not self._ended:
-            self._bell = asyncio.get_running_loop().create_future()
-            await self._bell
-        return self._ended.popleft() if self._ended else None
-
-    def cancel(self) -> list[asyncio.Future[T]]:
-        """Cancel what has not ended, and forget the rest."""
-        cancelled = list(self._pending)
-        for future in (*cancelled, *self._ended):
-            if not future.cancel() and not future.cancelled():
-                future.exception()  # nobody's concern any more
-        self._pending.clear()
-        self._ended.clear()
-        return cancelled
-
-    def drop(self) -> None:
-        """Cancel from wherever the garbage collector runs."""
-        for future in self._ended:
-            if not future.cancelled():
-                future.exception()  # nobody's concern any more
-        if self._pending:
-            loop = next(iter(self._pending)).get_loop()
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self.cancel)
-
-
 async def wait_for_run(
     watcher: Watcher, subject: Subject, *, poll: PollFactory | None, timeout: float | None, on_update: OnUpdate | None
 ) -> Run:
@@ -94,11 +43,12 @@ async def wait_for_run(
     run = subject.run
     if run is None or not run.finished:
         if on_update is None:
-            entry = watcher.enter(subject, poll)
-            waiter = watcher.wait(entry, deadline=_deadline(timeout))
-            if watcher.tell is not None:
-                Wait(watcher.tell, entry).follow(waiter)
-            run = _in_time(await waiter, entry, timeout)
+            interest = watcher.enter(subject, poll)
+            wait = None if watcher.tell is None else Wait(watcher.tell, interest)
+            waiter = watcher.wait(interest, deadline=_deadline(timeout))
+            if wait is not None:
+                wait.follow(waiter)
+            run = _run_or_timeout(await waiter, waiter, timeout)
         else:
             async for run in RunWatch(watcher, [subject], poll=poll, timeout=timeout):
                 on_update(run)
@@ -113,17 +63,75 @@ def _deadline(timeout: float | None) -> float:
     return math.inf if timeout is None else asyncio.get_running_loop().time() + timeout
 
 
-def _in_time(run: Run | None, entry: Entry, timeout: float | None) -> Run:
+def _run_or_timeout(run: Run | None, waiter: Waiter, timeout: float | None, last: Run | None = None) -> Run:
     if run is None:
-        raise errors.RunTimeoutError(entry.run_id, timeout=timeout or math.inf, run=entry.run, trouble=entry.trouble)
+        entry = waiter.entry
+        raise errors.RunTimeoutError(
+            entry.run_id, timeout=timeout or math.inf, run=entry.run or last, trouble=entry.trouble
+        )
     return run
 
 
-class _Waits(Closing):
-    """Waits for any number of runs, with one deadline. Leaving them stops the looking; the runs go on at FLORA."""
+class CompletionQueue:
+    """Waiters in completion order, for any number of readers. It does not refer to its iterator."""
 
-    _entry: Entry
-    """Of the run that was handed out last."""
+    def __init__(self) -> None:
+        self.pending: dict[Waiter, Interest] = {}
+        self._ended: deque[tuple[Waiter, Interest]] = deque()
+        self._readers: deque[asyncio.Future[None]] = deque()
+
+    def add(self, waiter: Waiter, interest: Interest) -> None:
+        """Add a waiter."""
+        self.pending[waiter] = interest
+        waiter.add_done_callback(partial(self._end, waiter))
+
+    def _end(self, waiter: Waiter, _done: asyncio.Future[Run | None]) -> None:
+        interest = self.pending.pop(waiter, None)
+        if interest is not None and not waiter.cancelled():
+            self._ended.append((waiter, interest))
+        self._wake(1 if self._ended else len(self._readers))
+
+    def pop(self) -> tuple[Waiter, Interest] | None:
+        """Return the next waiter that has ended, if there is one."""
+        ended = self._ended.popleft() if self._ended else None
+        if not self.pending and not self._ended:
+            self._wake(len(self._readers))  # nothing more may come
+        return ended
+
+    async def changed(self) -> None:
+        """Wait until a waiter has ended, or none is left."""
+        reader = asyncio.get_running_loop().create_future()
+        self._readers.append(reader)
+        try:
+            await reader
+        except asyncio.CancelledError:
+            if not reader.cancelled():
+                self._wake(1)  # another one in its place
+            raise
+
+    def _wake(self, readers: int) -> None:
+        while readers and self._readers:
+            reader = self._readers.popleft()
+            if not reader.done():
+                reader.set_result(None)
+                readers -= 1
+
+    def clear(self) -> list[Waiter]:
+        """Forget all waiters; return those that have not ended."""
+        pending = list(self.pending)
+        self.pending.clear()
+        for waiter, _ in self._ended:
+            waiter.exception()  # which nothing else will retrieve
+        self._ended.clear()
+        self._wake(len(self._readers))
+        return pending
+
+
+class _Waits(Closing):
+    """Waits for any number of runs, with one deadline. Leaving them stops the polling; the runs continue at FLORA."""
+
+    _changes: ClassVar[bool]
+    """Whether each change of a run is an item, not only its end."""
 
     def __init__(
         self, watcher: Watcher, subjects: Iterable[Subject], *, poll: PollFactory | None, timeout: float | None
@@ -134,64 +142,83 @@ class _Waits(Closing):
         self._deadline = math.inf
         self._finished: deque[Run] = deque()
         self._unseen: deque[Subject] = deque()
-        self._entries: dict[Waiter, Entry] = {}
-        self._waits: dict[str, Wait] = {}
-        """Those that are told, by run."""
-        self._ends: Ends[Run | None] = Ends()
-        self._progress: dict[str, float] = {}
+        self._handed: deque[tuple[Interest, Run]] = deque()
+        """Runs that were yielded, and continue: they are waited for again when the next item is asked for."""
+        self._queue = CompletionQueue()
+        self._waits: dict[Interest, Wait] = {}
+        """Those that emit events."""
         for subject in subjects:
             if subject.run is not None and subject.run.finished:
                 self._finished.append(subject.run)
             else:
                 self._unseen.append(subject)
 
-    def _begin(self, *, changes: bool) -> None:
-        """Start to wait; the time runs from here."""
-        if self._unseen:
+    async def _next(self) -> tuple[Waiter, Interest]:
+        """Return the next wait that has news, or has ended in an error."""
+        while True:
+            await self._begin()
+            while self._handed:
+                self._wait(*self._handed.popleft())
+            ended = self._queue.pop()
+            if ended is not None:
+                return ended
+            if not self._queue.pending:
+                raise StopAsyncIteration
+            await self._queue.changed()
+
+    async def _begin(self) -> None:
+        """Start to wait, a few runs in each step of the event loop; the time runs from here."""
+        if self._unseen and self._deadline == math.inf:
             self._deadline = _deadline(self._timeout)
-        while self._unseen:
-            self._wait(self._watcher.enter(self._unseen.popleft(), self._poll), changes=changes)
+        for begun in count(1):
+            if not self._unseen:
+                return
+            self._wait(self._watcher.enter(self._unseen.popleft(), self._poll))
+            if begun % STEP == 0:
+                await asyncio.sleep(0)
 
-    def _wait(self, entry: Entry, *, changes: bool, known: Run | None = None) -> None:
-        waiter = self._watcher.wait(entry, deadline=self._deadline, known=known, changes=changes)
-        self._entries[waiter] = entry
-        self._ends.add(waiter)
-        if self._watcher.tell is not None:
-            wait = self._waits.get(entry.run_id)
-            if wait is None:
-                wait = self._waits[entry.run_id] = Wait(self._watcher.tell, entry)
-            wait.follow(waiter)
-
-    async def _next(self) -> Run:
-        """Give the next run that has news; raise what ended a wait instead."""
-        while len(self._ends):
-            waiter = await self._ends.next()
-            if waiter is not None:
-                self._entry = self._entries.pop(waiter)
-                return _in_time(waiter.result(), self._entry, self._timeout)
-        raise StopAsyncIteration
+    def _wait(self, interest: Interest, known: Run | None = None) -> None:
+        if self._watcher.tell is not None and interest not in self._waits:
+            self._waits[interest] = Wait(self._watcher.tell, interest)
+        waiter = self._watcher.wait(interest, deadline=self._deadline, known=known, changes=self._changes)
+        self._queue.add(waiter, interest)
+        if interest in self._waits:
+            self._waits[interest].follow(waiter)
 
     async def aclose(self) -> None:
-        """Stop looking."""
+        """Stop polling."""
         self._finished.clear()
         self._unseen.clear()
-        self._ends.cancel()
+        self._handed.clear()
         self._drop_waits()
+        for number, waiter in enumerate(self._queue.clear(), 1):
+            waiter.cancel()
+            if number % STEP == 0:
+                await asyncio.sleep(0)
 
     def __del__(self) -> None:
-        self._ends.drop()
+        # The garbage collector may run on any thread.
         self._drop_waits()
+        pending = self._queue.clear()
+        if pending and not (loop := pending[0].get_loop()).is_closed():
+            loop.call_soon_threadsafe(_cancel, pending)
 
     def _drop_waits(self) -> None:
         for wait in self._waits.values():
             wait.drop()
 
 
+def _cancel(waiters: list[Waiter]) -> None:
+    for waiter in waiters:
+        waiter.cancel()
+
+
 class RunWatch(_Waits):
     """The changes of one run or many, each with the finished run as its last: iterate over it with ``async for``.
 
     Progress never goes backwards, and what tells nothing new is left out. A failed run is an item, not an exception.
-    Leaving the loop stops the looking, when the iterator is dropped or by ``aclose()``.
+    Leaving the loop stops the polling, when the iterator is dropped or by ``aclose()``. Several tasks may read one
+    iterator: each item reaches one of them.
 
     Raises:
         RunTimeoutError: the time is up; the run goes on at FLORA.
@@ -201,8 +228,13 @@ class RunWatch(_Waits):
 
     usage = "async for run in flora.watch_run(...), or await flora.wait_for_run(...) for the finished run"
 
-    _last: Run | None = None
-    """The run that was just handed out, and goes on."""
+    _changes = True
+
+    def __init__(
+        self, watcher: Watcher, subjects: Iterable[Subject], *, poll: PollFactory | None, timeout: float | None
+    ) -> None:
+        super().__init__(watcher, subjects, poll=poll, timeout=timeout)
+        self._seen: dict[Interest, Run] = {}
 
     def __aiter__(self) -> Self:
         return self
@@ -210,41 +242,40 @@ class RunWatch(_Waits):
     async def __anext__(self) -> Run:
         if self._finished:
             return self._finished.popleft()
-        self._begin(changes=True)
-        last, self._last = self._last, None
-        if last is not None:
-            self._wait(self._entry, changes=True, known=last)
-        run = await self._next()
-        self._progress[run.run_id] = highest = max(run.progress, self._progress.pop(run.run_id, 0.0))
-        if run.progress < highest:
-            run = replace(run, progress=highest)
-        if run.finished:
-            del self._progress[run.run_id]
-        else:
-            self._last = run
+        waiter, interest = await self._next()
+        before = self._seen.pop(interest, None)
+        run = _run_or_timeout(waiter.result(), waiter, self._timeout, before)
+        if before is not None and run.progress < before.progress:
+            run = replace(run, progress=before.progress)
+        if not run.finished:
+            self._seen[interest] = run
+            self._handed.append((interest, run))
         return run
 
 
 class RunOutcomes(_Waits):
     """The ends of many runs, in the order in which they come: iterate over it with ``async for``.
 
-    No run's failure touches the others. Leaving the loop stops the looking, when the iterator is dropped or by
-    ``aclose()``; the runs go on at FLORA.
+    No run's failure touches the others. Leaving the loop stops the polling, when the iterator is dropped or by
+    ``aclose()``; the runs continue at FLORA. Several tasks may read one iterator: each outcome reaches one of them.
     """
 
     usage = "async for outcome in flora.as_completed(...)"
+
+    _changes = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> RunOutcome:
-        self._begin(changes=False)
+        await self._begin()
         if self._finished:
             return outcome_of(self._finished.popleft())
+        waiter, interest = await self._next()
         try:
-            return outcome_of(await self._next())
+            return outcome_of(_run_or_timeout(waiter.result(), waiter, self._timeout))
         except errors.FloraError as error:
-            return RunOutcome(self._entry.run_id, None, error)
+            return RunOutcome(interest.entry.run_id, None, error)
 
 
 def outcome_of(run: Run) -> RunOutcome:

@@ -92,11 +92,12 @@ class Transport:
         *,
         retries: int | None = None,
         lane: Lane | None = None,
+        turn: float | None = None,
     ) -> T:
         """Send *request* and read its answer, again if the answer allows and the policy (:mod:`_pacing`) does.
 
-        Its turns come in *lane*; ``None``: that of calls. A create of which nobody can say whether it was accepted ends
-        in :class:`CreateOutcomeUnknownError`.
+        Its turns come in *lane*; ``None``: that of calls. *turn* is when the caller was given the first one, if it was.
+        A create of which nobody can say whether it was accepted ends in :class:`CreateOutcomeUnknownError`.
         """
         loop = self._here()
         lane = lane or self._limiter.calls
@@ -105,10 +106,11 @@ class Transport:
         now = began
         self._budget.earn()
         while True:
-            sent, answered = None, False
+            sent, turn, answered = turn, None, False
             try:
                 sessions = self._opened() or await self._open()
-                sent = now if lane.enter(now) else await lane.turn(began)
+                if sent is None:
+                    sent = now if lane.enter(now) else await lane.turn(began)
                 if self._tell is None:
                     value = await sessions.exchange(request, read)
                 else:

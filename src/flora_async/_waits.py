@@ -7,7 +7,7 @@ import time
 from contextvars import copy_context
 from itertools import count
 
-from flora_async._entries import Entry, Waiter
+from flora_async._entries import Interest, Waiter
 from flora_async._events import Tell, WaitBegan, WaitEnded
 from flora_async.models import Run
 
@@ -15,22 +15,24 @@ _numbers = count(1)
 
 
 class Wait:
-    """One wait for one run. It has a context of its own, in which it is told, and in which the run is looked at."""
+    """One wait for one run. It has a context of its own, in which its events are emitted and the run is polled."""
 
-    def __init__(self, tell: Tell, entry: Entry) -> None:
+    def __init__(self, tell: Tell, interest: Interest) -> None:
         self._tell = tell
-        self._entry = entry
+        self._entry = interest.entry
         self._loop = asyncio.get_running_loop()
         self._began, self._unix = self._loop.time(), time.time()
-        self._looks = entry.looks
+        self._looks = interest.entry.looks
         self._number = next(_numbers)
         self._over = False
-        self._context = copy_context()
-        self._context.run(tell, WaitBegan(wait=self._number, run_id=entry.run_id))
+        self._context = interest.context = copy_context()
+        self._context.run(tell, WaitBegan(wait=self._number, run_id=interest.entry.run_id))
 
     def follow(self, waiter: Waiter) -> None:
         """End with *waiter*, unless it brings a change only."""
-        self._entry.context = self._context
+        if waiter.entry is not self._entry:  # another wait has begun to poll the run in the meantime
+            self._looks += waiter.entry.looks - self._entry.looks
+            self._entry = waiter.entry
         waiter.add_done_callback(self._ended, context=self._context)
 
     def _ended(self, waiter: Waiter) -> None:

@@ -332,7 +332,8 @@ class RunFailedError(_RunError):
         """FLORA's machine-readable word for why, like ``safety_blocked``. Open."""
         self.message: str | None = run.error_message
         """FLORA's words for it, for people."""
-        super().__init__(f"{run.run_id} failed: {self.code or 'no code'}: {self.message or 'no message'}")
+        ended = "failed" if run.status == "failed" else f"ended as {run.status}"
+        super().__init__(f"{run.run_id} {ended}: {self.code or 'no code'}: {self.message or 'no message'}")
 
 
 class RunTimeoutError(_RunError, TimeoutError):

@@ -179,8 +179,10 @@ class Run(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end, good or bad."""
-        return self.status in ("completed", "failed")
+        """Whether the run has come to its end, good or bad. A status that is not known yet ends it with a time."""
+        if self.status in ("completed", "failed"):
+            return True
+        return self.completed_at is not None and self.status not in ("pending", "running")
 
     @property
     def succeeded(self) -> bool:
@@ -204,6 +206,11 @@ class Run(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
 
     def _repr_html_(self) -> str:
         return _as_table([self], "")
+
+
+def lacks_outputs(run: Run) -> bool:
+    """Return whether a finished record tells neither outputs nor an error: an item of the history can be incomplete."""
+    return run.finished and not run.outputs and (run.succeeded or not run.error_code)
 
 
 def _as_table(runs: Iterable[Run], caption: str) -> str:
