@@ -19,15 +19,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    import asyncio
-
     from flora_async import Flora
+    from flora_async._virtual import SingleTaskRunner
     from flora_async.sandbox import Sandbox
 
 HURRY = 0.01
 """The time scale of a sandbox in real time."""
 
-_RUNNER = pytest.StashKey["asyncio.Runner"]()
+_RUNNER = pytest.StashKey["SingleTaskRunner"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,32 +44,37 @@ def flora_sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     from flora_async.sandbox import Sandbox
 
     settings = _settings(request.node)
-    ours = _is_ours(request.node)
-    if not (settings.pop("virtual_time", True) and ours):
+    virtual = settings.pop("virtual_time", True)
+    # Asked for while a loop runs, by request.getfixturevalue("flora") in a test, it cannot be started in that loop.
+    runner = _runner(request.node, virtual=virtual) if _is_ours(request.node) and not _in_a_loop() else None
+    if runner is None or not runner.virtual:
         settings.setdefault("time_scale", HURRY)
     sandbox = Sandbox(**settings)
-    if ours:
-        runner = _runner(request.node)
-        runner.run(sandbox.start())
-        yield sandbox
-        runner.run(sandbox.close())
-    else:
-        with _in_a_thread(sandbox):
+    with _allowing_given(request.node):
+        if runner is not None:
+            runner.run(sandbox.start())
             yield sandbox
+            runner.run(sandbox.close())
+        else:
+            with _in_a_thread(sandbox):
+                yield sandbox
 
 
 @pytest.fixture
 def flora(request: pytest.FixtureRequest, flora_sandbox: Sandbox) -> Iterator[Flora]:
     """A client of ``flora_sandbox``, closed after the test."""
+    import asyncio
+
     import backoff
 
     from flora_async import Flora
 
     runner = request.node.stash.get(_RUNNER, None)
-    # In real time it looks as much more often as the sandbox is faster.
-    poll = None if runner else lambda: backoff.constant(interval=repeat(2 * HURRY))
+    # In real time it polls as much more often as the sandbox is faster.
+    poll = None if runner and runner.virtual else lambda: backoff.constant(interval=repeat(2 * HURRY))
     client = Flora(flora_sandbox.api_key, base_url=flora_sandbox.base_url, poll=poll)
     at_the_end = getattr(request.instance, "addAsyncCleanup", None)
+    asked_for_late = runner is None and _in_a_loop()
     if at_the_end is not None:  # an asynchronous case of unittest
         at_the_end(client.close)
     elif runner is None and inspect.iscoroutinefunction(request.node.obj):
@@ -78,17 +82,39 @@ def flora(request: pytest.FixtureRequest, flora_sandbox: Sandbox) -> Iterator[Fl
     yield client
     if runner is not None:
         runner.run(client.close())
+    elif asked_for_late:
+        asyncio.run(client.close())
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run the tests that are ours."""
     runner = pyfuncitem.stash.get(_RUNNER, None)
-    if runner is None:
+    test = _coroutine_function(pyfuncitem)
+    if runner is None or test is None:
         return None
     names = inspect.signature(pyfuncitem.obj).parameters
-    runner.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs}))
+    arguments = {name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs}
+    if test is pyfuncitem.obj:
+        runner.run(test(**arguments))
+        return True
+
+    def each_example(*args: object, **drawn: object) -> None:
+        runner.run(test(*args, **drawn))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyfuncitem.obj.hypothesis, "inner_test", each_example)
+        pyfuncitem.obj(**arguments)
     return True
+
+
+@pytest.hookimpl(specname="pytest_pyfunc_call")
+def pytest_pyfunc_call_of_late_request(pyfuncitem: pytest.Function) -> bool | None:
+    """Run, in real time, a test that no other plugin runs and that can ask for `flora` by its ``request``."""
+    if "request" not in pyfuncitem.fixturenames or not _is_ours(pyfuncitem):
+        return None
+    _runner(pyfuncitem, virtual=False)
+    return pytest_pyfunc_call(pyfuncitem)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -101,19 +127,20 @@ def pytest_fixture_setup(
     if (
         not (generates or inspect.iscoroutinefunction(function))
         or fixturedef.scope != "function"
-        or "flora_sandbox" not in request.fixturenames
+        or {"flora_sandbox", "request"}.isdisjoint(request.fixturenames)
         or not _is_ours(request.node)
     ):
         return (yield)
+    virtual = "flora_sandbox" in request.fixturenames and _settings(request.node).get("virtual_time", True)
+    runner = _runner(request.node, virtual=virtual)
     # pytest binds the methods of a class, which a wrapper is not.
     bound: Callable[..., Any] = function.__func__.__get__(request.instance) if inspect.ismethod(function) else function
     with pytest.MonkeyPatch.context() as patch:
-        run = functools.partial(_generated if generates else _awaited, _runner(request.node), bound)
-        patch.setattr(fixturedef, "func", run)
+        patch.setattr(fixturedef, "func", functools.partial(_generated if generates else _awaited, runner, bound))
         return (yield)
 
 
-def _awaited(runner: asyncio.Runner, fixture: Callable[..., Awaitable[object]], **arguments: object) -> object:
+def _awaited(runner: SingleTaskRunner, fixture: Callable[..., Awaitable[object]], **arguments: object) -> object:
     async def value() -> object:
         return await fixture(**arguments)
 
@@ -121,7 +148,7 @@ def _awaited(runner: asyncio.Runner, fixture: Callable[..., Awaitable[object]], 
 
 
 def _generated(
-    runner: asyncio.Runner, fixture: Callable[..., AsyncGenerator[object]], **arguments: object
+    runner: SingleTaskRunner, fixture: Callable[..., AsyncGenerator[object]], **arguments: object
 ) -> Iterator[object]:
     each = fixture(**arguments)
 
@@ -141,21 +168,58 @@ def _settings(item: pytest.Item) -> dict[str, Any]:
     return settings
 
 
+def _coroutine_function(item: pytest.Function) -> Callable[..., Any] | None:
+    """Return the coroutine function of a test, that below hypothesis's ``@given`` too."""
+    test = getattr(getattr(item.obj, "hypothesis", None), "inner_test", item.obj)
+    return test if inspect.iscoroutinefunction(test) else None
+
+
 def _is_ours(item: pytest.Item) -> bool:
-    """Say whether a test is a coroutine that nobody else runs: whoever makes items of a kind of their own runs them."""
-    if type(item) is not pytest.Function or not inspect.iscoroutinefunction(item.obj):
+    """Return whether a test is a coroutine that no other plugin runs: those that make their own items run them."""
+    if type(item) is not pytest.Function or _coroutine_function(item) is None:
         return False
     marked = any(item.get_closest_marker(name) for name in ("anyio", "asyncio"))
     return not marked and "anyio_backend" not in item.fixturenames
 
 
-def _runner(item: pytest.Item) -> asyncio.Runner:
-    """Give the loop of a test: one for its fixtures and itself, closed after all of them."""
+def _in_a_loop() -> bool:
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+@contextmanager
+def _allowing_given(item: pytest.Item) -> Generator[None]:
+    """Let a test with hypothesis's ``@given`` use these fixtures: one sandbox serves all of its examples.
+
+    Hypothesis refuses fixtures that live as long as a test. Those of others are refused as ever.
+    """
+    test: Any = getattr(item, "obj", None)
+    ours = {"flora", "flora_sandbox", "request", "self"}
+    if getattr(test, "hypothesis", None) is None or not ours.issuperset(inspect.signature(test).parameters):
+        yield
+        return
+    from hypothesis import HealthCheck, settings
+
+    function, name = getattr(test, "__func__", test), "_hypothesis_internal_use_settings"
+    before = getattr(function, name, None) or settings()
+    allowed = (*before.suppress_health_check, HealthCheck.function_scoped_fixture)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(function, name, settings(before, suppress_health_check=allowed), raising=False)
+        yield
+
+
+def _runner(item: pytest.Item, *, virtual: bool) -> SingleTaskRunner:
+    """Return what runs a test and its fixtures, on one loop that is closed after all of them."""
     runner = item.stash.get(_RUNNER, None)
     if runner is None:
-        from flora_async._virtual import new_runner
+        from flora_async._virtual import SingleTaskRunner
 
-        runner = item.stash[_RUNNER] = new_runner(virtual=_settings(item).get("virtual_time", True))
+        runner = item.stash[_RUNNER] = SingleTaskRunner(virtual=virtual)
         item.addfinalizer(functools.partial(_end, item))
     return runner
 

@@ -24,7 +24,7 @@ from flora_async import (
     RunTimeoutError,
     _pacing,
 )
-from flora_async._virtual import new_runner
+from flora_async._virtual import VirtualLoop
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -315,7 +315,7 @@ def test_many_runs_cost_few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
             assert len([outcome async for outcome in flora.as_completed(created)]) == 300
             return sum(sandbox.requests.values()) - 300
 
-    with new_runner(virtual=True) as runner:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         alone = runner.run(cost(batch_polling=False))
         together = runner.run(cost(batch_polling=True))
     assert alone >= 300

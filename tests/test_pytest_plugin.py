@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable
 import anyio.to_thread
 import pytest
 
+from flora_async import Flora
 from flora_async._aio import run_in_thread
 from flora_async._virtual import VirtualLoop
+from flora_async.sandbox import Sandbox
 
 pytest_plugins = ["pytester"]
 
@@ -445,3 +447,183 @@ def test_unittest(project: pytest.Pytester) -> None:
                 assert len(await film(self.flora, 2)) == 2
         """,
     )
+
+
+def test_a_fixture_that_yields_inside_a_task_group(project: pytest.Pytester) -> None:
+    """The beginning of a fixture, the test and its end share a task and a context, as scopes and groups need."""
+    passes(
+        project,
+        """
+        import asyncio
+        import contextvars
+        import anyio
+        import pytest
+        from service import film
+
+        setting = contextvars.ContextVar("setting", default=0)
+        ended = []
+
+        @pytest.fixture
+        async def group(flora):
+            async with anyio.create_task_group() as group:
+                group.start_soon(film, flora, 1)
+                yield group
+
+        @pytest.fixture
+        async def limited(flora):
+            setting.set(5)
+            async with asyncio.timeout(3600), asyncio.TaskGroup() as tasks:
+                yield tasks
+            ended.append(await film(flora, 1))
+
+        async def test_it(group, limited, flora):
+            task = asyncio.current_task()
+            limited.create_task(asyncio.sleep(60))
+            with anyio.move_on_after(10) as scope:
+                await anyio.sleep(100)
+            assert scope.cancelled_caught
+            assert len(await film(flora, 2)) == 2
+            assert setting.get() == 5
+
+        def test_the_fixture_has_ended():
+            assert len(ended) == 1
+        """,
+        2,
+    )
+
+
+def test_a_task_group_of_a_fixture_that_fails(project: pytest.Pytester) -> None:
+    """The test is cancelled, the group's error is reported as that of the fixture, and the next test is well."""
+    project.makepyfile(
+        test_service="""
+        import anyio
+        import pytest
+        from service import film
+
+        async def breaks():
+            await anyio.sleep(1)
+            raise RuntimeError("the lights went out")
+
+        @pytest.fixture
+        async def group(flora):
+            async with anyio.create_task_group() as group:
+                group.start_soon(breaks)
+                yield
+
+        async def test_it(group):
+            await anyio.sleep(10)
+
+        async def test_the_next(flora):
+            assert len(await film(flora, 1)) == 1
+        """
+    )
+    ran = project.runpytest_subprocess("-q", timeout=60)
+    ran.assert_outcomes(passed=1, failed=1, errors=1)
+    assert "the lights went out" in ran.stdout.str()
+
+
+def test_fixtures_that_are_asked_for_by_name(project: pytest.Pytester) -> None:
+    """request.getfixturevalue works in tests and fixtures, before the loop runs and while it does."""
+    passes(
+        project,
+        """
+        import asyncio
+        import pytest
+        from service import film
+
+        @pytest.fixture
+        def service(request):
+            return request.getfixturevalue("flora")
+
+        @pytest.fixture
+        async def ready(request):
+            flora = request.getfixturevalue("flora")
+            yield flora
+            assert len(await film(flora, 1)) == 1
+
+        async def test_in_a_fixture(service):
+            await asyncio.sleep(3600)
+            assert len(await film(service, 2)) == 2
+
+        async def test_in_a_fixture_of_the_loop(ready):
+            assert len(await film(ready, 2)) == 2
+
+        async def test_while_it_runs(request):
+            assert len(await film(request.getfixturevalue("flora"), 2)) == 2
+
+        async def test_beside_its_sandbox(request, flora_sandbox):
+            flora = request.getfixturevalue("flora")
+            await asyncio.sleep(3600)
+            assert len(await film(flora, 2)) == flora_sandbox.accepted == 2
+
+        @pytest.mark.asyncio
+        async def test_of_another_plugin(request):
+            assert len(await film(request.getfixturevalue("flora"), 2)) == 2
+
+        def test_in_no_loop(request):
+            assert request.getfixturevalue("flora_sandbox").base_url
+        """,
+        6,
+    )
+
+
+def test_hypothesis(project: pytest.Pytester) -> None:
+    """A test under @given runs each example in the loop of its fixtures; one sandbox serves them all."""
+    passes(
+        project,
+        """
+        from hypothesis import given, settings, strategies as st
+        from service import film
+
+        @given(takes=st.integers(0, 3))
+        @settings(max_examples=8, deadline=None)
+        async def test_it(flora, flora_sandbox, takes):
+            before = flora_sandbox.accepted
+            assert len(await film(flora, takes)) == takes
+            assert flora_sandbox.accepted == before + takes
+
+        class TestIt:
+            @settings(max_examples=4, deadline=None)
+            @given(takes=st.integers(1, 2))
+            async def test_it(self, flora, takes):
+                assert len(await film(flora, takes)) == takes
+        """,
+        2,
+    )
+
+
+def test_hypothesis_finds_an_example_that_fails(project: pytest.Pytester) -> None:
+    """A failing example is shrunk and shown; a fixture of others that lives as long as a test is refused as ever."""
+    project.makepyfile(
+        test_service="""
+        from hypothesis import given, settings, strategies as st
+
+        @given(takes=st.integers(0, 9))
+        @settings(deadline=None)
+        async def test_it(flora, takes):
+            assert takes < 5
+
+        @given(takes=st.integers(0, 9))
+        async def test_fixture_of_others(flora, tmp_path, takes):
+            pass
+        """
+    )
+    ran = project.runpytest_subprocess("-q", "-p", "no:cacheprovider", timeout=60)
+    ran.assert_outcomes(failed=2)
+    assert "takes=5" in ran.stdout.str()
+    assert "function-scoped fixture" in ran.stdout.str()
+
+
+def test_an_hour_costs_less_than_two_seconds() -> None:
+    """A clock that jumps 3,600 times beside open connections does not wait for the kernel each time."""
+
+    async def tick() -> float:
+        async with Sandbox() as sandbox, Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
+            await flora.models.list()
+            began = time.process_time()
+            for _ in range(3600):
+                await asyncio.sleep(1)
+            return time.process_time() - began
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        assert runner.run(tick()) < 2

@@ -531,7 +531,20 @@ async def test_a_port_that_is_taken(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"time_scale": 0}, {"time_scale": float("nan")}, {"idempotency": "x"}, {"max_runs": 0}]
+    "settings",
+    [
+        {"time_scale": 0},
+        {"time_scale": float("nan")},
+        {"time_scale": "fast"},
+        {"idempotency": "x"},
+        {"max_runs": 0},
+        {"port": 99999},
+        {"port": -1},
+        {"rate_limit": 0},
+        {"rate_limit": float("inf")},
+        {"lost_callbacks": 1.5},
+        {"lost_callbacks": "all"},
+    ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
     """One clear error."""
@@ -563,3 +576,48 @@ async def test_many_runs_at_once(sandbox: Sandbox, flora: Flora) -> None:
     finished = await asyncio.gather(*(flora.generate(**ORDER) for _ in range(100)))
     assert len({run.run_id for run in finished}) == 100
     assert sandbox.accepted == 100
+
+
+@pytest.mark.parametrize(
+    "settings", [{"times": 0}, {"times": -1}, {"times": 1.5}, {"retry_after": -1}, {"retry_after": float("nan")}]
+)
+async def test_faults_planned_with_numbers_that_make_no_sense(sandbox: Sandbox, settings: dict[str, Any]) -> None:
+    """A plan that could never be carried out is refused, and nothing is planned."""
+    with pytest.raises(ConfigurationError, match=next(iter(settings))):
+        sandbox.fail_next(503, **settings)
+    async with Flora(sandbox.api_key, base_url=sandbox.base_url, max_retries=0) as flora:
+        assert await flora.models.list()
+
+
+@pytest.mark.virtual_time
+async def test_a_rate_limit() -> None:
+    """Each key may send a second's worth at once and so many a second; more is a 429 with the time until the next."""
+    async with Sandbox(time_scale=0.01, rate_limit=5, any_key=True) as sandbox, aiohttp.ClientSession() as http:
+
+        async def status(key: str = "sk_1") -> tuple[int, float]:
+            headers = {"Authorization": f"Bearer {key}"}
+            async with http.get(f"{sandbox.base_url}/models", headers=headers) as answer:
+                return answer.status, float(answer.headers.get("Retry-After", 0))
+
+        assert [await status() for _ in range(5)] == [(200, 0.0)] * 5
+        assert await status() == (429, 0.2)
+        assert (await status("sk_2"))[0] == 200
+        await asyncio.sleep(0.2)
+        assert (await status())[0] == 200
+        assert (await status())[0] == 429
+        await asyncio.sleep(60)
+        assert [(await status())[0] for _ in range(6)] == [200] * 5 + [429]
+
+
+@pytest.mark.virtual_time
+async def test_the_client_under_a_rate_limit() -> None:
+    """A burst of orders far beyond the limit loses none, and the limit holds."""
+    async with (
+        Sandbox(time_scale=0.01, rate_limit=10) as sandbox,
+        Flora(sandbox.api_key, base_url=sandbox.base_url, max_retries=10) as flora,
+    ):
+        began = asyncio.get_running_loop().time()
+        runs = await asyncio.gather(*(flora.generate(**ORDER, timeout=None) for _ in range(40)))
+        assert all(run.succeeded for run in runs)
+        assert sandbox.accepted == 40
+        assert asyncio.get_running_loop().time() - began >= 3

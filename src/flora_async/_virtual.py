@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import selectors
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -16,15 +18,69 @@ from flora_async._aio import thread_limiter
 
 T = TypeVar("T")
 
-GRACE = 0.0005
-"""Real seconds in which something on its way through the kernel may still arrive before time jumps."""
+YIELD = 1e-6
+"""Real seconds of a sleep that hands the processor over, so that bytes on their way through the kernel arrive."""
+YIELDS = 10
+"""Number of such sleeps before time jumps while bytes are on their way."""
 SLICE = 0.05
 """Real seconds for which a thread that works is waited for at once."""
 
 
-def new_runner(*, virtual: bool) -> asyncio.Runner:
-    """Give a loop of one's own, in *virtual* time or not, to run one thing after another."""
-    return asyncio.Runner(loop_factory=VirtualLoop if virtual else None)
+class SingleTaskRunner:
+    """Runs coroutines one after another in one task of a loop of its own, in virtual time or not.
+
+    A task group and a cancel scope must be left in the task that entered them. So the beginning of a fixture, the test
+    and the end of the fixture run in one task, which idles in between.
+    """
+
+    def __init__(self, *, virtual: bool) -> None:
+        self.virtual = virtual
+        self._runner = asyncio.Runner(loop_factory=VirtualLoop if virtual else None)
+        self._calls: asyncio.Queue[tuple[Coroutine[Any, Any, Any], asyncio.Future[Any]] | None] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end, and return its result."""
+        return self._runner.run(self._call(coroutine))
+
+    def close(self) -> None:
+        """End the task and close the loop."""
+        if self._task is not None:
+            self._runner.run(self._end(self._task))
+        self._runner.close()
+
+    async def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self._task is None:
+            self._task = asyncio.create_task(self._work())
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._calls.put_nowait((coroutine, done))
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            if not done.done():  # Ctrl-C: it is the coroutine that is to end
+                self._task.cancel()
+                await asyncio.wait([done])
+            raise
+
+    async def _work(self) -> None:
+        while (call := await self._next()) is not None:
+            coroutine, done = call
+            try:
+                result = await coroutine
+            except BaseException as error:  # noqa: BLE001 - whatever a test raises is its caller's, pytest's skip too
+                done.set_exception(error)
+            else:
+                done.set_result(result)
+
+    async def _next(self) -> tuple[Coroutine[Any, Any, Any], asyncio.Future[Any]] | None:
+        while True:
+            # A task group of a fixture, one of whose tasks has failed, cancels the task that waits for the end.
+            with contextlib.suppress(asyncio.CancelledError):
+                return await self._calls.get()
+
+    async def _end(self, task: asyncio.Task[None]) -> None:
+        self._calls.put_nowait(None)
+        await task
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -80,16 +136,47 @@ class _Jumping(selectors.DefaultSelector):
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()
         self._virtual = loop
+        self._used = False
+        """Whether a socket was ready since the last jump."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if ready or (timeout is not None and timeout <= 0):
+            self._used = self._used or bool(ready)
             return ready
         if self._virtual.waits_for_threads:
             return super().select(SLICE)
         if timeout is None:
             return super().select(None)
-        ready = super().select(GRACE)
-        if not ready:
-            self._virtual.jump(timeout)
+        # One sleep where a socket was used, for what carries no bytes: a connection that opens or closes.
+        for count in range(YIELDS):
+            if not (self._used and count == 0) and not self._bytes_under_way():
+                break
+            time.sleep(YIELD)
+            if ready := super().select(0):
+                return ready
+        self._used = False
+        self._virtual.jump(timeout)
         return ready
+
+    def _bytes_under_way(self) -> bool:
+        """Return whether the kernel has still to deliver what was written to a socket of this loop."""
+        return any(_unsent(key.fd) for key in self.get_map().values())
+
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
+    def _unsent(descriptor: int) -> bool:
+        count = bytearray(4)
+        try:
+            fcntl.ioctl(descriptor, termios.TIOCOUTQ, count)
+        except OSError:  # a listening socket, or a pipe
+            return False
+        return any(count)
+
+else:
+
+    def _unsent(_descriptor: int) -> bool:
+        return True

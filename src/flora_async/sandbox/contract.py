@@ -62,7 +62,7 @@ def refusal(
 ) -> RefusalError:
     """Refuse with a status, in FLORA's words for it."""
     word = code or CODES.get(status, "unknown_error")
-    headers = {} if retry_after is None else {"Retry-After": f"{retry_after:g}"}
+    headers = {} if retry_after is None else {"Retry-After": f"{retry_after:.3f}".rstrip("0").rstrip(".")}
     return RefusalError(status, word, message or f"The sandbox answers {status}, as it was asked to.", headers=headers)
 
 

@@ -44,14 +44,19 @@ def check_fault(fault: object) -> None:
         raise ConfigurationError(f"a fault is a status from 400 to 599, or one of {names}, not {fault!r}")
 
 
+def is_number(value: object) -> bool:
+    """Return whether a value is a number, and no boolean."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 class Dice:
     """Says which requests meet which fault, by a seed."""
 
     def __init__(self, shares: Mapping[Fault, float], seed: int) -> None:
         for fault, share in shares.items():
             check_fault(fault)
-            if not 0 <= share <= 1:
-                raise ConfigurationError(f"the share of {fault} must be from 0 to 1, not {share}")
+            if not is_number(share) or not 0 <= share <= 1:
+                raise ConfigurationError(f"the share of {fault} must be from 0 to 1, not {share!r}")
         if sum(shares.values()) > 1 + 1e-9:
             raise ConfigurationError("the shares of all faults must not be more than 1 together")
         self._shares = dict(shares)

@@ -24,7 +24,7 @@ from flora_async.models import GenerationType, Order
 from flora_async.sandbox import catalogue, front
 from flora_async.sandbox.callbacks import CallBacks
 from flora_async.sandbox.contract import RefusalError, asked_status, check_run_id, read_order, read_selection, refusal
-from flora_async.sandbox.faults import BEFORE, Dice, Fault, FaultName, befall, check_fault, spoil
+from flora_async.sandbox.faults import BEFORE, Dice, Fault, FaultName, befall, check_fault, is_number, spoil
 from flora_async.sandbox.runs import (
     EXTENSIONS,
     Runs,
@@ -63,6 +63,25 @@ class _Planned(Struct):
     code: str | None
 
 
+class _Bucket:
+    """A token bucket: so many requests a second, and one second's worth at once."""
+
+    def __init__(self, rate: float, now: float) -> None:
+        self._rate = rate
+        self._room = max(1.0, rate)
+        self._tokens = self._room
+        self._at = now
+
+    def take(self, now: float) -> float:
+        """Take a token, and return 0; where there is none, return the seconds until there is one."""
+        self._tokens = min(self._room, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < 1 - 1e-9:
+            return (1 - self._tokens) / self._rate
+        self._tokens -= 1
+        return 0.0
+
+
 class Sandbox:
     """A FLORA of one's own, for the first try, for tests and for demonstrations.
 
@@ -91,6 +110,8 @@ class Sandbox:
             :data:`flora_async.sandbox.FaultName` says what there is.
         seed: which requests meet the faults; the same ones for the same seed and order of requests.
         lost_callbacks: the share of call-backs that never come.
+        rate_limit: requests a second that each API key may send, with a second's worth at once. More are answered with
+            429 and ``Retry-After``, and nothing is done for them. By default there is no limit.
 
     Raises:
         ConfigurationError: an argument makes no sense, or Pillow and PyAV, the extra ``sandbox``, are not installed.
@@ -109,15 +130,17 @@ class Sandbox:
         faults: Mapping[Fault, float] | None = None,
         seed: int = 0,
         lost_callbacks: float = 0.0,
+        rate_limit: float | None = None,
     ) -> None:
-        if not (time_scale > 0 and math.isfinite(time_scale)):
-            raise ConfigurationError(f"time_scale must be a finite number above 0, not {time_scale}")
+        for name, value in (("time_scale", time_scale), ("rate_limit", rate_limit)):
+            if value is not None and not (is_number(value) and value > 0 and math.isfinite(value)):
+                raise ConfigurationError(f"{name} must be a finite number above 0, not {value!r}")
         if idempotency not in KEY_SECONDS:
             raise ConfigurationError(f"idempotency must be 'reject' or 'replay', not {idempotency!r}")
-        if not 0 <= lost_callbacks <= 1:
-            raise ConfigurationError(f"lost_callbacks must be a share from 0 to 1, not {lost_callbacks}")
-        if max_runs < 1:
-            raise ConfigurationError(f"max_runs must be at least 1, not {max_runs}")
+        if not (is_number(lost_callbacks) and 0 <= lost_callbacks <= 1):
+            raise ConfigurationError(f"lost_callbacks must be a share from 0 to 1, not {lost_callbacks!r}")
+        _check_count("max_runs", max_runs)
+        _check_count("port", port, 0, 65535)
         self.api_key: str = api_key or f"sk_test_{secrets.token_hex(16)}"
         """A key that it takes."""
         self.accepted: int = 0
@@ -130,6 +153,8 @@ class Sandbox:
         self._time_scale = time_scale
         self._idempotency: Literal["reject", "replay"] = idempotency
         self._max_runs = max_runs
+        self._rate_limit = rate_limit
+        self._buckets: dict[str, _Bucket] = {}
         self._runs = Runs(max_runs)
         self._keys: dict[tuple[str, str], _Accepted] = {}
         self._planned: list[_Planned] = []
@@ -221,8 +246,14 @@ class Sandbox:
 
         *method* and *path*, how the path below the base URL begins, choose which ones, like ``path="/runs"``.
         *retry_after* is in seconds; *code* is FLORA's usual one for the status by default.
+
+        Raises:
+            ConfigurationError: there is no such fault, or a number makes no sense.
         """
         check_fault(fault)
+        _check_count("times", times)
+        if retry_after is not None and not (is_number(retry_after) and 0 <= retry_after < math.inf):
+            raise ConfigurationError(f"retry_after must be a finite number of seconds from 0 on, not {retry_after!r}")
         self._planned.append(_Planned(fault, times, method, path, retry_after, code))
 
     # -- every request
@@ -236,7 +267,7 @@ class Sandbox:
             if request.path.startswith("/api/v1/"):
                 path = request.path.removeprefix("/api/v1")
                 self.requests[f"{request.method} /{path.split('/')[1]}"] += 1
-                self._check_key(request)
+                self._check_rate(self._check_key(request))
                 fault = self._fault(request.method, path)
             response = await (befall(fault, request) if fault in BEFORE else handler(request))
         except RefusalError as error:
@@ -253,12 +284,22 @@ class Sandbox:
         response.headers["Date"] = formatdate(self._unix_at_zero + self._clock(), usegmt=True)
         return spoil(fault, request, response)
 
-    def _check_key(self, request: web.Request) -> None:
+    def _check_key(self, request: web.Request) -> str:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise refusal(401, message="An API key is required: Authorization: Bearer ...")
         if not self._any_key and not secrets.compare_digest(key.strip().encode(), self.api_key.encode()):
             raise refusal(401, code="invalid_api_key", message="The API key is not valid.")
+        return key.strip()
+
+    def _check_rate(self, key: str) -> None:
+        """Refuse a request beyond the rate limit of its key."""
+        if self._rate_limit is None:
+            return
+        bucket = self._buckets.setdefault(key, _Bucket(self._rate_limit, self._clock()))
+        wait = bucket.take(self._clock())
+        if wait > 0:
+            raise refusal(429, message="Too many requests.", retry_after=wait)
 
     def _fault(self, method: str, path: str) -> FaultName | None:
         """Say what goes wrong with a request, and refuse it here if it is to be refused."""
@@ -370,6 +411,12 @@ class Sandbox:
         older = None if following is None else str(request.rel_url.update_query(cursor=encode_cursor(following)))
         page = front.page(runs, now, self.base_url, total=total, older=older)
         return web.Response(text=page, content_type="text/html", headers=front.HEADERS)
+
+
+def _check_count(name: str, value: object, least: int = 1, most: float = math.inf) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        wanted = f"from {least} on" if most == math.inf else f"from {least} to {most}"
+        raise ConfigurationError(f"{name} must be a whole number {wanted}, not {value!r}")
 
 
 def _json(body: object, status: int = 200) -> web.Response:
