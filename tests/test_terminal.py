@@ -85,12 +85,17 @@ def test_the_commands_of_the_reference(run: Any) -> None:
 
 
 def test_create_and_wait(run: Any, tmp_path: Path) -> None:
-    """The finished run is printed, its outputs are saved, people see how it goes."""
+    """The finished run is printed with its progress on stderr; a repeated command keeps the saved outputs."""
     done = run(f"x generations create {' '.join(ORDER)} text --prompt 'a haiku' --params seed=7 --wait")
     assert done["status"] == "completed"
     assert f"{done['run_id']} completed 100 %" in run.err
     saved = run(f"x generations create {' '.join(ORDER)} image --prompt mug --download {tmp_path}")
-    assert [path.name for path in tmp_path.iterdir()] == [f"{saved['run_id']}_output_1.png"]
+    (path,) = tmp_path.iterdir()
+    assert path.name == f"{saved['run_id']}_output_1.png"
+    path.write_bytes(b"edited")
+    assert run(f"x wait {saved['run_id']} --download {tmp_path}")["run_id"] == saved["run_id"]
+    assert f"saved {path}" in run.err
+    assert path.read_bytes() == b"edited"
 
 
 def test_a_failed_run_is_one(run: Any) -> None:

@@ -125,7 +125,7 @@ def _patience(options: argparse.Namespace) -> float:
 
 async def _save(flora: Flora, run: Run, options: argparse.Namespace) -> None:
     if options.download is not None:
-        for path in await flora.download(run, options.download):
+        for path in await flora.download(run, options.download, on_existing="skip"):
             showing.tell(f"saved {path}")
 
 
