@@ -12,6 +12,21 @@ from flora_async._virtual import VirtualLoop
 OFFICIAL_CLIENT = "@flora-ai/flora@0.11.0"
 
 
+SLOW = (
+    *("test_batch", "test_chaos", "test_chromium", "test_docs", "test_durable", "test_durable_proof"),
+    *("test_durable_rooms", "test_examples", "test_export", "test_front_page", "test_fuzz", "test_gallery"),
+    *("test_pytest_plugin", "test_site", "test_terminal"),
+)
+"""Modules that start processes, databases or long runs: `nox -s check` leaves them out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow modules."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def official_client(tmp_path: Path) -> Path:
     """Install FLORA's official npm client in a folder."""

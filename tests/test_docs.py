@@ -18,6 +18,7 @@ import flora_async
 from flora_async.cli.commands import COMMANDS as COMMANDS_OF_OURS
 from flora_async.sandbox import Sandbox
 
+pytestmark = pytest.mark.xdist_group("docs")  # all programs are run at once, by one process
 PROGRAMS = [program for page in PAGES for program in programs(page)]
 COMMANDS = [command for page in PAGES for command in commands(page)]
 NOTEBOOK = ROOT / "docs" / "notebook" / "first_steps.ipynb"

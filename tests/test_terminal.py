@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from programs import complaints_of
 
-from flora_async import errors, export
+from flora_async import _pacing, errors, export
 from flora_async.cli import main, showing
 from flora_async.cli.parsing import UsageError, read_params
 from flora_async.sandbox import Sandbox
@@ -49,7 +49,9 @@ pytestmark = pytest.mark.flora_sandbox(any_key=True)
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, flora_sandbox: Sandbox) -> None:
-    """Point the command at a sandbox."""
+    """Point the command at a sandbox, and poll it as fast as its runs go."""
+    monkeypatch.setattr(_pacing, "POLL_FLOOR", 0.05)
+    monkeypatch.setattr(_pacing, "POLL_CAP", 0.05)
     monkeypatch.setenv("FLORA_BASE_URL", flora_sandbox.base_url)
     monkeypatch.setenv("FLORA_API_KEY", "sk_live_of_a_test")
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")
