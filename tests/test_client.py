@@ -12,7 +12,7 @@ import aiohttp
 import anyio
 import msgspec
 import pytest
-from scripted import RUN_ID, Scripted, answer, error, hang_up, run, silence, started
+from scripted import RUN_ID, Scripted, answer, error, hang_up, history, run, silence, started
 
 from flora_async import (
     APIConnectionError,
@@ -331,12 +331,12 @@ async def test_a_create_that_stays_unknown(flora: Flora, server: Scripted, answe
 
 @pytest.mark.parametrize("fault", [error(503), error(429)])
 async def test_a_create_that_was_put_off_is_not_unknown(flora: Flora, server: Scripted, fault: Any) -> None:
-    """429 and 503 mean that nothing was started."""
-    server.on("POST", "/generate", fault)
+    """A 429 starts nothing; after 503s the history shows that nothing was started."""
+    server.on("POST", "/generate", fault).on("GET", "/generations", history())
     with pytest.raises((InternalServerError, RateLimitError)) as caught:
         await flora.generations.create(**ORDER)
     assert caught.value.attempts == 3
-    assert len({asked.headers["Idempotency-Key"] for asked in server.asked}) == 1
+    assert len({asked.headers["Idempotency-Key"] for asked in server.asked if asked.method == "POST"}) == 1
 
 
 async def test_a_server_that_is_not_there() -> None:

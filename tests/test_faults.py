@@ -352,7 +352,7 @@ FAULTS = [
         create=RateLimitError,
     ),
     Fault(73, "internal_error", error_status(500), InternalServerError, Y),
-    Fault(73, "unavailable", error_status(503), InternalServerError, Y, create=InternalServerError),
+    Fault(73, "unavailable", error_status(503), InternalServerError, Y, create=CreateOutcomeUnknownError),
     Fault(73, "gateway_timeout", error_status(504), InternalServerError, Y),
     Fault(
         75,

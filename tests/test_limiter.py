@@ -64,7 +64,7 @@ async def call(flora: Admitting, limiter: Limiter, lane: Lane, *, tries: int = 3
         if taken:
             return loop.time() - began
         failures.append(RateLimitError("too many", status=429, retry_after=1.0))
-        pause = _pacing.pause_before_retry(failures, retries=tries - 1, repeatable=True, create=False, elapsed=0.0)
+        pause = _pacing.pause_before_retry(failures, retries=tries - 1, repeatable=True, billable=False, elapsed=0.0)
         if pause is None:
             raise failures[-1]
         await asyncio.sleep(pause)

@@ -45,10 +45,10 @@ SLOW_DOWN = RateLimitError("slow down", status=429)
 BAD = BadRequestError("bad", status=400)
 
 
-def pause(failure: FloraError, *, failures: int = 1, create: bool = False, **changes: Any) -> float | None:
+def pause(failure: FloraError, *, failures: int = 1, billable: bool = False, **changes: Any) -> float | None:
     """Say how long to pause after *failure*."""
     settings: dict[str, Any] = {"retries": 2, "repeatable": True, "elapsed": 1.0, **changes}
-    return _pacing.pause_before_retry([failure] * failures, create=create, **settings)
+    return _pacing.pause_before_retry([failure] * failures, billable=billable, **settings)
 
 
 @pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, BUSY, BROKEN, SLOW_DOWN])
@@ -77,14 +77,14 @@ def test_reads_that_another_try_may_mend(failure: FloraError) -> None:
 @pytest.mark.parametrize("failure", [CUT, GARBAGE, ACCEPTED_OTHERWISE, UNDECODABLE, BROKEN])
 def test_creates_that_may_have_arrived_are_sent_again_a_second_later(failure: FloraError) -> None:
     """Under the same key, so that they cannot be billed twice."""
-    delay = pause(failure, create=True)
+    delay = pause(failure, billable=True)
     assert delay is not None
     assert delay >= _pacing.RESEND_PAUSE
 
 
 def test_creates_that_timed_out_wait_longer() -> None:
     """Two requests under one key at once may both execute."""
-    delay = pause(LATE, create=True)
+    delay = pause(LATE, billable=True)
     assert delay is not None
     assert delay >= _pacing.RESEND_PAUSE_AFTER_TIMEOUT
 
@@ -92,32 +92,32 @@ def test_creates_that_timed_out_wait_longer() -> None:
 @pytest.mark.parametrize("failure", [REFUSED, BUSY, SLOW_DOWN])
 def test_creates_that_did_not_arrive_are_sent_again(failure: FloraError) -> None:
     """They cost nothing yet."""
-    assert pause(failure, create=True) is not None
+    assert pause(failure, billable=True) is not None
 
 
 @pytest.mark.parametrize("failure", [BAD, REDIRECT, BAD_CERTIFICATE, IdempotencyConflictError("used", status=409)])
 def test_creates_that_were_refused(failure: FloraError) -> None:
     """They end at once."""
-    assert pause(failure, create=True) is None
+    assert pause(failure, billable=True) is None
 
 
 @pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, BUSY])
 def test_no_create_is_sent_again_after_half_an_hour(failure: FloraError) -> None:
     """FLORA forgets keys; long before it does we stop."""
-    assert pause(failure, create=True, elapsed=_pacing.RESEND_WINDOW) is None
+    assert pause(failure, billable=True, elapsed=_pacing.RESEND_WINDOW) is None
     assert pause(failure, elapsed=_pacing.RESEND_WINDOW) is not None
 
 
 @pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.parametrize("create", [False, True])
-def test_retry_after_is_honoured_up_to_a_minute(status: int, create: bool) -> None:
+@pytest.mark.parametrize("billable", [False, True])
+def test_retry_after_is_honoured_up_to_a_minute(status: int, billable: bool) -> None:
     """Above that the error comes at once, with the value."""
     kind = RateLimitError if status == 429 else InternalServerError
     for seconds in (2.0, 60.0):
-        delay = pause(kind("", status=status, retry_after=seconds), create=create)
+        delay = pause(kind("", status=status, retry_after=seconds), billable=billable)
         assert delay is not None
         assert delay >= seconds
-    assert pause(kind("", status=status, retry_after=60.5), create=create) is None
+    assert pause(kind("", status=status, retry_after=60.5), billable=billable) is None
 
 
 def test_a_429_without_a_word_pauses_a_second() -> None:
@@ -136,8 +136,8 @@ def test_delays_grow_and_are_capped(failures: int) -> None:
 @pytest.mark.parametrize(
     ("failure", "arrived"),
     [
-        *((failure, True) for failure in (CUT, LATE, GARBAGE, ACCEPTED_OTHERWISE, UNDECODABLE, BROKEN)),
-        *((failure, False) for failure in (REFUSED, REDIRECT, BUSY, SLOW_DOWN, BAD, ClientClosedError("closed"))),
+        *((failure, True) for failure in (CUT, LATE, GARBAGE, ACCEPTED_OTHERWISE, UNDECODABLE, BROKEN, BUSY)),
+        *((failure, False) for failure in (REFUSED, REDIRECT, SLOW_DOWN, BAD, ClientClosedError("closed"))),
     ],
 )
 def test_what_may_have_arrived(failure: FloraError, arrived: bool) -> None:

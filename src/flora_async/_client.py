@@ -174,7 +174,7 @@ class Flora:
         )
         self._told_foreign = False
         self._has_inbox = False
-        self._recovery = Recovery(self._origin, self._transport, self._page, adopt=recover == "auto")
+        self._recovery = Recovery(self._origin, self._transport, adopt=recover == "auto")
         self.generations = Generations(
             self._origin, self._transport, self._recovery, self._births, on_create=on_create, tell=tell
         )

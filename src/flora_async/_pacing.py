@@ -36,10 +36,12 @@ RESEND_WINDOW = 1800.0
 """FLORA forgets keys, after 2 hours by its reference; a create is never sent again later than this."""
 
 # Finding a run whose create was accepted, and its answer lost.
-RECOVERY_PAUSES = (2.0, 4.0, 8.0, 16.0)
-"""Seconds before each further look at the history, while the run is not in it."""
+NOT_FOUND_GRACE = 10.0
+"""Seconds after its creation in which a run may be unknown to the server that is asked, and missing in the history."""
+RECOVERY_PAUSES = (NOT_FOUND_GRACE, 4.0, 8.0, 8.0)
+"""Seconds before each further look at the history. Only after the first does it prove anything by what is missing."""
 RECOVERY_CONFIRM = 2.0
-"""Seconds after which a run must still be the only one that it can be."""
+"""Seconds in which other creates in flight are given their runs, before a look that depends on them is judged."""
 CLOCK_SKEW = 2.0
 """Seconds by which FLORA's clock may be off from what its ``Date`` headers tell."""
 CLOCK_SKEW_UNHEARD = 60.0
@@ -69,8 +71,6 @@ POLL_LEAST = 0.01
 NET_FIRST = 60.0
 """Seconds until the first look at a run that a call-back is expected of; FLORA repeats those after 10 s and 1 min."""
 NET_CAP = 300.0
-NOT_FOUND_GRACE = 10.0
-"""A fresh run may not yet be known to the replica that is asked."""
 USUAL_SECONDS: dict[GenerationType, float] = {"text": 3.0, "audio": 6.0, "image": 8.0, "video": 60.0}
 """What is assumed of a run for which FLORA gives no estimate."""
 LEARNED_MODELS = 1000
@@ -87,11 +87,12 @@ def retry_delay(failures: int) -> float:
 
 
 def pause_before_retry(
-    failures: Sequence[errors.FloraError], *, retries: int, repeatable: bool, create: bool, elapsed: float
+    failures: Sequence[errors.FloraError], *, retries: int, repeatable: bool, billable: bool, elapsed: float
 ) -> float | None:
-    """Say how long to pause before the same request is sent again; ``None``: not at all.
+    """Return how long to pause before the same request is sent again; ``None``: it is not.
 
-    *failures* are those of this call, oldest first; *elapsed* the seconds since its first byte.
+    *failures* are those of this call, oldest first; *elapsed* the seconds since the first attempt that FLORA can have
+    seen.
     """
     failure = failures[-1]
     if not repeatable or len(failures) > retries:
@@ -105,12 +106,14 @@ def pause_before_retry(
             delay = max(asked, delay)
         elif failure.status == 429:
             delay = max(RATE_LIMIT_PAUSE, delay)
-    elif create and may_have_arrived(failure):
+        if billable and failure.status == 503:
+            delay = max(RESEND_PAUSE, delay)
+    elif billable and may_have_arrived(failure):
         late = isinstance(failure, errors.APITimeoutError)
         delay = max(RESEND_PAUSE_AFTER_TIMEOUT if late else RESEND_PAUSE, delay)
     elif not _passing(failure) or sum(map(_unusable, failures)) > 1:
         return None
-    return None if create and elapsed + delay > RESEND_WINDOW else delay
+    return None if billable and elapsed + delay > RESEND_WINDOW else delay
 
 
 def _passing(failure: errors.FloraError) -> bool:
@@ -126,14 +129,21 @@ def _unusable(failure: errors.FloraError) -> bool:
     return isinstance(failure, errors.ProtocolError | errors.ResponseDecodeError)
 
 
+def may_have_been_seen(failure: errors.FloraError) -> bool:
+    """Return whether FLORA can have seen a request that ended so, accepted or not: its key may count from then."""
+    return isinstance(failure, errors.APIError | errors.ResponseDecodeError) or (
+        isinstance(failure, errors.APIConnectionError) and failure.sent != "not_sent"
+    )
+
+
 def may_have_arrived(failure: errors.FloraError) -> bool:
-    """Say whether a create that ended so may have been accepted all the same."""
+    """Return whether a create that ended so may have been accepted. A 5xx can come from behind the acceptance."""
     if isinstance(failure, errors.ProtocolError):
         return failure.status is None or not 300 <= failure.status < 400
     if isinstance(failure, errors.APIConnectionError):
         return failure.sent != "not_sent"
     if isinstance(failure, errors.APIError):
-        return failure.status >= 500 and failure.status != 503
+        return failure.status >= 500
     return isinstance(failure, errors.ResponseDecodeError)
 
 

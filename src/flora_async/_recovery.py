@@ -1,4 +1,4 @@
-"""Creates: sent under one key, and if the answer is lost, found again in the history. Never sent under a second key."""
+"""Creates: sent under one key, and if the response is lost, found in the history. Never sent under a second key."""
 
 from __future__ import annotations
 
@@ -6,102 +6,115 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from copy import copy
 from functools import partial
-from typing import Any, TypeAlias
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from flora_async import _pacing, _wire, errors
 from flora_async._addresses import Origin
 from flora_async._history import GenerationList
 from flora_async._matching import Claim, could_be, judge
-from flora_async._transport import Transport
+from flora_async._transport import Attempt, Transport
 from flora_async.models import Generation, GenerationPage, Order, StartedRun
 
 log = logging.getLogger("flora_async")
 
-ReadPage: TypeAlias = Callable[[str | None, tuple[str | None, str | None]], Coroutine[Any, Any, GenerationPage]]
-"""Reads the page of the history at a cursor, of a workspace and a project."""
-
 REMEMBERED_RUNS = 100_000
-"""Of how many runs a client knows that they were its own."""
+"""Number of run ids that a client remembers as its own."""
+
+MAX_IDLE_SCOPES = 100
+"""Number of projects that are kept, with those in use, before the idle ones are dropped."""
 
 
 class Recovery:
-    """The creates of one client: those under way, those whose run is looked for, and the runs they were given."""
+    """The creates of one client: those in flight, those whose run is looked for, and the runs they were given."""
 
-    def __init__(self, origin: Origin, transport: Transport, page: ReadPage, *, adopt: bool) -> None:
+    def __init__(self, origin: Origin, transport: Transport, *, adopt: bool) -> None:
         self._origin = origin
         self._transport = transport
-        self._page = page
         self._adopt = adopt
         self._given: dict[str, str] = {}
         self._scopes: dict[tuple[str, str], _Scope] = {}
-        self._ahead: float | None = None
+        self._max_scopes = MAX_IDLE_SCOPES
 
     def now(self) -> float:
-        """Tell the time by FLORA's clock, as far as it is known, in Unix seconds."""
-        return time.time() + (self._ahead or 0.0)
+        """Return the time by FLORA's clock, as far as it is known, in Unix seconds."""
+        return self._transport.clock.now(steady=asyncio.get_running_loop().time(), wall=time.time())
 
     async def create(self, request: _wire.Request, order: Order, key: str) -> StartedRun:
-        """Send an order until it is accepted; if nobody can say whether it was, look for its run."""
+        """Send an order until it is accepted. If its outcome is unknown, look for its run in the history."""
         scope = self._scope(order)
-        spoken = scope.enter()
+        attempts: list[Attempt] = []
+        finished = scope.begin_create()
         try:
-            return await self._transport.call(request, partial(self._read, key))
-        except errors.IdempotencyConflictError as error:
-            self._explain(error, order, key)
-            raise
-        except errors.CreateOutcomeUnknownError as error:
-            unknown = self._dated(error)
+            return await self._transport.call(request, partial(self._read, key), attempts=attempts)
+        except errors.FloraError as error:
+            unknown = self._unknown_outcome(order, key, attempts)
+            if unknown is None:
+                if isinstance(error, errors.IdempotencyConflictError):
+                    self._explain(error, order, key)
+                raise
+            plain = _only_server_errors(attempts)
             scope.claim(unknown)
         finally:
-            scope.leave(spoken)
-        return _as_started(await self._find(unknown, scope, known=()))
+            scope.end_create(finished)
+            attempts.clear()  # an error refers to this frame
+        try:
+            return _as_started(await self._find(unknown, scope, known=(), plain=plain))
+        finally:
+            del unknown, plain
 
     async def recover(
         self, error: errors.CreateOutcomeUnknownError | errors.IdempotencyConflictError, known: Collection[str]
     ) -> StartedRun:
-        """Try again to say what became of an order: ask under its key while that is safe, then look for its run."""
+        """Try again to find the run of an order: send it under its key while that is safe, then look for its run."""
         unknown = copy(error) if isinstance(error, errors.CreateOutcomeUnknownError) else _unknown(error)
         scope = self._scope(unknown.order)
-        if not unknown.accepted and self.now() < unknown.window[0] + _pacing.RESEND_WINDOW:
-            spoken = scope.enter()
-            try:
-                started = await self._ask_again(unknown)
-                scope.claim(unknown)
-            finally:
-                scope.leave(spoken)
-            if started is not None:
-                scope.unclaim(unknown.idempotency_key)
-                return started
         scope.claim(unknown)
-        return _as_started(await self._find(unknown, scope, known))
+        try:
+            if not unknown.accepted and await self._may_resend(unknown):
+                finished = scope.begin_create()
+                try:
+                    started = await self._resend(unknown)
+                    scope.claim(unknown)
+                finally:
+                    scope.end_create(finished)
+                if started is not None:
+                    return started
+            return _as_started(await self._find(unknown, scope, known))
+        finally:
+            scope.unclaim(unknown.idempotency_key)
+            del unknown
 
-    async def _ask_again(self, unknown: errors.CreateOutcomeUnknownError) -> StartedRun | None:
+    async def _may_resend(self, unknown: errors.CreateOutcomeUnknownError) -> bool:
+        """Return whether FLORA still knows the key, by its own clock, which a read tells before anything is sent."""
+        with suppress(errors.FloraError):  # an error response tells the time too
+            await self._page(unknown.order, None)
+        return self._transport.clock.known and self.now() < unknown.window[0] + _pacing.RESEND_WINDOW
+
+    async def _resend(self, unknown: errors.CreateOutcomeUnknownError) -> StartedRun | None:
         key = unknown.idempotency_key
+        attempts: list[Attempt] = []
         request = _wire.create_request(self._origin, unknown.order, key)
         try:
-            return await self._transport.call(request, partial(self._read, key))
+            return await self._transport.call(request, partial(self._read, key), attempts=attempts)
         except errors.FloraError as failure:
-            if isinstance(failure, errors.CreateOutcomeUnknownError):
-                failure = self._dated(failure)
-                unknown.accepted, unknown.run_id = failure.accepted, unknown.run_id or failure.run_id
-            elif isinstance(failure, errors.IdempotencyConflictError):
-                unknown.accepted = True
-            unknown.reason = failure.reason if isinstance(failure, errors.CreateOutcomeUnknownError) else str(failure)
-        unknown.attempts += 1
+            known = isinstance(failure, errors.IdempotencyConflictError)
+            named = self._named_run(key, attempts)
+            unknown.accepted = unknown.accepted or known or named is not None
+            unknown.run_id = unknown.run_id or named
+            unknown.reason = str(failure)
+        finally:
+            unknown.attempts += len(attempts)
+            attempts.clear()
         unknown.window = unknown.window[0], max(unknown.window[1], self.now() + self._skew())
         return None
 
     def _read(self, key: str, answer: _wire.Answer) -> StartedRun:
-        date = _wire.http_date(answer.headers.get("date", ""))
-        if date is not None:
-            # FLORA's dates are cut to seconds, and late by the way: the greatest difference is nearest the truth.
-            ahead = date - time.time()
-            self._ahead = ahead if self._ahead is None else max(self._ahead, ahead)
         started = _wire.read_started_run(answer)
         if self._given.get(started.run_id, key) != key:
             raise _wire.given_before(answer, started.run_id)
@@ -114,16 +127,40 @@ class Recovery:
             del self._given[next(iter(self._given))]
 
     def _skew(self) -> float:
-        return _pacing.CLOCK_SKEW_UNHEARD if self._ahead is None else _pacing.CLOCK_SKEW
+        return _pacing.CLOCK_SKEW if self._transport.clock.known else _pacing.CLOCK_SKEW_UNHEARD
 
-    def _dated(self, unknown: errors.CreateOutcomeUnknownError) -> errors.CreateOutcomeUnknownError:
-        """Put its window by FLORA's clock, and believe a torn answer unless it was another order's."""
-        ahead, skew = self._ahead or 0.0, self._skew()
-        unknown.window = unknown.window[0] + ahead - skew, unknown.window[1] + ahead + skew
-        if unknown.run_id and self._given.get(unknown.run_id, unknown.idempotency_key) != unknown.idempotency_key:
-            unknown.run_id = None
-        unknown.accepted = unknown.accepted or unknown.run_id is not None
+    def _unknown_outcome(
+        self, order: Order, key: str, attempts: Sequence[Attempt]
+    ) -> errors.CreateOutcomeUnknownError | None:
+        """Return the error of a create that may have been accepted; ``None`` if no attempt can have been."""
+        if not any(_pacing.may_have_arrived(attempt.error) for attempt in attempts):
+            return None
+        last, named = attempts[-1].error, self._named_run(key, attempts)
+        first = next(attempt for attempt in attempts if _pacing.may_have_been_seen(attempt.error))
+        skew = self._skew()
+        unknown = errors.CreateOutcomeUnknownError(
+            order=order,
+            idempotency_key=key,
+            window=(self._time_of(first) - skew, self.now() + skew),
+            attempts=len(attempts),
+            reason=str(last),
+            accepted=isinstance(last, errors.IdempotencyConflictError) or named is not None,
+        )
+        unknown.run_id = named
         return unknown
+
+    def _time_of(self, attempt: Attempt) -> float:
+        """Return the time of an attempt by FLORA's clock: the earlier of what was known then and what is known now."""
+        loop, clock = asyncio.get_running_loop(), self._transport.clock
+        now_known = clock.at(attempt.sent)
+        if now_known is None:
+            return time.time() - (loop.time() - attempt.sent)
+        return now_known if attempt.server_time is None else min(now_known, attempt.server_time)
+
+    def _named_run(self, key: str, attempts: Sequence[Attempt]) -> str | None:
+        """Return the run that a torn response names, unless it is another order's."""
+        named = next((attempt.error.run_id for attempt in attempts if attempt.error.run_id), None)
+        return named if named is None or self._given.get(named, key) == key else None
 
     def _explain(self, error: errors.IdempotencyConflictError, order: Order, key: str) -> None:
         now, skew = self.now(), self._skew()
@@ -134,113 +171,167 @@ class Recovery:
         place = order.workspace_id, order.project_id
         scope = self._scopes.get(place)
         if scope is None:
+            if len(self._scopes) >= self._max_scopes:
+                self._scopes = {at: each for at, each in self._scopes.items() if each.in_flight or each.claims}
+                self._max_scopes = max(MAX_IDLE_SCOPES, 2 * len(self._scopes))
             scope = self._scopes[place] = _Scope()
         return scope
 
     # -- looking for a run
 
     async def _find(
-        self, unknown: errors.CreateOutcomeUnknownError, scope: _Scope, known: Collection[str]
+        self,
+        unknown: errors.CreateOutcomeUnknownError,
+        scope: _Scope,
+        known: Collection[str],
+        plain: errors.InternalServerError | None = None,
     ) -> Generation:
-        """Find the run of a create, or raise what is known about it. Without proof that it exists: raise."""
+        """Find the run of a create, or raise what is known about it. Without proof that it exists: raise.
+
+        The history may lag, so the first look takes no run by elimination and clears no create. *plain* is raised
+        instead where a later look shows no run that it could be.
+        """
         key = unknown.idempotency_key
         pauses = deque(_pacing.RECOVERY_PAUSES)
-        before: list[str] = []
+        lagging = True
         try:
             while True:
-                rows = await self._rows(scope, unknown, known)
+                seen = await self._look(scope, unknown, known)
                 runs: list[str] = []
-                if rows is not None:
-                    runs = judge(scope.claims.values(), rows).get(key, [])
-                    unknown.candidates = tuple(could_be(_claim(unknown), rows))
-                if not unknown.accepted or len(runs) > 1 or (runs and not self._adopt):
-                    raise unknown
-                if runs and (runs == before or runs == [unknown.run_id]):
-                    self._give(runs[0], key)
-                    run_id = runs[0]
-                    said = {"idempotency_key": key, "run_id": run_id}
-                    log.warning(
-                        "the answer to the create under key %s was lost; %s is its run", key, run_id, extra=said
-                    )
-                    return next(replace(row, recovered=True) for row in rows or () if row.run_id == run_id)
-                if runs and not before:
-                    pause = _pacing.RECOVERY_CONFIRM
-                elif pauses:
-                    pause = pauses.popleft()
+                if seen is not None:
+                    runs = judge(scope.claims.values(), seen.rows).get(key, [])
+                    unknown.candidates = tuple(could_be(_claim(unknown), seen.rows))
+                    complete = not (lagging or seen.broken)
+                    if plain is not None and complete and not unknown.candidates:
+                        raise plain
+                    if self._adopt and len(runs) == 1 and (complete or runs[0] == unknown.run_id):
+                        return self._adopted(key, next(row for row in seen.rows if row.run_id == runs[0]))
+                if unknown.accepted:
+                    settled = bool(runs) and not self._adopt
+                    settled = settled or (len(runs) > 1 and not scope.in_flight)
                 else:
+                    settled = plain is None or not lagging
+                if settled or not pauses:
                     raise unknown
-                before = runs or before
-                await self._transport.pause(pause)
+                await self._transport.pause(pauses.popleft())
+                lagging = False
         finally:
             scope.unclaim(key)
+            del unknown, plain
 
-    async def _rows(
+    def _adopted(self, key: str, row: Generation) -> Generation:
+        self._give(row.run_id, key)
+        extra = {"idempotency_key": key, "run_id": row.run_id}
+        log.warning("the response to the create under key %s was lost; %s is its run", key, row.run_id, extra=extra)
+        return replace(row, recovered=True)
+
+    async def _look(
         self, scope: _Scope, unknown: errors.CreateOutcomeUnknownError, known: Collection[str]
-    ) -> Sequence[Generation] | None:
-        """Give the runs that nobody accounts for, by a look that begins now; ``None`` if that fails."""
+    ) -> _History | None:
+        """Read the runs that are not accounted for, by a look that begins now; ``None`` if that fails."""
         asked = time.monotonic()
         async with scope.lock:
             if scope.looked < asked:
                 began = time.monotonic()
                 try:
                     earliest = min([unknown.window[0], *(claim.window[0] for claim in scope.claims.values())])
-                    scope.rows = await self._walk(unknown.order, earliest)
+                    scope.history = await self._walk(unknown.order, earliest)
                 except errors.FloraError as failure:
                     name = type(failure).__name__
                     log.info("the history could not be read (%s)", name, extra={"error": name})
                     return None
                 scope.looked = began
-            rows = scope.rows
-        # What they are given is theirs, so those that were under way while the history was read speak first.
-        if scope.under_way:
-            await asyncio.wait(list(scope.under_way))
-        return [row for row in rows if row.run_id not in self._given and row.run_id not in known]
+            history = scope.history
+        left = self._unaccounted(history, known)
+        if scope.in_flight and len(could_be(_claim(unknown), left.rows)) > unknown.accepted:
+            # Some of these can be runs of creates in flight. One that hangs does not hold this one up.
+            await asyncio.wait(list(scope.in_flight), timeout=_pacing.RECOVERY_CONFIRM)
+            left = self._unaccounted(history, known)
+        return left
 
-    async def _walk(self, order: Order, earliest: float) -> list[Generation]:
+    def _unaccounted(self, history: _History, known: Collection[str]) -> _History:
+        rows = [row for row in history.rows if row.run_id not in self._given and row.run_id not in known]
+        return _History(rows, history.broken)
+
+    async def _walk(self, order: Order, earliest: float) -> _History:
         rows: list[Generation] = []
-        place = order.workspace_id, order.project_id
-        async with GenerationList(lambda cursor: self._page(cursor, place), None) as history:
-            async for row in history:
-                if row.created.timestamp() < earliest:
+        broken = False
+        async with GenerationList(partial(self._page, order), None).pages() as pages:
+            async for page in pages:
+                broken = broken or bool(page.broken)
+                rows += page.generations
+                if any(row.created.timestamp() < earliest for row in page.generations):
                     break
-                rows.append(row)
-        return rows
+        fresh = {row.run_id: row for row in rows if row.created.timestamp() >= earliest}
+        return _History(list(fresh.values()), broken)
+
+    async def _page(self, order: Order, cursor: str | None) -> GenerationPage:
+        request = _wire.list_request(
+            self._origin,
+            cursor=cursor,
+            limit=100,
+            project_id=order.project_id,
+            status=None,
+            workspace_id=order.workspace_id,
+        )
+        return await self._transport.call(request, _wire.read_page)
+
+
+class _History(Struct, frozen=True):
+    """The runs of a project since some time, and whether items among them could not be read."""
+
+    rows: Sequence[Generation]
+    broken: bool
 
 
 class _Scope:
-    """The creates of one project, which may have each other's runs."""
+    """The creates of one project, which compete for its runs."""
 
     def __init__(self) -> None:
-        self.under_way: set[asyncio.Future[None]] = set()
+        self.in_flight: set[asyncio.Future[None]] = set()
         self.claims: dict[str, Claim] = {}
         self.lock = asyncio.Lock()
         self.looked = 0.0
-        self.rows: Sequence[Generation] = ()
+        self.history = _History((), broken=False)
 
-    def enter(self) -> asyncio.Future[None]:
-        """Have others wait until a create has spoken."""
-        spoken = asyncio.get_running_loop().create_future()
-        self.under_way.add(spoken)
-        return spoken
+    def begin_create(self) -> asyncio.Future[None]:
+        """Count a create in flight until :meth:`end_create`."""
+        finished = asyncio.get_running_loop().create_future()
+        self.in_flight.add(finished)
+        return finished
 
-    def leave(self, spoken: asyncio.Future[None]) -> None:
-        """Have them wait no longer."""
-        self.under_way.discard(spoken)
-        spoken.set_result(None)
+    def end_create(self, finished: asyncio.Future[None]) -> None:
+        """Count it no longer."""
+        self.in_flight.discard(finished)
+        finished.set_result(None)
 
     def claim(self, unknown: errors.CreateOutcomeUnknownError) -> None:
-        """Have a create take part in the sharing out."""
+        """Add a create to the matching."""
         self.claims[unknown.idempotency_key] = _claim(unknown)
 
     def unclaim(self, key: str) -> None:
-        """Have it take part no longer."""
+        """Remove a create from the matching."""
         self.claims.pop(key, None)
         if not self.claims:
-            self.rows, self.looked = (), 0.0
+            self.history, self.looked = _History((), broken=False), 0.0
 
 
 def _claim(unknown: errors.CreateOutcomeUnknownError) -> Claim:
     return Claim(unknown.idempotency_key, unknown.order, unknown.window, unknown.run_id, unknown.accepted)
+
+
+def _only_server_errors(attempts: Sequence[Attempt]) -> errors.InternalServerError | None:
+    """Return the last 5xx of a create, if FLORA answered it with nothing else but 429 and no attempt was ambiguous."""
+    last: errors.InternalServerError | None = None
+    for attempt in attempts:
+        error = attempt.error
+        if isinstance(error, errors.InternalServerError):
+            last = error
+        elif not isinstance(error, errors.RateLimitError) and _pacing.may_have_been_seen(error):
+            return None
+    if last is not None:
+        last.attempts = len(attempts)
+    return last
 
 
 def _unknown(conflict: errors.IdempotencyConflictError) -> errors.CreateOutcomeUnknownError:

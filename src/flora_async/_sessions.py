@@ -21,13 +21,14 @@ from typing import Any, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import aiohttp
-from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import BytesIOPayload
+from aiohttp.tracing import Trace
 from yarl import URL
 
 from flora_async import errors
 from flora_async._arguments import Secret
-from flora_async._wire import Answer, Request, salvaged_run_id, unpacked
+from flora_async._clock import ServerClock
+from flora_async._wire import Answer, Request, http_date, salvaged_run_id, unpacked
 
 T = TypeVar("T")
 
@@ -54,6 +55,7 @@ class Sessions:
         max_bytes: int,
         proxy: str | None,
         borrowed: aiohttp.ClientSession | None,
+        clock: ServerClock,
         may_connect: Callable[[str], bool] | None,
         ssl: SSLContext | None,
     ) -> None:
@@ -70,6 +72,7 @@ class Sessions:
         self._max_bytes = max_bytes
         self._proxy = proxy
         self._borrowed = borrowed
+        self._clock = clock
         self._headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": agent}
         self._media_headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": agent}
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=connect, ceil_threshold=math.inf)
@@ -79,10 +82,12 @@ class Sessions:
         # What is in flight is capped by the limiter, so that waiting for a turn costs nobody's deadline.
         trust = True if ssl is None else ssl
         self._reads = borrowed or _session(aiohttp.TCPConnector(limit=0, ssl=trust), self._headers)
-        creates = aiohttp.TCPConnector(limit=0, keepalive_timeout=CREATE_KEEPALIVE, ssl=trust)
-        self._creates = _session(creates, self._headers)
+        self._connector = _CreateConnector(limit=0, keepalive_timeout=CREATE_KEEPALIVE, ssl=trust)
+        self._connector.waiting = set()
+        self._creates = _session(self._connector, self._headers)
         self._media = _session(aiohttp.TCPConnector(socket_factory=guarded, ssl=trust), self._media_headers)
         self._last: WeakKeyDictionary[asyncio.Transport, Answer] = WeakKeyDictionary()
+        self._date: str | None = None
         self._closing = False
 
     @property
@@ -94,10 +99,13 @@ class Sessions:
         """Send *request*, once, and read its answer."""
         create = request.order is not None
         session = self._creates if create else self._reads
-        body = None if request.body is None else _Body(BytesIO(request.body), content_type="application/json")
+        body = None if request.body is None else BytesIOPayload(BytesIO(request.body), content_type="application/json")
+        waiting = self._connector.waiting
         if create:
             # A deadline that has passed, or a cancellation on its way, ends a create here, before it is paid.
             await asyncio.sleep(0)
+        if self._closing:
+            raise errors.ClientClosedError("the client was closed before a request was sent")
         began = time.monotonic()
         failure: errors.FloraError | asyncio.CancelledError
         try:
@@ -111,6 +119,8 @@ class Sessions:
                 auto_decompress=False,
                 proxy=self._proxy,
             ) as response:
+                if response.headers.get("date") != self._date:
+                    self._learn_time(response.headers, seconds=time.monotonic() - began)
                 answer = Answer(
                     request=request,
                     status=response.status,
@@ -121,16 +131,7 @@ class Sessions:
                     received=time.time(),
                 )
                 if log.isEnabledFor(logging.DEBUG):
-                    took = 1000 * (time.monotonic() - began)
-                    said = answer.status, took, answer.request_id
-                    extra = {
-                        "method": request.method,
-                        "path": request.template,
-                        "status": answer.status,
-                        "seconds": took / 1000,
-                        "request_id": answer.request_id,
-                    }
-                    log.debug("%s %s: %d in %.0f ms (%s)", request.method, request.path, *said, extra=extra)
+                    _log_response(answer, seconds=time.monotonic() - began)
                 try:
                     if create and self._repeats(response, answer):
                         raise errors.ProtocolError(f"{request.path}: the answer to another order came again")
@@ -143,13 +144,29 @@ class Sessions:
         except asyncio.CancelledError as error:
             failure = error
         except (aiohttp.ClientError, *_FOREIGN) as error:
-            if isinstance(error, RuntimeError) and self.closed:
-                failure = errors.ClientClosedError(f"the session was closed under {request.path}")
-            else:
-                failure = _translated(error, sent=body.sent if body and create else None, where=request.path)
-            if self._closing and not (create and body and body.sent):
-                failure = errors.ClientClosedError("the client was closed while a request was under way")
-        raise failure.with_traceback(None)  # aiohttp's frames hold the key
+            failure = self._failure_of(error, request, unsent=not create or asyncio.current_task() in waiting)
+        try:
+            raise failure.with_traceback(None)  # aiohttp's frames hold the key
+        finally:
+            del failure  # it refers to this frame
+            waiting.discard(asyncio.current_task())
+
+    def _learn_time(self, headers: Mapping[str, str], *, seconds: float) -> None:
+        self._date = headers.get("date", "")
+        date = http_date(self._date)
+        if date is not None and "age" not in headers:  # a cached response is dated when it was made
+            received = asyncio.get_running_loop().time()
+            self._clock.observe(date, sent=received - seconds, received=received, wall=time.time())
+
+    def _failure_of(self, error: Exception, request: Request, *, unsent: bool) -> errors.FloraError:
+        """Map an exception of aiohttp. With *unsent*, nothing of the request was sent, or it does not matter."""
+        if self._closing and unsent:
+            return errors.ClientClosedError("the client was closed while a request was under way")
+        if self.closed and unsent:
+            return errors.ClientClosedError(f"the session was closed under {request.path}")
+        proxy = self._proxy and str(URL(self._proxy).with_user(None))
+        create = request.order is not None
+        return _translated(error, unsent=create and unsent, where=request.path, proxy=proxy)
 
     def _headed(self, request: Request, session: aiohttp.ClientSession) -> dict[str, str]:
         """Give a request its headers, the key among them; no frame but aiohttp's own holds them."""
@@ -202,7 +219,7 @@ class Sessions:
                 proxy=self._proxy,
             )
         except (aiohttp.ClientError, *_FOREIGN) as error:
-            failure = _translated(error, sent=None, where=url.partition("?")[0])
+            failure = _translated(error, where=url.partition("?")[0])
         raise failure
 
     async def chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -215,7 +232,7 @@ class Sessions:
                     return
                 yield chunk
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            failure = _translated(error, sent=None, where=str(response.url.with_query(None)))
+            failure = _translated(error, where=str(response.url.with_query(None)))
         raise failure
 
     async def close(self) -> None:
@@ -236,6 +253,19 @@ def _session(connector: aiohttp.TCPConnector, headers: Mapping[str, str]) -> aio
     )
 
 
+def _log_response(answer: Answer, *, seconds: float) -> None:
+    request, request_id = answer.request, answer.request_id
+    extra = {
+        "method": request.method,
+        "path": request.template,
+        "status": answer.status,
+        "seconds": seconds,
+        "request_id": request_id,
+    }
+    said = answer.status, 1000 * seconds, request_id
+    log.debug("%s %s: %d in %.0f ms (%s)", request.method, request.path, *said, extra=extra)
+
+
 class TraceableResponse(aiohttp.ClientResponse):
     """An answer that still knows its connection when it has been read, and the connection is free again."""
 
@@ -253,14 +283,23 @@ def _distrust(response: aiohttp.ClientResponse) -> None:
         response.wire.abort()
 
 
-class _Body(BytesIOPayload):
-    """The body of a request, which knows whether any of it has been sent; the headers go out with its first bytes."""
+class _CreateConnector(aiohttp.TCPConnector):
+    """Records which tasks wait for their connection, so that nothing of their requests can have been sent.
 
-    sent = False
+    A request counts as sent unless this proves otherwise, also if aiohttp should connect in another way.
+    """
 
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        self.sent = True
-        await super().write_with_length(writer, content_length)
+    waiting: set[asyncio.Task[Any] | None]
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.connector.Connection:
+        """Open a connection, or take one that is open."""
+        task = asyncio.current_task()
+        self.waiting.add(task)
+        connection = await super().connect(req, traces, timeout)
+        self.waiting.discard(task)
+        return connection
 
 
 _FOREIGN = (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError, AssertionError)
@@ -308,7 +347,7 @@ async def _read_whole(response: aiohttp.ClientResponse, limit: int, request: Req
                 if content.at_eof() and size <= limit:
                     return b"".join(parts)
     except (aiohttp.ClientError, OSError, RuntimeError) as error:
-        failure = _translated(error, sent=None, where=request.path)
+        failure = _translated(error, where=request.path)
     response.close()
     if failure is None:
         failure = errors.ResponseTooLargeError(
@@ -344,19 +383,36 @@ def _tls_failure(error: aiohttp.ClientSSLError) -> str:
     return f"the TLS handshake with {error.host} failed ({reason}). Check that it serves https, and the context of ssl="
 
 
-def _translated(error: Exception, *, sent: bool | None, where: str) -> errors.APIConnectionError:
+_PROXY_FIXES = {
+    407: "Check the user and the password in proxy=",
+    403: "Ask its operator to allow this host",
+}
+
+
+def _translated(
+    error: Exception, *, where: str, unsent: bool = False, proxy: str | None = None
+) -> errors.APIConnectionError:
     """Say in our words what aiohttp ran into; its own exceptions may hold the key, so only names and numbers pass."""
     name = type(error).__name__
     connecting = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
-    state: errors.SendState = "not_sent" if connecting or sent is False else "maybe_sent"
+    state: errors.SendState = "not_sent" if connecting or unsent else "maybe_sent"
     if isinstance(error, TimeoutError):
         what = "no connection" if state == "not_sent" else "no complete answer"
         return errors.APITimeoutError(f"{where}: {what} in time ({name})", sent=state)
     if isinstance(error, aiohttp.ClientSSLError):
         return errors.APIConnectionError(f"{where}: {_tls_failure(error)}", sent="not_sent", retryable=False)
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        fix = _PROXY_FIXES.get(error.status, "Try later, or ask its operator")
+        return errors.APIConnectionError(
+            f"{where}: the proxy {proxy or ''} refused the tunnel with {error.status} {error.message}. {fix}",
+            sent="not_sent",
+            retryable=error.status >= 500,
+        )
     if isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL | ValueError):
         return errors.ProtocolError(f"{where}: the answer is not proper HTTP ({name})")
     number = f" {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return errors.APIConnectionError(f"{where}: cannot connect to the proxy {proxy or ''} ({name})", sent=state)
     if connecting:
         return errors.APIConnectionError(f"{where}: cannot connect ({name}{number})", sent=state)
     hint = "; does it speak https?" if where.startswith("http:") else ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -22,6 +21,7 @@ from msgspec import Struct
 
 from flora_async import _pacing, errors
 from flora_async._arguments import Secret, bind_loop
+from flora_async._clock import ServerClock
 from flora_async._events import RateLimited, RequestEnded, RetryPlanned, Tell
 from flora_async._limiter import Lane, Limiter
 from flora_async._pacing import RetryBudget
@@ -43,6 +43,16 @@ class Media(Struct, frozen=True, gc=False):
     status: int
     headers: Mapping[str, str]
     chunks: AsyncIterator[bytes]
+
+
+class Attempt(Struct, frozen=True):
+    """One failed attempt of a request."""
+
+    error: errors.FloraError
+    sent: float
+    """When it went out, by the event loop's clock."""
+    server_time: float | None
+    """The same by FLORA's clock, as far as that was known then."""
 
 
 class Transport:
@@ -82,6 +92,7 @@ class Transport:
         self._closing = asyncio.Event()
         self._limiter = Limiter()
         self._budget = RetryBudget()
+        self.clock = ServerClock()
         self.polls: Lane = self._limiter.polls
         """Where polls wait for their turns."""
 
@@ -93,17 +104,18 @@ class Transport:
         retries: int | None = None,
         lane: Lane | None = None,
         turn: float | None = None,
+        attempts: list[Attempt] | None = None,
     ) -> T:
         """Send *request* and read its answer, again if the answer allows and the policy (:mod:`_pacing`) does.
 
         Its turns come in *lane*; ``None``: that of calls. *turn* is when the caller was given the first one, if it was.
-        A create of which nobody can say whether it was accepted ends in :class:`CreateOutcomeUnknownError`.
+        Raise the last error; *attempts* collects all that failed.
         """
         loop = self._here()
         lane = lane or self._limiter.calls
         failures: list[errors.FloraError] = []
-        began, opened = loop.time(), time.time()
-        now = began
+        now = began = loop.time()
+        first_seen: float | None = None
         self._budget.earn()
         while True:
             sent, turn, answered = turn, None, False
@@ -119,14 +131,25 @@ class Transport:
                 return value
             except errors.FloraError as error:
                 failures.append(error)
+                if attempts is not None:
+                    at = now if sent is None else sent
+                    attempts.append(Attempt(error, at, self.clock.at(at)))
+                if first_seen is None and _pacing.may_have_been_seen(error):
+                    first_seen = sent
                 if sent is not None and isinstance(error, errors.RateLimitError):
                     self._refused(error, request, sent)
             finally:
                 if sent is not None:
                     lane.leave(sent, answered=answered)
-            pause = self._pause_after(failures, request, elapsed=loop.time() - began, retries=retries)
+            elapsed = 0.0 if first_seen is None else loop.time() - first_seen
+            pause = self._pause_after(failures, request, elapsed=elapsed, retries=retries)
             if pause is None:
-                raise _conclusion(request, failures, window=(opened, time.time())).with_traceback(None)
+                last = _final_error(failures)
+                failures.clear()
+                try:
+                    raise last.with_traceback(None)
+                finally:
+                    del last  # it refers to this frame
             self._say(request, failures, pause)
             await self.pause(pause)
             now = loop.time()
@@ -148,18 +171,18 @@ class Transport:
     def _pause_after(
         self, failures: list[errors.FloraError], request: Request, *, elapsed: float, retries: int | None
     ) -> float | None:
-        failure, create = failures[-1], request.order is not None
+        failure, billable = failures[-1], request.billable
         pause = _pacing.pause_before_retry(
             failures,
             retries=self._max_retries if retries is None else retries,
             repeatable=request.repeatable,
-            create=create,
+            billable=billable,
             elapsed=elapsed,
         )
         if pause is None or self._closing.is_set():
             return None
         # A 429 is the limiter's business; and no load is worth a run that is paid for and not known.
-        unbudgeted = isinstance(failure, errors.RateLimitError) or (create and _pacing.may_have_arrived(failure))
+        unbudgeted = isinstance(failure, errors.RateLimitError) or (billable and _pacing.may_have_arrived(failure))
         return pause if unbudgeted or self._budget.spend() else None
 
     async def pause(self, seconds: float) -> None:
@@ -195,6 +218,7 @@ class Transport:
                 max_bytes=self._max_bytes,
                 proxy=self._proxy,
                 borrowed=self._borrowed,
+                clock=self.clock,
                 # Through a proxy it is the proxy that is connected, and the proxy that decides.
                 may_connect=self._may_connect if self._proxy is None else None,
                 ssl=self._ssl,
@@ -261,29 +285,9 @@ def _named(failure: errors.FloraError) -> str:
     return f"{type(failure).__name__}{status}"
 
 
-def _conclusion(
-    request: Request, failures: list[errors.FloraError], *, window: tuple[float, float]
-) -> errors.FloraError:
-    """Say what became of a request that will not be sent again."""
+def _final_error(failures: list[errors.FloraError]) -> errors.FloraError:
+    """Return the error of a request that will not be sent again."""
     last = failures[-1]
-    attempts = len(failures)
-    doubtful = any(_pacing.may_have_arrived(failure) for failure in failures)
-    known = isinstance(last, errors.IdempotencyConflictError)
-    if known:
-        # Ours, if an earlier attempt can have been let in: a 503 comes from FLORA's front as well as from behind it.
-        doubtful = doubtful or any(isinstance(failure, errors.InternalServerError) for failure in failures)
-    if request.order is not None and request.idempotency_key is not None and doubtful:
-        named = next((failure.run_id for failure in failures if failure.run_id), None)
-        unknown = errors.CreateOutcomeUnknownError(
-            order=request.order,
-            idempotency_key=request.idempotency_key,
-            window=window,
-            attempts=attempts,
-            reason=str(last),
-            accepted=known or named is not None,
-        )
-        unknown.run_id = named
-        return unknown
     if isinstance(last, errors.APIError | errors.APIConnectionError | errors.ResponseDecodeError):
-        last.attempts = attempts
+        last.attempts = len(failures)
     return last

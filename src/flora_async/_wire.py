@@ -78,7 +78,12 @@ class Request(Struct, frozen=True, gc=False, kw_only=True):
     @property
     def repeatable(self) -> bool:
         """Whether sending it twice does no more than sending it once."""
-        return self.method in ("GET", "HEAD", "OPTIONS") or self.idempotency_key is not None
+        return self.idempotency_key is not None or not self.billable
+
+    @property
+    def billable(self) -> bool:
+        """Whether FLORA may start something that costs money when it receives the request."""
+        return self.method not in ("GET", "HEAD", "OPTIONS")
 
     @property
     def path(self) -> str:
@@ -483,8 +488,12 @@ def _api_error(answer: Answer) -> errors.APIError:
     kind = _BY_STATUS.get(status, errors.InternalServerError if status >= 500 else errors.APIError)
     if said.code == "idempotency_duplicate" and status == 409:
         kind = errors.IdempotencyConflictError
+    message = said.message or _excerpt(answer.body) or "an empty answer"
+    order = answer.request.order
+    if order is not None and (status, said.code) == (500, "unknown_error"):
+        message += f" FLORA answers so to a malformed project_id: check {order.project_id!r}."
     return kind(
-        said.message or _excerpt(answer.body) or "an empty answer",
+        message,
         status=status,
         code=said.code,
         fields=said.fields or (),
