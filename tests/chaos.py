@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Mapping
 from random import Random
@@ -12,14 +13,21 @@ from raw import Connections
 
 from flora_async import Order
 
-FAULTS = ("refuse", "delay", "reset_before", "reset_after", "truncate", "duplicate")
+FAULTS = ("refuse", "delay", "reset_before", "reset_after", "truncate", "duplicate", "500_after", "503_after")
+_KEY = re.compile(rb"(?i)^(idempotency-key:[ \t]*)(\S+)", re.MULTILINE)
 
 
 class Chaos(Connections):
-    """Passes requests on to *upstream* (``http://host:port/...``) and breaks a *share* of them."""
+    """Passes requests on to *upstream* (``http://host:port/...``) and breaks a *share* of them.
 
-    def __init__(self, upstream: str, *, share: float, seed: int, delay: float) -> None:
+    With *frees_keys*, a request that ends in a 5xx frees its idempotency key, though upstream has accepted it: the next
+    one under that key is new to upstream.
+    """
+
+    def __init__(self, upstream: str, *, share: float, seed: int, delay: float, frees_keys: bool = False) -> None:
         super().__init__()
+        self._frees_keys = frees_keys
+        self._uses: Counter[bytes] = Counter()
         host, _, port = upstream.partition("//")[2].partition("/")[0].partition(":")
         self._upstream = host, int(port)
         self._path = upstream.partition("//")[2].partition("/")[2]
@@ -36,6 +44,7 @@ class Chaos(Connections):
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         request = await _message(reader)
+        request = _KEY.sub(lambda found: b"%s%s.%d" % (found[1], found[2], self._uses[found[2]]), request, count=1)
         fault = self._random.choice(FAULTS) if self._random.random() < self._share else "none"
         pause = self._random.uniform(0, 2 * self._delay)
         self.met[fault] += 1
@@ -51,6 +60,13 @@ class Chaos(Connections):
             down.transport.abort()
         if fault == "reset_after":
             return False
+        if fault in ("500_after", "503_after"):
+            key = _KEY.search(request)
+            if self._frees_keys and key is not None and b" 201 " in answer[:20]:
+                self._uses[key[2].rpartition(b".")[0]] += 1
+            writer.write(_server_error(int(fault[:3]), self._random.getrandbits(64)))
+            await writer.drain()
+            return True
         if fault == "truncate":
             writer.write(answer[: self._random.randrange(1, len(answer))])
             await writer.drain()
@@ -63,6 +79,13 @@ class Chaos(Connections):
             writer.write(answer)
         await writer.drain()
         return True
+
+
+def _server_error(status: int, number: int) -> bytes:
+    code = "service_unavailable" if status == 503 else "internal_error"
+    body = msgspec.json.encode({"error": {"code": code, "message": "Something went wrong."}})
+    head = f"HTTP/1.1 {status} Error\r\nrequest-id: req_{number}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
 
 
 async def _message(reader: asyncio.StreamReader) -> bytes:
