@@ -1,6 +1,11 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nox[uv]>=2026.4"]
+# ///
 """What is run on this project, and how: `nox -l` lists it.
 
-Everything that a session needs comes from ``requirements.lock``, with hashes; the package is tested as the built wheel.
+A session installs its own groups, at the versions and hashes of ``requirements.lock``, and the package as a wheel.
+Environments are reused: a second run installs only what has changed.
 """
 
 from __future__ import annotations
@@ -19,9 +24,13 @@ HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 PEERS = ("runwayml[aiohttp]==5.24.0", "replicate==1.0.7", "httpx==0.28.1", "pydantic>=2.14")
 OFFICIAL_CLIENT = "@flora-ai/flora@0.11.0"
 STRICT = {"PYTHONDEVMODE": "1"}
+EXTRAS = "sandbox,cli,durable,export,otel"
+TESTS = ("tests", "examples")
+PARALLEL = ("-n", "auto", "--dist", "loadgroup")
 
 nox.options.sessions = ["tests", "typing", "lint"]
-nox.options.default_venv_backend = "virtualenv"
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_existing_virtualenvs = True
 
 
 def _runs(version: str) -> bool:
@@ -38,43 +47,59 @@ def _runs(version: str) -> bool:
 PYTHONS = [version for version in ("3.11", "3.12", "3.13", "3.14", "3.15") if _runs(version)]
 
 
-def _locked(session: nox.Session) -> None:
-    session.install("--require-hashes", "-r", LOCK)
+def _groups(session: nox.Session, *groups: str) -> None:
+    """Install dependency groups, at the locked versions and hashes."""
+    session.install("--constraint", LOCK, *(word for group in groups for word in ("--group", group)))
 
 
-def _wheel(session: nox.Session) -> Path:
-    folder = Path(session.create_tmp()).resolve()
-    for old in folder.glob("*.whl"):
-        old.unlink()
-    session.run("python", "-m", "build", "--no-isolation", "--wheel", "--outdir", str(folder), silent=True)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+def _install(session: nox.Session, *groups: str) -> None:
+    """Install dependency groups and the package, as a wheel that is built from what stands here now."""
+    words = [word for group in groups for word in ("--group", group)]
+    session.install("--constraint", LOCK, *words, "--reinstall-package", "flora-async", f".[{EXTRAS}]")
 
 
-def _install(session: nox.Session) -> None:
-    _locked(session)
-    session.install("--no-deps", "--force-reinstall", str(_wheel(session)))
+@nox.session
+def check(session: nox.Session) -> None:
+    """Check style and types, and run the fast tests: in under a minute what most changes need."""
+    _install(session, *TESTS, "typing", "lint", "docs", "bench", "nox")
+    _style(session)
+    session.run("mypy")
+    session.run("pyright", "--project", "pyproject.toml")
+    fast = ("-m", "not proof and not slow")
+    session.run("python", "-m", "pytest", "-q", *PARALLEL, *fast, *session.posargs, env=STRICT)
 
 
-@nox.session(python=PYTHONS)
+@nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests against the built wheel, with warnings as errors, and bound the coverage of branches."""
-    _install(session)
-    report = "--cov-report=term"
-    session.run("python", "-m", "pytest", "--cov", report, "--cov-fail-under=95", *session.posargs, env=STRICT)
+    """Run the tests against the built wheel, with warnings as errors; bound the coverage of branches if all run."""
+    _install(session, *TESTS)
+    if session.posargs:
+        session.run("python", "-m", "pytest", *session.posargs, env=STRICT)
+    else:
+        bound = ("--cov", "--cov-report=term", "--cov-fail-under=95")
+        session.run("python", "-m", "pytest", "-q", *PARALLEL, *bound, env=STRICT)
+
+
+@nox.session(python=[version for version in PYTHONS if version != HERE] or [HERE])
+def pythons(session: nox.Session) -> None:
+    """Run the tests on each other Python from 3.11 on that is found."""
+    _install(session, *TESTS)
+    session.run("python", "-m", "pytest", "-q", *PARALLEL, *session.posargs, env=STRICT)
 
 
 @nox.session
 def uvloop(session: nox.Session) -> None:
-    """Run the tests on uvloop's event loop."""
-    _install(session)
-    session.run("python", "-m", "pytest", *session.posargs, env={**STRICT, "EVENT_LOOP": "uvloop"})
+    """Run the tests that use an event loop on uvloop's."""
+    _install(session, *TESTS)
+    looped = ("-m", "anyio and not virtual_time and not proof")
+    strict = {**STRICT, "EVENT_LOOP": "uvloop"}
+    session.run("python", "-m", "pytest", "-q", *PARALLEL, *looped, *session.posargs, env=strict)
 
 
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check the types twice, and that the public face is typed whole."""
-    _install(session)
+    _install(session, *TESTS, "typing", "docs", "bench", "nox")
     session.run("mypy")
     session.run("pyright", "--project", "pyproject.toml")
     session.run("pyright", "--verifytypes", "flora_async", "--ignoreexternal")
@@ -83,22 +108,27 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format."""
-    _locked(session)
+    _groups(session, "lint")
+    _style(session)
+
+
+def _style(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("codespell")
 
 
 @nox.session
 def proof(session: nox.Session) -> None:
     """Run what takes long, or needs more than Python: node and npm, Chromium, PostgreSQL."""
-    _install(session)
+    _install(session, *TESTS, "docs")
     session.run("python", "-m", "pytest", "-m", "proof", *session.posargs, env=STRICT)
 
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Let atheris feed bytes to all that reads them, for ten minutes, or as its own options say."""
-    _install(session)
+    _install(session, "fuzz", *TESTS)
     options = session.posargs or ["-max_total_time=600"]
     session.chdir(session.create_tmp())
     session.run("python", str(ROOT / "tests" / "fuzz.py"), "-rss_limit_mb=2048", "-max_len=2000", *options)
@@ -107,26 +137,26 @@ def fuzz(session: nox.Session) -> None:
 @nox.session
 def audit(session: nox.Session) -> None:
     """Look for known weaknesses, write an SBOM, test without aiohttp's C and with the lowest versions allowed."""
-    _install(session)
+    _install(session, "audit", *TESTS)
     session.run("pip-audit", "--requirement", LOCK, "--require-hashes", "--disable-pip")
     session.run("cyclonedx-py", "requirements", LOCK, "--of", "JSON", "--output-file", "sbom.json")
-    session.run("python", "-m", "pytest", "-q", env={**STRICT, "AIOHTTP_NO_EXTENSIONS": "1"})
+    session.run("python", "-m", "pytest", "-q", *PARALLEL, env={**STRICT, "AIOHTTP_NO_EXTENSIONS": "1"})
     lowest = str(Path(session.create_tmp()) / "lowest.txt")
     compile_lowest = ("uv", "pip", "compile", "pyproject.toml", "--all-extras", "--resolution", "lowest-direct")
-    session.run(*compile_lowest, "--quiet", "--output-file", lowest)
+    session.run(*compile_lowest, "--quiet", "--output-file", lowest, external=True)
     # The SDK that the tests export to goes with its own version of the API.
     sdk = ("opentelemetry-sdk==1.30.0", "opentelemetry-instrumentation-aiohttp-client==0.51b0")
     session.install("-r", lowest, *sdk)
-    session.run("python", "-m", "pytest", "-q", env=STRICT)
+    session.run("python", "-m", "pytest", "-q", *PARALLEL, env=STRICT)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure, side by side; prints ratios within one run. Peers that cannot be installed are left out."""
-    _install(session)
+    _install(session, "bench", "tests")
     folder = session.create_tmp()
     for peer in PEERS:
-        session.run("python", "-m", "pip", "install", "-q", peer, success_codes=range(256), silent=True)
+        session.install("-q", peer, success_codes=range(256), silent=True)
     if shutil.which("npm"):
         install = ("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--prefix", folder)
         session.run(*install, OFFICIAL_CLIENT, external=True, success_codes=range(256), silent=True)
@@ -138,7 +168,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation in docs/_build/html, with warnings as errors."""
-    _install(session)
+    _install(session, "docs", "examples")
     session.run("python", "-m", "sphinx", "-W", "--keep-going", "-n", "-b", "html", "docs", "docs/_build/html")
 
 
@@ -153,10 +183,10 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def lock(session: nox.Session) -> None:
     """Resolve the development set again, and write the lock: hashes, but no addresses."""
-    session.install("uv")
     session.run(
         *("uv", "pip", "compile", "pyproject.toml", "--group", "dev", "--all-extras", "--universal"),
         *("--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links"),
         *("--custom-compile-command", "nox -s lock", "--quiet", "--upgrade", "--output-file", LOCK),
         env=dict(os.environ),
+        external=True,
     )

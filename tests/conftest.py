@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 from flora_async._virtual import VirtualLoop
 
+collect_ignore = [] if find_spec("sphinx") else ["test_site.py"]
+"""The session `tests` installs no tools of the documentation; `proof` does."""
 OFFICIAL_CLIENT = "@flora-ai/flora@0.11.0"
 
 
