@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -38,13 +39,20 @@ class OrderProcessor:
     """Processes the orders that one process holds."""
 
     def __init__(
-        self, flora: Flora, database: Database, writer: ChangeWriter, process: str, poll: PollFactory | None
+        self,
+        flora: Flora,
+        database: Database,
+        writer: ChangeWriter,
+        process: str,
+        poll: PollFactory | None,
+        on_place_free: Callable[[], None],
     ) -> None:
         self._flora = flora
         self._database = database
         self._writer = writer
         self._process = process
         self._poll = poll
+        self._on_place_free = on_place_free
         self._failures = 0
         self._open_at = 0.0
         self._accepted = False
@@ -53,6 +61,8 @@ class OrderProcessor:
         self.unreadable: set[str] = set()
         """Batches whose runs this client's key may not read."""
         self.creating = 0
+        self.ending = 0
+        """Number of orders whose end is being recorded: their places are free."""
         self.closing: bool = False
         self.trouble: str | None = None
         """Why FLORA cannot be used at present."""
@@ -228,8 +238,13 @@ class OrderProcessor:
         error: errors.FloraError | None = None,
         charged: float | None = None,
     ) -> None:
-        outcome = encode_outcome(run, error)
-        await self._writer.write(Change(item.batch, item.number, state, charged=charged, outcome=outcome))
+        change = Change(item.batch, item.number, state, charged=charged, outcome=encode_outcome(run, error))
+        self.ending += 1
+        self._on_place_free()
+        try:
+            await self._writer.write(change)
+        finally:
+            self.ending -= 1
 
     def _pause(self, failure: errors.FloraError) -> None:
         """Send no order for a while."""

@@ -46,7 +46,7 @@ class Worker:
         self._concurrency = concurrency
         self._only = only
         self._writer = ChangeWriter(database, self.process)
-        self.processor: OrderProcessor = OrderProcessor(flora, database, self._writer, self.process, poll)
+        self.processor: OrderProcessor = OrderProcessor(flora, database, self._writer, self.process, poll, self.wake)
         self.in_hand: Counter[str] = Counter()
         """Number of orders in progress, by batch."""
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -111,7 +111,7 @@ class Worker:
 
     def _free(self) -> int:
         suspects = sum(map(len, self.processor.forbidden.values()))  # they wait for the fate of other orders
-        return 0 if self.processor.closing else self._concurrency + suspects - len(self._tasks)
+        return 0 if self.processor.closing else self._concurrency + suspects + self.processor.ending - len(self._tasks)
 
     async def _take_over(self) -> None:
         if self._outages != self._database.outages:
