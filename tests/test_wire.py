@@ -33,6 +33,7 @@ from flora_async import (
     ProtocolError,
     RateLimitError,
     ResponseDecodeError,
+    ResponseTooLargeError,
     Run,
     UnprocessableEntityError,
     _arguments,
@@ -463,3 +464,45 @@ def test_no_date_is_too_odd(words: list[str], between: str) -> None:
 def test_call_backs_on_this_machine() -> None:
     """A sandbox may call back over http."""
     assert _wire.check_order(LOCAL, order(callback_url="http://127.0.0.1:9/hook"))
+
+
+# -- answers that are slow to read
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        b"a,",
+        b'\\",',
+        b"\\\\,",
+        b'",',
+        b'"a,",',
+        b'"\\",',
+        b'","',
+    ],
+)
+def test_a_torn_text_costs_no_more_than_its_length(unit: bytes) -> None:
+    """An answer whose last string has no end is judged in linear time, whatever it is made of."""
+
+    def judge(size: int) -> float:
+        answer = told(b'["' + unit * (size // len(unit)))
+        began = time.perf_counter()
+        with pytest.raises((ResponseTooLargeError, ResponseDecodeError)):
+            _wire.read_response(list, answer)
+        return time.perf_counter() - began
+
+    judge(2**20)
+    assert min(judge(8 * 2**20) for _ in range(3)) < 30 * min(judge(2**20) for _ in range(5)), "8 would be linear"
+
+
+def test_commas_in_strings_are_no_values() -> None:
+    """A text output of a million commas is read, also with escaped quotes beside them."""
+    text = ',\\",\\\\' * 200_000
+    assert _wire.read_response(list[str], told(json.dumps([text, "x"]).encode())).data == [text, "x"]
+
+
+def test_too_many_values_are_refused() -> None:
+    """A list of as many numbers, strings or members as would hold up the event loop is not decoded."""
+    for item in ("1", '""', '{"a":0,"b":0}', "[,]"):
+        with pytest.raises(ResponseTooLargeError, match="more than 200000 values"):
+            _wire.read_response(list, told(f"[{','.join([item] * 250_000)}]".encode()))
