@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-import anyio
+import anyio.from_thread
+import anyio.to_thread
 import msgspec
 import pytest
 from scripted import RUN_ID, Scripted, answer, error, hang_up, history, run, silence, started
@@ -483,6 +484,120 @@ async def test_close_ends_what_is_under_way(server: Scripted) -> None:
     assert sorted(caught) == ["ClientClosedError", "ClientClosedError", "CreateOutcomeUnknownError"]
 
 
+async def test_close_ends_what_pauses_and_what_waits_for_its_turn(server: Scripted) -> None:
+    """A call in its retry pause, calls and polls behind it, and a create: at once, and nothing more is sent."""
+    server.on("GET", f"/runs/{RUN_ID}", error(429, headers={"Retry-After": "20"}))
+    flora = Flora(KEY, base_url=server.base_url)
+    pausing = asyncio.create_task(flora.generations.retrieve(RUN_ID))
+    while not flora._transport._limiter.wait():
+        await asyncio.sleep(0.001)
+    queued = [
+        asyncio.create_task(call)
+        for call in (
+            *(flora.generations.retrieve(RUN_ID) for _ in range(5)),
+            flora.generations.create(**ORDER),
+            flora.wait_for_run("run_2"),
+            anext(flora.generations.list().pages()),
+        )
+    ]
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(2):
+        await flora.close()
+        ends = await asyncio.gather(pausing, *queued, return_exceptions=True)
+    assert {type(end) for end in ends} == {ClientClosedError}
+    assert len(server.asked) == 1
+
+
+async def test_close_under_an_ambiguous_create_does_not_hide_it(server: Scripted) -> None:
+    """A create that may have been accepted, and pauses before it is sent again, ends in the error that says so."""
+    server.on("POST", "/generate", hang_up)
+    flora = Flora(KEY, base_url=server.base_url)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_pacing, "RESEND_PAUSE", 20.0)
+        create = asyncio.create_task(flora.generations.create(**ORDER))
+        while not server.asked:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(2):
+            await flora.close()
+            with pytest.raises(CreateOutcomeUnknownError):
+                await create
+
+
+async def test_a_close_that_is_cancelled_closes_all_the_same(server: Scripted) -> None:
+    """Its connections do not stay, whenever the cancellation comes."""
+    server.on("GET", f"/runs/{RUN_ID}", answer(run("running")))
+    for steps in range(1, 6):
+        flora = Flora(KEY, base_url=server.base_url)
+        wait = asyncio.create_task(flora.wait_for_run(RUN_ID))
+        while not server.count("GET", f"/runs/{RUN_ID}"):
+            await asyncio.sleep(0.001)
+        closing = asyncio.create_task(flora.close())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing, wait], timeout=5)
+        server.asked.clear()
+        assert isinstance(wait.exception(), ClientClosedError)
+        assert flora._transport._sessions is not None
+        assert flora._transport._sessions.closed
+
+
+async def test_calls_from_all_worker_threads_at_once(server: Scripted) -> None:
+    """The first request of a client needs a thread, and gets one though anyio's own all wait for that request."""
+    server.on("GET", f"/runs/{RUN_ID}", answer(run()))
+    async with Flora(KEY, base_url=server.base_url) as flora:
+
+        def call() -> bool:
+            return anyio.from_thread.run(flora.generations.retrieve, RUN_ID).succeeded
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                for _ in range(2 * int(anyio.to_thread.current_default_thread_limiter().total_tokens)):
+                    group.start_soon(anyio.to_thread.run_sync, call)
+    assert len(server.asked) == 80
+
+
+async def test_close_from_another_thread(server: Scripted) -> None:
+    """It ends waits and requests on the event loop that they are on, and returns when that is done."""
+    server.on("GET", f"/runs/{RUN_ID}", answer(run("running"))).on("GET", "/runs/run_2", silence)
+    flora = Flora(KEY, base_url=server.base_url)
+    calls = [asyncio.create_task(call) for call in (flora.wait_for_run(RUN_ID), flora.generations.retrieve("run_2"))]
+    while len(server.asked) < 2:
+        await asyncio.sleep(0.001)
+    async with asyncio.timeout(2):
+        await asyncio.to_thread(asyncio.run, flora.close())
+        assert flora._transport._sessions is not None
+        assert flora._transport._sessions.closed
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(end) for end in ends} == {ClientClosedError}
+
+
+@pytest.mark.parametrize("left", ["closed", "stopped", "running nothing"])
+def test_close_on_a_second_loop(left: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the first one is over it closes there and then, else when that runs again: no session is left open."""
+    flora = Flora(KEY, base_url="http://127.0.0.1:1", max_retries=0)
+
+    async def use() -> None:
+        with pytest.raises(APIConnectionError):
+            await flora.generations.retrieve(RUN_ID)
+
+    with asyncio.Runner() as first:
+        first.run(use())
+        if left == "stopped":
+            asyncio.run(flora.close())
+            first.run(asyncio.sleep(0))
+    if left == "closed":
+        asyncio.run(flora.close())
+    elif left == "running nothing":
+        with pytest.raises(StopIteration):
+            flora.close().send(None)
+        asyncio.run(flora.close())
+    assert flora._transport._sessions is not None
+    assert flora._transport._sessions.closed
+    assert not caplog.records
+
+
 def test_each_client_belongs_to_one_loop() -> None:
     """Used on another, or on none, it says so."""
     flora = Flora(KEY, base_url="http://127.0.0.1:1", max_retries=0)
@@ -514,6 +629,20 @@ def test_without_asyncio() -> None:
     for call in (flora.generations.retrieve(RUN_ID), flora.wait_for_run(RUN_ID)):
         with pytest.raises(ConfigurationError, match="asyncio"):
             call.send(None)
+
+
+def test_the_error_of_a_foreign_loop_is_the_one_that_is_seen() -> None:
+    """``async with`` adds none of its own where asyncio does not run."""
+
+    async def use() -> None:
+        async with Flora(KEY) as flora:
+            await flora.generations.retrieve(RUN_ID)
+
+    with pytest.raises(ConfigurationError, match="asyncio") as caught:
+        use().send(None)
+    assert caught.value.__context__ is None
+    with pytest.raises(StopIteration):
+        Flora(KEY).close().send(None)
 
 
 async def test_many_clients_in_one_process(server: Scripted) -> None:

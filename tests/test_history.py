@@ -181,6 +181,86 @@ async def test_each_async_for_is_a_walk_of_its_own() -> None:
     assert await ids(listing) == await ids(listing) == ["run_1"]
 
 
+def ten_pages() -> Book:
+    """Return a book of ten pages, of five items each."""
+    return Book(
+        {
+            f"{number}" if number else None: a_page(
+                *(f"run_{number}_{item}" for item in range(5)), cursor=f"{number + 1}" if number < 9 else None
+            )
+            for number in range(10)
+        }
+    )
+
+
+@pytest.mark.parametrize("readers", [2, 7])
+@pytest.mark.parametrize("kind", ["items", "pages"])
+async def test_tasks_that_share_a_walk(readers: int, kind: str) -> None:
+    """Each item, and each page, reaches exactly one of them, in order; all of them end."""
+    book = ten_pages()
+    listing = GenerationList(book.fetch, None)
+    walk: Any = aiter(listing) if kind == "items" else listing.pages()
+    seen: list[str] = []
+
+    async def read() -> None:
+        async for thing in walk:
+            seen.extend(row.run_id for row in (thing.generations if kind == "pages" else [thing]))
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        for _ in range(readers):
+            group.create_task(read())
+    assert seen == [f"run_{number}_{item}" for number in range(10) for item in range(5)]
+    assert book.asked == list(book.pages)
+
+
+async def test_one_of_the_tasks_that_share_a_walk_is_cancelled() -> None:
+    """The page that it waited for goes to another one."""
+    book = ten_pages()
+    walk = GenerationList(book.fetch, None).pages()
+    first, second, third = (asyncio.create_task(anext(walk)) for _ in range(3))
+    await asyncio.sleep(0)
+    second.cancel()
+    first.cancel()
+    assert (await third).generations[0].run_id == "run_0_0"
+    assert (await anext(walk)).generations[0].run_id == "run_1_0"
+
+
+async def test_one_of_the_tasks_that_share_a_walk_gets_its_error() -> None:
+    """The error reaches the one that asked; the next one asks for the same page again."""
+    book = ten_pages()
+    kept = book.pages.pop("1")
+    walk = GenerationList(book.fetch, None).pages()
+    ends = await asyncio.gather(anext(walk), anext(walk), return_exceptions=True)
+    assert [type(end) for end in ends] == [GenerationPage, KeyError]
+    book.pages["1"] = kept
+    assert await anext(walk) is kept
+
+
+async def test_tasks_that_share_a_walk_that_is_closed() -> None:
+    """Those that wait for their turns end."""
+    stuck = asyncio.Event()
+
+    async def fetch(cursor: str | None) -> GenerationPage:
+        await stuck.wait()
+        return a_page("run_1", cursor="a")
+
+    walk = GenerationList(fetch, None).pages()
+    readers = [asyncio.ensure_future(anext(walk, None)) for _ in range(3)]
+    await asyncio.sleep(0)
+    await walk.aclose()
+    stuck.set()
+    assert [page is None for page in await asyncio.gather(*readers)] == [False, True, True]
+
+
+async def test_tasks_that_share_a_walk_in_a_circle() -> None:
+    """One of them learns of it, once."""
+    book = Book({None: a_page("run_2", cursor="a"), "a": a_page("run_1", cursor="a")})
+    walk = aiter(GenerationList(book.fetch, None))
+    ends = await asyncio.gather(*(anext(walk) for _ in range(4)), return_exceptions=True)
+    assert [type(end).__name__ for end in ends] == [*["Generation"] * 2, "PaginationError", "StopAsyncIteration"]
+
+
 async def test_a_dropped_walk_leaves_nothing_running(flora: Flora, server: Scripted) -> None:
     """After break the look-ahead ends by itself."""
     server.on("GET", "/generations", page("run_1", cursor="a"), silence)

@@ -388,12 +388,19 @@ def check_path(name: str, value: str | os.PathLike[str]) -> Path:
     return path
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return asyncio's running event loop; ``None``: there is none, as under trio."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def bind_loop(bound: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
     """Give the running event loop: asyncio's, and no other than the one that a client is *bound* to."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        raise errors.ConfigurationError("flora-async runs on asyncio: call it inside asyncio.run(...)") from None
+    loop = running_loop()
+    if loop is None:
+        raise errors.ConfigurationError("flora-async runs on asyncio: call it inside asyncio.run(...)")
     if bound is not None and bound is not loop:
         raise errors.ConfigurationError(
             "this client belongs to another event loop: open one Flora(...) in each asyncio.run(...)"

@@ -206,12 +206,12 @@ class Flora:
         await self.close()
 
     async def close(self) -> None:
-        """Close the client's connections; again is fine.
+        """Close the client's connections. Again is fine, also on another event loop or in another thread.
 
-        Waits and requests under way end in :class:`ClientClosedError`. Runs that were started go on at FLORA.
+        Waits and requests under way, in a pause or in a queue end in :class:`ClientClosedError` at once. Runs that were
+        started go on at FLORA.
         """
-        await self._watcher.close()
-        await self._transport.close()
+        await self._transport.close(self._watcher.close)
 
     async def aclose(self) -> None:
         """Close the client as :meth:`close` does, under the name that ``contextlib.aclosing`` calls."""

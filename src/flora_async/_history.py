@@ -29,7 +29,8 @@ class PageIterator(Closing):
     """The pages of the history as FLORA cuts them, newest first; an item that shifts between two pages is on both.
 
     The next page is on its way while the caller reads this one. That ends with the walk, with ``aclose()``, at the end
-    of ``async with`` and when the iterator is dropped. After an error the same page can be asked for again.
+    of ``async with`` and when the iterator is dropped. After an error the same page can be asked for again. Tasks that
+    share an iterator each get pages of their own.
     """
 
     usage = "async for page in flora.generations.list(...).pages(), or await anext(...) for one page"
@@ -41,11 +42,16 @@ class PageIterator(Closing):
         self._soon: asyncio.Handle | None = None
         self._ahead: asyncio.Task[GenerationPage] | None = None
         self._over = self._circle = False
+        self._turn = asyncio.Lock()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> GenerationPage:
+        async with self._turn:
+            return await self._next_page()
+
+    async def _next_page(self) -> GenerationPage:
         if self._over:
             raise StopAsyncIteration
         if self._circle:
@@ -134,7 +140,8 @@ def warn_of_broken(page: GenerationPage) -> None:
 class GenerationIterator(Closing):
     """The items of the history, newest first, each once: an item that pages shift to is not handed out again.
 
-    An item that cannot be read is said when all others have been handed out.
+    An item that cannot be read is said when all others have been handed out. Tasks that share an iterator each get
+    items of their own.
     """
 
     usage = "async for generation in ..., or await anext(...) for one item"
@@ -144,22 +151,28 @@ class GenerationIterator(Closing):
         self._items: Iterator[Generation] = iter(())
         self._once = Once()
         self._broken: BrokenItem | None = None
+        self._turn = asyncio.Lock()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Generation:
-        while (generation := next(self._items, None)) is None:
-            try:
-                page = await self._pages.__anext__()
-            except StopAsyncIteration:
-                self._tell_of_the_broken()
-                raise
-            warn_of_broken(page)
-            if page.broken:
-                self._broken = self._broken or page.broken[0]
-            self._items = iter(self._once.fresh(page.generations))
-        return generation
+        generation = next(self._items, None)
+        return await self._next_item() if generation is None else generation
+
+    async def _next_item(self) -> Generation:
+        async with self._turn:  # the first to come reads the page, and those behind take from it
+            while (generation := next(self._items, None)) is None:
+                try:
+                    page = await self._pages.__anext__()
+                except StopAsyncIteration:
+                    self._tell_of_the_broken()
+                    raise
+                warn_of_broken(page)
+                if page.broken:
+                    self._broken = self._broken or page.broken[0]
+                self._items = iter(self._once.fresh(page.generations))
+            return generation
 
     def _tell_of_the_broken(self) -> None:
         item, self._broken = self._broken, None

@@ -14,6 +14,7 @@ import platform
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
 from errno import EACCES
 from io import BytesIO
 from ssl import SSLCertVerificationError, SSLContext, SSLError
@@ -238,10 +239,10 @@ class Sessions:
     async def close(self) -> None:
         """Close what was opened here. Requests under way end in an error at once."""
         self._closing = True
-        own = self._creates, self._media, self._reads
-        for session in own:
-            if session is not self._borrowed:
-                await session.close()
+        async with AsyncExitStack() as closing:  # a cancellation ends the wait for one of them
+            for session in (self._creates, self._media, self._reads):
+                if session is not self._borrowed:
+                    closing.push_async_callback(session.close)
 
 
 def _session(connector: aiohttp.TCPConnector, headers: Mapping[str, str]) -> aiohttp.ClientSession:

@@ -16,12 +16,13 @@ from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
-from anyio.to_thread import run_sync
 from msgspec import Struct
 
 from flora_async import _pacing, errors
-from flora_async._arguments import Secret, bind_loop
+from flora_async._aio import run_in_thread
+from flora_async._arguments import Secret, bind_loop, running_loop
 from flora_async._clock import ServerClock
+from flora_async._closing import CLOSE_TIMEOUT, close_at_home
 from flora_async._events import RateLimited, RequestEnded, RetryPlanned, Tell
 from flora_async._limiter import Lane, Limiter
 from flora_async._pacing import RetryBudget
@@ -89,7 +90,9 @@ class Transport:
         self._borrowed = session
         self._sessions: Sessions | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
         self._closing = asyncio.Event()
+        self._closing_later: asyncio.Future[None] | None = None
         self._limiter = Limiter()
         self._budget = RetryBudget()
         self.clock = ServerClock()
@@ -179,7 +182,7 @@ class Transport:
             billable=billable,
             elapsed=elapsed,
         )
-        if pause is None or self._closing.is_set():
+        if pause is None or self._closed:
             return None
         # A 429 is the limiter's business; and no load is worth a run that is paid for and not known.
         unbudgeted = isinstance(failure, errors.RateLimitError) or (billable and _pacing.may_have_arrived(failure))
@@ -199,16 +202,16 @@ class Transport:
 
     def _opened(self) -> Sessions | None:
         """Give what is open, if this client is not closed."""
-        if self._closing.is_set():
+        if self._closed:
             raise errors.ClientClosedError("this client is closed: open a new one with Flora(...)")
         return self._sessions
 
     async def _open(self) -> Sessions:
         # A quarter of a second of imports must not stop a loop that has other work.
-        await run_sync(import_module, "flora_async._sessions")
+        await run_in_thread(import_module, "flora_async._sessions")
         from flora_async._sessions import Sessions
 
-        if self._closing.is_set():
+        if self._closed:
             raise errors.ClientClosedError("this client was closed before it had opened")
         if self._sessions is None:
             self._sessions = Sessions(
@@ -233,12 +236,44 @@ class Transport:
         async with await sessions.open_media(url, headers) as response:
             yield Media(response.status, response.headers, sessions.chunks(response))
 
-    async def close(self) -> None:
-        """Close what was opened here. Requests under way end in an error at once."""
+    async def close(self, first: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Close what was opened here, after what *first* closes. Requests end in an error at once, wherever they are.
+
+        From another event loop than the one that was used: on that one, where it runs, and when it runs again, where it
+        can. A process that was forked closes nothing, for the connections are its parent's.
+        """
+        self._closed = True
+        if self._process == os.getpid():
+            await close_at_home(self._loop, partial(self._close, first))
+
+    async def _close(self, first: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if running_loop() is None:
+            return  # nothing of asyncio's can be closed from here
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            try:
+                await first()
+            finally:
+                await self._close_connections()
+
+    async def _close_connections(self) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            if loop is not running_loop():
+                loop.call_soon_threadsafe(self._close_later)
+                return
+            self._end()
+        if self._sessions is not None:
+            await self._sessions.close()
+
+    def _end(self) -> None:
+        """End what waits for its turn, or pauses."""
         self._closing.set()
-        if self._sessions is not None and self._loop is asyncio.get_running_loop():
-            with anyio.move_on_after(5, shield=True):
-                await self._sessions.close()
+        self._limiter.close(errors.ClientClosedError("this client was closed before its request went out"))
+
+    def _close_later(self) -> None:
+        self._end()
+        if self._sessions is not None:
+            self._closing_later = asyncio.ensure_future(self._sessions.close())
 
 
 async def _told(

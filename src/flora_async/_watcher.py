@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias
 from msgspec import Struct
 
 from flora_async import _pacing, errors
-from flora_async._arguments import bind_loop
+from flora_async._arguments import bind_loop, running_loop
 from flora_async._entries import Agenda, Entry, Interest, Look, Plan, Scope, Subject, Waiter, as_run, is_news
 from flora_async._events import LookBegan, LookEnded, Tell
 from flora_async._limiter import Lane
@@ -223,7 +223,7 @@ class Watcher:
         self._closed = True
         if self._loop is None or self._loop.is_closed():
             return
-        if self._loop is not asyncio.get_running_loop():
+        if self._loop is not running_loop():
             self._loop.call_soon_threadsafe(self._end_all)
             return
         ending = self._end_all()
