@@ -14,8 +14,10 @@ import pyarrow
 
 from flora_async import (
     APIError,
+    CompletedOutcome,
     CreateOutcomeUnknownError,
     Event,
+    FailedOutcome,
     FieldError,
     Flora,
     FloraError,
@@ -33,7 +35,6 @@ from flora_async import (
     Run,
     RunFailedError,
     RunLike,
-    RunOutcome,
     RunTimeoutError,
     RunWatch,
     StartedRun,
@@ -48,6 +49,12 @@ class Mine(msgspec.Struct):
     """What somebody expects of an answer."""
 
     models: list[dict[str, str]]
+
+
+class Row(Order, frozen=True, kw_only=True):
+    """An order with the caller's own number."""
+
+    line: int
 
 
 def mine() -> Generator[float, Any, None]:
@@ -113,14 +120,29 @@ async def use_many(flora: Flora, runs: list[StartedRun]) -> None:
             yield order
 
     async for outcome in flora.generate_many(orders, concurrency=8, max_cost=1.5):
-        assert_type(outcome, Outcome)
-        assert_type(outcome.run, Run | None)
-        assert_type(outcome.error, FloraError | None)
+        assert_type(outcome.order, Order)
+        assert_type(outcome.result(), Run)
+        if outcome.error is not None:
+            assert_type(outcome.error, FloraError)
+            raise outcome.error
+        assert_type(outcome.run, Run)
+    async for row in flora.generate_many(
+        [Row(type="text", prompt="x", workspace_id="ws_1", project_id="prj_1", line=1)]
+    ):
+        assert_type(row.order.line, int)
+        kept: Outcome[Row] = row
+        assert_type(kept.run.outputs if kept.run else kept.error, tuple[Output, ...] | FloraError | None)
     async with flora.generate_many(lazily()) as outcomes:
-        assert_type(outcomes, Outcomes)
+        assert_type(outcomes, Outcomes[Order])
     async for ended in flora.as_completed([*runs, "run_1"], timeout=60):
-        assert_type(ended, RunOutcome)
         assert_type(ended.run_id, str)
+        assert_type(ended.order, None)
+        known: Outcome[None] = ended
+        match known:
+            case CompletedOutcome(run=run):
+                assert_type(run, Run)
+            case FailedOutcome(error=error):
+                assert_type(error, FloraError)
     async for seen in flora.watch_run(runs):
         assert_type(seen, Run)
 

@@ -17,7 +17,8 @@ import flora_async
 from flora_async import export
 
 ORDER = """
-    _version _lazy _render models errors _aio _events _arguments _addresses _wire _pacing _clock _costs _sweep
+    _version _lazy _render models errors _outcomes _aio _events _arguments _addresses _wire _pacing _clock _costs
+    _sweep
     _matching webhooks _closing _limiter _sessions _transport _entries _waits _watcher _polling _many _inbox _history
     _saving _catalogue _file_names _downloads _recovery _generations _client __init__ export telemetry durable sandbox
     _virtual cli

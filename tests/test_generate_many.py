@@ -154,7 +154,7 @@ async def test_closing_ends_a_consumer_that_waits(flora: Flora) -> None:
     """The loop of another task ends as after the last outcome."""
     outcomes = flora.generate_many([order("[slow]")])
 
-    async def consume() -> list[Outcome]:
+    async def consume() -> list[Outcome[Order]]:
         return [outcome async for outcome in outcomes]
 
     consumer = asyncio.ensure_future(consume())

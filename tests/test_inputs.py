@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import math
+import pickle
 import sys
 import uuid
 from collections import OrderedDict, UserDict, deque, namedtuple
@@ -27,7 +28,20 @@ from markupsafe import Markup
 from raw import Raw, http, say
 from scripted import run
 
-from flora_async import ClientClosedError, ConfigurationError, Flora, Order, Run, StartedRun, _arguments, _wire
+from flora_async import (
+    ClientClosedError,
+    CompletedOutcome,
+    ConfigurationError,
+    FailedOutcome,
+    Flora,
+    NotFoundError,
+    Order,
+    Run,
+    RunFailedError,
+    StartedRun,
+    _arguments,
+    _wire,
+)
 from flora_async._addresses import parse_base_url
 from flora_async.export import record_batches
 from flora_async.sandbox import Sandbox
@@ -366,6 +380,32 @@ async def test_create_and_generate_take_an_order(sandbox: Sandbox) -> None:
         received = sandbox.orders[run_id]
         assert (received.prompt, received.params) == ("a word", {"seed": 7})
     assert sandbox.accepted == 2
+
+
+@pytest.mark.anyio
+async def test_outcomes_return_the_run_or_raise_the_error(flora: Flora) -> None:
+    """An outcome has the caller's own order, its result, and it pickles; as_completed's has the run's id alone."""
+    rows = [Row(type="text", prompt=prompt, line=line, **PLACE) for line, prompt in enumerate(("a", "[fail:x]"))]
+    outcomes = {outcome.order.line: outcome async for outcome in flora.generate_many(rows)}
+    done, failed = outcomes[0], outcomes[1]
+    assert isinstance(done, CompletedOutcome)
+    assert isinstance(failed, FailedOutcome)
+    assert (done.order, done.error, done.run_id) == (rows[0], None, done.run.run_id)
+    assert done.result() is done.run
+    assert (failed.order, failed.run, failed.run_id) == (rows[1], None, failed.error.run_id)
+    with pytest.raises(RunFailedError) as caught:
+        failed.result()
+    assert caught.value is failed.error
+    run_ids = [done.run_id, failed.run_id or "", "run_of_nobody"]
+    ended = {outcome.run_id: outcome async for outcome in flora.as_completed(run_ids)}
+    assert {run_id: type(ended[run_id].error) for run_id in run_ids} == dict(
+        zip(run_ids, (type(None), RunFailedError, NotFoundError), strict=True)
+    )
+    assert {outcome.order for outcome in ended.values()} == {None}
+    for outcome in (done, failed, *ended.values()):
+        again = pickle.loads(pickle.dumps(outcome))
+        assert (type(again), again.run, str(again.error)) == (type(outcome), outcome.run, str(outcome.error))
+        assert again.run_id == outcome.run_id
 
 
 @pytest.mark.anyio

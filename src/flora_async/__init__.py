@@ -19,9 +19,10 @@ from flora_async._events import (
 from flora_async._generations import Generations, OnCreate
 from flora_async._history import GenerationIterator, GenerationList, PageIterator
 from flora_async._inbox import Inbox
-from flora_async._many import Outcome, Outcomes
+from flora_async._many import Outcomes
+from flora_async._outcomes import CompletedOutcome, FailedOutcome, Outcome
 from flora_async._pacing import PollFactory, PollSchedule
-from flora_async._polling import OnUpdate, RunOutcome, RunOutcomes, RunWatch
+from flora_async._polling import OnUpdate, RunOutcomes, RunWatch
 from flora_async._version import __version__
 from flora_async.errors import (
     APIConnectionError,
@@ -92,6 +93,7 @@ __all__ = [
     "BadRequestError",
     "BrokenItem",
     "ClientClosedError",
+    "CompletedOutcome",
     "ConfigurationError",
     "ConflictError",
     "CreateOutcomeUnknownError",
@@ -99,6 +101,7 @@ __all__ = [
     "DownloadError",
     "Event",
     "ExportError",
+    "FailedOutcome",
     "FieldError",
     "Flora",
     "FloraError",
@@ -148,7 +151,6 @@ __all__ = [
     "RunCreated",
     "RunFailedError",
     "RunLike",
-    "RunOutcome",
     "RunOutcomes",
     "RunStatus",
     "RunTimeoutError",

@@ -35,6 +35,7 @@ from flora_async._generations import Birth, Generations, OnCreate
 from flora_async._inbox import Inbox
 from flora_async._lazy import LazyModule
 from flora_async._many import OrderRunner, Outcomes
+from flora_async._outcomes import OrderT
 from flora_async._pacing import Estimates, PollFactory
 from flora_async._polling import OnUpdate, RunOutcomes, RunWatch, wait_for_run
 from flora_async._recovery import Recovery
@@ -269,7 +270,7 @@ class Flora:
     def as_completed(self, runs: Iterable[RunLike], *, timeout: float | None = None) -> RunOutcomes:
         """Hand out runs as they finish: ``async for outcome in flora.as_completed(runs)``.
 
-        Each :class:`RunOutcome` has a ``run_id`` and either the completed ``run`` or the ``error``, a
+        Each :data:`Outcome` has a ``run_id``, no order, and either the completed ``run`` or the ``error``, a
         :class:`RunFailedError` if FLORA gave it up, a :class:`RunTimeoutError` if *timeout* seconds from the first item
         were not enough. A thousand runs cost few requests more than ten: the history tells of a hundred at once.
         """
@@ -277,16 +278,16 @@ class Flora:
 
     def generate_many(
         self,
-        orders: Iterable[Order] | AsyncIterable[Order],
+        orders: Iterable[OrderT] | AsyncIterable[OrderT],
         *,
         concurrency: int = 32,
         max_cost: float | None = None,
-    ) -> Outcomes:
+    ) -> Outcomes[OrderT]:
         """Order many generations, and hand them out as they finish.
 
-        Each :class:`Outcome` has the ``order`` and either the completed ``run`` or the ``error``; no failure touches
-        the others. Orders are read one by one, as there is room; each run is waited for as ``wait_for_run`` does, for
-        600 seconds.
+        Each :data:`Outcome` has the caller's own ``order`` and either the completed ``run`` or the ``error``;
+        ``outcome.result()`` returns the one or raises the other. No failure touches the others. Orders are read one by
+        one, as there is room; each run is waited for as ``wait_for_run`` does, for 600 seconds.
 
         Args:
             orders: what to generate; any iterable, or an asynchronous one. An asynchronous generator is closed at the

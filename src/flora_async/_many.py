@@ -5,31 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
-from typing import Any, Self
-
-from msgspec import Struct
+from typing import Any, Generic, Self
 
 from flora_async import errors
 from flora_async._arguments import bind_loop
 from flora_async._closing import Closing
 from flora_async._costs import BudgetDecision, CostTracker, StopReason, decide_read, decide_start, price_key
+from flora_async._outcomes import CompletedOutcome, FailedOutcome, OrderT, Outcome
 from flora_async.models import Order, Run, StartedRun
 
 
-class Outcome(Struct, frozen=True):
-    """What became of an order: ``run`` if it has completed, else ``error``."""
-
-    order: Order
-    run: Run | None
-    error: errors.FloraError | None
-
-
-class OrderRunner:
+class OrderRunner(Generic[OrderT]):
     """Starts orders, waits for their runs and collects their outcomes. Holds no reference to its iterator."""
 
     def __init__(
         self,
-        orders: Iterable[Order] | AsyncIterable[Order],
+        orders: Iterable[OrderT] | AsyncIterable[OrderT],
         *,
         start: Callable[[Order], Coroutine[Any, Any, StartedRun]],
         finish: Callable[[StartedRun], Coroutine[Any, Any, Run]],
@@ -50,14 +41,14 @@ class OrderRunner:
         self._closed = False
         self._room = asyncio.Event()
         self._changed = asyncio.Event()
-        self._outcomes: deque[Outcome] = deque()
+        self._outcomes: deque[Outcome[OrderT]] = deque()
         self._failure: BaseException | None = None
         self.stop_reason: StopReason | None = None
-        self.unstarted: Order | None = None
+        self.unstarted: OrderT | None = None
 
     # -- for the iterator
 
-    async def next_outcome(self) -> Outcome | None:
+    async def next_outcome(self) -> Outcome[OrderT] | None:
         """Return the next outcome; ``None`` after the last one, or when this was closed. Raise what ended the reading.
 
         Any number of tasks may call it: each outcome is returned once.
@@ -152,7 +143,7 @@ class OrderRunner:
             return decide_read(self._costs.costs, max_cost=self._max_cost)
         return decide_start(self._costs.costs, price_key(order), max_cost=self._max_cost)
 
-    def _start_order(self, order: Order) -> None:
+    def _start_order(self, order: OrderT) -> None:
         self._open += 1
         self._costs.record_sent(price_key(order))
         task = asyncio.get_running_loop().create_task(self._run_order(order))
@@ -174,40 +165,44 @@ class OrderRunner:
 
     # -- one order
 
-    async def _run_order(self, order: Order) -> None:
-        run, error = await self._create_and_wait(order)
-        self._outcomes.append(Outcome(order, run, error))
+    async def _run_order(self, order: OrderT) -> None:
+        try:
+            run = await self._create_and_wait(order)
+        except errors.FloraError as error:
+            self._outcomes.append(FailedOutcome(order=order, error=error, run_id=error.run_id))
+        else:
+            self._outcomes.append(CompletedOutcome(order=order, run=run))
 
-    async def _create_and_wait(self, order: Order) -> tuple[Run | None, errors.FloraError | None]:
+    async def _create_and_wait(self, order: Order) -> Run:
         costs, key = self._costs, price_key(order)
         try:
             started = await self._start(order)
-        except errors.CreateOutcomeUnknownError as error:
+        except errors.CreateOutcomeUnknownError:
             costs.record_doubtful(key)
-            return None, error
+            raise
         except errors.FloraError as error:
             costs.record_refused(key)
             if isinstance(error, errors.InsufficientCreditsError):
                 self.stop_reason = self.stop_reason or "insufficient_credits"
                 self._stop_reading()
-            return None, error
+            raise
         quote = started.charged_cost
         costs.record_started(key, quote)
         self._room.set()
         try:
             run = await self._finish(started)
-        except errors.RunFailedError as error:
+        except errors.RunFailedError:
             costs.record_failed(key, quote)
-            return None, error
+            raise
         except errors.FloraError as error:
             costs.record_abandoned(key, quote)
             error.run_id = started.run_id
-            return None, error
+            raise
         costs.record_completed(key, quote, run.charged_cost)
-        return run, None
+        return run
 
 
-class Outcomes(Closing):
+class Outcomes(Closing, Generic[OrderT]):
     """Outcomes of many orders in completion order: iterate over it with ``async for``.
 
     Leaving the loop ends it: at the end of ``async with``, by ``aclose()``, or when the iterator is dropped. No further
@@ -217,7 +212,7 @@ class Outcomes(Closing):
 
     usage = "async for outcome in flora.generate_many(...)"
 
-    def __init__(self, runner: OrderRunner) -> None:
+    def __init__(self, runner: OrderRunner[OrderT]) -> None:
         self._runner = runner
 
     @property
@@ -226,14 +221,14 @@ class Outcomes(Closing):
         return self._runner.stop_reason
 
     @property
-    def unstarted(self) -> Order | None:
+    def unstarted(self) -> OrderT | None:
         """Order that was read from the caller's iterable but not started, if the loop ended before it."""
         return self._runner.unstarted
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Outcome:
+    async def __anext__(self) -> Outcome[OrderT]:
         outcome = await self._runner.next_outcome()
         if outcome is None:
             raise StopAsyncIteration
@@ -247,7 +242,7 @@ class Outcomes(Closing):
         self._runner.drop()
 
 
-async def _iterate(orders: Iterable[Order]) -> AsyncIterator[Order]:
+async def _iterate(orders: Iterable[OrderT]) -> AsyncIterator[OrderT]:
     for order in orders:
         yield order
 

@@ -10,12 +10,12 @@ from functools import partial
 from itertools import count
 from typing import ClassVar, Self, TypeAlias
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from flora_async import errors
 from flora_async._closing import Closing
 from flora_async._entries import Interest, Subject, Waiter
+from flora_async._outcomes import CompletedOutcome, FailedOutcome
 from flora_async._pacing import PollFactory
 from flora_async._waits import Wait
 from flora_async._watcher import Watcher
@@ -26,14 +26,6 @@ STEP = 200
 
 OnUpdate: TypeAlias = Callable[[Run], object]
 """Called with each change of a run; what it raises ends the wait."""
-
-
-class RunOutcome(Struct, frozen=True):
-    """How a run ended: ``run`` if it has completed, else ``error``."""
-
-    run_id: str
-    run: Run | None
-    error: errors.FloraError | None
 
 
 async def wait_for_run(
@@ -267,7 +259,7 @@ class RunOutcomes(_Waits):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> RunOutcome:
+    async def __anext__(self) -> CompletedOutcome[None] | FailedOutcome[None, str]:
         await self._begin()
         if self._finished:
             return outcome_of(self._finished.popleft())
@@ -275,11 +267,11 @@ class RunOutcomes(_Waits):
         try:
             return outcome_of(_run_or_timeout(waiter.result(), waiter, self._timeout))
         except errors.FloraError as error:
-            return RunOutcome(interest.entry.run_id, None, error)
+            return FailedOutcome(order=None, error=error, run_id=interest.entry.run_id)
 
 
-def outcome_of(run: Run) -> RunOutcome:
-    """Tell how a finished run ended."""
+def outcome_of(run: Run) -> CompletedOutcome[None] | FailedOutcome[None, str]:
+    """Return the outcome of a finished run."""
     if run.succeeded:
-        return RunOutcome(run.run_id, run, None)
-    return RunOutcome(run.run_id, None, errors.RunFailedError(run))
+        return CompletedOutcome(order=None, run=run)
+    return FailedOutcome(order=None, error=errors.RunFailedError(run), run_id=run.run_id)

@@ -1,0 +1,53 @@
+"""Outcomes of orders and runs: a run that has completed, or the error in its place."""
+
+from __future__ import annotations
+
+from typing import Generic, NoReturn, TypeAlias, TypeVar
+
+from msgspec import Struct
+
+from flora_async import errors
+from flora_async.models import Order, Run
+
+OrderT = TypeVar("OrderT", bound=Order)
+_OrderT_co = TypeVar("_OrderT_co", bound="Order | None", covariant=True)
+_RunIdT_co = TypeVar("_RunIdT_co", bound="str | None", covariant=True)
+
+
+class CompletedOutcome(Struct, Generic[_OrderT_co], frozen=True, kw_only=True):
+    """An order, or a started run, that has completed."""
+
+    order: _OrderT_co
+    """The caller's own object; ``None`` in ``as_completed``, which knows runs only."""
+    run: Run
+    """The completed run, with its outputs."""
+    error: None = None
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run."""
+        return self.run.run_id
+
+    def result(self) -> Run:
+        """Return the run."""
+        return self.run
+
+
+class FailedOutcome(Struct, Generic[_OrderT_co, _RunIdT_co], frozen=True, kw_only=True):
+    """An order, or a started run, that has not completed."""
+
+    order: _OrderT_co
+    """The caller's own object; ``None`` in ``as_completed``, which knows runs only."""
+    error: errors.FloraError
+    """A :class:`RunFailedError` if FLORA gave the run up; else what ended the create or the wait."""
+    run_id: _RunIdT_co
+    """The id of the run; ``None`` if none was started, or none is known."""
+    run: None = None
+
+    def result(self) -> NoReturn:
+        """Raise the error."""
+        raise self.error
+
+
+Outcome: TypeAlias = CompletedOutcome[_OrderT_co] | FailedOutcome[_OrderT_co, "str | None"]
+"""What became of an order: ``run`` if it has completed, else ``error``; ``outcome.error is None`` narrows ``run``."""
