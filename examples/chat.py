@@ -6,7 +6,7 @@ from contextlib import suppress
 from threading import Thread
 from typing import get_args
 
-from flora_async import Flora, FloraError, GenerationType
+from flora_async import Flora, FloraError, GenerationType, Order
 
 HELP = "say /image, /video, /audio or /text and what you want, or /quit"
 
@@ -23,8 +23,8 @@ async def answer(flora: Flora, number: int, kind: GenerationType, prompt: str) -
     """Order something, and tell what became of it."""
     where = "may have been ordered"
     try:
-        order = {"prompt": prompt, "workspace_id": "ws_demo", "project_id": "prj_demo"}
-        started = await flora.generations.create(type=kind, **order)
+        order = Order(type=kind, prompt=prompt, workspace_id="ws_demo", project_id="prj_demo")
+        started = await flora.generations.create(order)
         where = f"{started.run_id} goes on at FLORA"
         print(f"[{number}] {kind} ordered, about {started.estimated_seconds or 0:.0f} seconds")
         run = await flora.wait_for_run(started)

@@ -12,7 +12,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from msgspec import to_builtins
 
-from flora_async import ConfigurationError, Flora, FloraError
+from flora_async import ConfigurationError, Flora, FloraError, Order
 
 
 class State(TypedDict):
@@ -34,9 +34,9 @@ app = FastAPI(lifespan=lifespan)
 @app.post("/videos", status_code=202)
 async def order(prompt: str, request: Request) -> dict[str, Any]:
     """Order a video. The run goes on at FLORA, whoever watches."""
-    place = {"workspace_id": "ws_demo", "project_id": "prj_demo"}
+    wanted = Order(type="video", prompt=prompt, workspace_id="ws_demo", project_id="prj_demo")
     try:
-        started = await request.state.flora.generations.create(type="video", prompt=prompt, **place)
+        started = await request.state.flora.generations.create(wanted)
     except FloraError as error:
         raise HTTPException(400 if isinstance(error, ConfigurationError) else 502, str(error)) from error
     return {"run_id": started.run_id, "estimated_seconds": started.estimated_seconds}

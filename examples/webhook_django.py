@@ -13,7 +13,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
-from flora_async import ConfigurationError, Flora, FloraError, WebhookVerificationError
+from flora_async import ConfigurationError, Flora, FloraError, Order, WebhookVerificationError
 
 PUBLIC_URL = os.environ.get("PUBLIC_URL", "http://127.0.0.1:8000")
 
@@ -37,10 +37,16 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
 @csrf_exempt
 async def draw(request: HttpRequest) -> HttpResponse:
     """Order an image, and answer when FLORA has said that it is done."""
-    order = {"prompt": request.GET.get("prompt", ""), "workspace_id": "ws_demo", "project_id": "prj_demo"}
+    order = Order(
+        type="image",
+        prompt=request.GET.get("prompt", ""),
+        workspace_id="ws_demo",
+        project_id="prj_demo",
+        callback_url=f"{PUBLIC_URL}/flora",
+    )
     flora = request.scope["state"]["flora"]
     try:
-        run = await flora.generate(type="image", callback_url=f"{PUBLIC_URL}/flora", **order)
+        run = await flora.generate(order)
     except FloraError as error:
         return HttpResponse(str(error), status=400 if isinstance(error, ConfigurationError) else 502)
     return JsonResponse({"run_id": run.run_id, "url": run.outputs[0].url})

@@ -10,7 +10,7 @@ from typing import TypedDict
 
 from fastapi import FastAPI, HTTPException, Request
 
-from flora_async import ConfigurationError, Flora, FloraError, Inbox, WebhookVerificationError
+from flora_async import ConfigurationError, Flora, FloraError, Inbox, Order, WebhookVerificationError
 
 PUBLIC_URL = os.environ.get("PUBLIC_URL", "http://127.0.0.1:8000")
 
@@ -35,9 +35,15 @@ app = FastAPI(lifespan=lifespan)
 @app.post("/images")
 async def draw(prompt: str, request: Request) -> dict[str, str]:
     """Order an image, and answer when FLORA has said that it is done."""
-    order = {"prompt": prompt, "workspace_id": "ws_demo", "project_id": "prj_demo"}
+    order = Order(
+        type="image",
+        prompt=prompt,
+        workspace_id="ws_demo",
+        project_id="prj_demo",
+        callback_url=f"{PUBLIC_URL}/flora",
+    )
     try:
-        run = await request.state.flora.generate(type="image", callback_url=f"{PUBLIC_URL}/flora", **order)
+        run = await request.state.flora.generate(order)
     except FloraError as error:
         raise HTTPException(400 if isinstance(error, ConfigurationError) else 502, str(error)) from error
     return {"run_id": run.run_id, "url": run.outputs[0].url}

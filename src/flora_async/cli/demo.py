@@ -18,13 +18,13 @@ FOLDER = Path("flora-demo")
 
 PROGRAM = """\
 import asyncio
-from flora_async import Flora
+from flora_async import Flora, GenerationType, Order
 
 async def main() -> None:
+    kinds: list[GenerationType] = ["image", "video", "audio", "text"]
     async with Flora() as flora:  # FLORA_API_KEY, FLORA_BASE_URL
-        order = {"prompt": "a lighthouse in a storm", "workspace_id": "ws_demo", "project_id": "prj_demo"}
-        kinds = ("image", "video", "audio", "text")
-        for run in await asyncio.gather(*(flora.generate(type=kind, **order) for kind in kinds)):
+        orders = [Order(type=kind, prompt="a storm", workspace_id="ws_demo", project_id="prj_demo") for kind in kinds]
+        for run in await asyncio.gather(*(flora.generate(order) for order in orders)):
             print(run.run_id, run.status, *await flora.download(run, "flora-demo"))
         async for generation in flora.generations.list(project_id="prj_demo"):
             print(generation.run_id, generation.status, generation.charged_cost)
