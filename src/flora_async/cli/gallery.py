@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
-from anyio.to_thread import run_sync
 
 from flora_async import Generation, GenerationList, ResponseDecodeError
+from flora_async._aio import run_in_thread
 from flora_async._render.cards import card
 from flora_async._render.page import Totals, ending, opening
 from flora_async.cli import showing
@@ -79,8 +79,8 @@ async def write(listing: GenerationList, out: Path, *, limit: int | None, prompt
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be at least 1, not {limit}")
-    await run_sync(check_output_file, "--out", out)
-    out = await run_sync(out.absolute)
+    await run_in_thread(check_output_file, "--out", out)
+    out = await run_in_thread(out.absolute)
     totals = Totals()
     # How many there are stands before them, and is known after them.
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="", dir=out.parent) as cards:
@@ -98,10 +98,10 @@ async def write(listing: GenerationList, out: Path, *, limit: int | None, prompt
                     showing.tell(f"left out what cannot be read: {error}")
                     break
                 if len(held) == AT_ONCE:
-                    await run_sync(partial(_add, cards, totals, held, prompts))
+                    await run_in_thread(partial(_add, cards, totals, held, prompts))
                     held.clear()
-        await run_sync(partial(_add, cards, totals, held, prompts))
-        await run_sync(partial(_finish, cards, totals, out))
+        await run_in_thread(partial(_add, cards, totals, held, prompts))
+        await run_in_thread(partial(_finish, cards, totals, out))
     return out
 
 
