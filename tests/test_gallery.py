@@ -125,6 +125,23 @@ def test_what_cannot_be(line: str, told: str, command: Any, tmp_path: Path, flor
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.jsonl"]
 
 
+@pytest.mark.parametrize("kind", ["link", "dead link", "device", "pipe", "input"])
+def test_out_replaces_only_a_file_of_its_own(kind: str, command: Any, tmp_path: Path, flora_sandbox: Sandbox) -> None:
+    """A link, its target, a device and the command's own input are left as they are, and FLORA is not asked."""
+    target, out = tmp_path / "target", tmp_path / "out"
+    target.write_text('{"run_id": "run_1", "prompt": "x"}\n')
+    if kind == "pipe":
+        os.mkfifo(out)
+    elif kind != "device":
+        out.symlink_to(tmp_path / "nowhere" if kind == "dead link" else target)
+    path = {"device": Path("/dev/null"), "input": target}.get(kind, out)
+    command(f"gallery --out {path} --prompts {target}", 2)
+    assert "--out" in command.complaints
+    assert target.read_text().startswith('{"run_id"')
+    assert kind in ("device", "input") or out.is_symlink() or out.is_fifo()
+    assert flora_sandbox.requests["GET /generations"] == 0
+
+
 def test_whole_or_not_at_all(command: Any, tmp_path: Path, flora_sandbox: Sandbox) -> None:
     """When the history cannot be read to its end, what was there before is still there, and nothing beside it."""
     for number in range(3):

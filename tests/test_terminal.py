@@ -522,3 +522,18 @@ def test_encodings_that_lack_characters(run: Any, monkeypatch: pytest.MonkeyPatc
     shown = subprocess.run(line, capture_output=True, timeout=30, check=True).stdout.decode("cp1252")
     assert shown.count("run_") >= 3
     assert "\\u043a" in shown
+
+
+def test_saved_again(run: Any, tmp_path: Path) -> None:
+    """A second run of a script goes on: what is saved is skipped, or refused or replaced where that is asked for."""
+    line = f"x wait run_abc123 --download {tmp_path}"
+    first = run(line)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(b"kept")
+    assert run(line) == first
+    assert path.read_bytes() == b"kept"
+    assert run(f"{line} --on-existing error", 3) == first
+    assert path.read_bytes() == b"kept"
+    assert run(f"{line} --on-existing replace") == first
+    assert path.read_bytes() != b"kept"
+    assert list(tmp_path.iterdir()) == [path]

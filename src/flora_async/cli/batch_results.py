@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import msgspec
 
@@ -68,15 +68,15 @@ async def write_results(batch: Batch, flora: Flora, out: str, settings: BatchSet
     saving: deque[asyncio.Task[tuple[BatchOutcome, str | None]]] = deque()
     folder = None if settings.download is None else Path(settings.download)
     unsaved = 0
-    with _open_results(out) as lines:
+    with _open_results(out) as write:
         try:
             async for outcome in batch.results(as_finished=settings.as_finished):
                 saving.append(asyncio.create_task(_save(batch, flora, outcome, folder)))
                 while len(saving) > MAX_DOWNLOADS or (saving and saving[0].done()):
-                    unsaved += _write_line(lines, *await saving.popleft())
+                    unsaved += _write_line(write, *await saving.popleft())
                 await asyncio.sleep(0)
             while saving:
-                unsaved += _write_line(lines, *await saving.popleft())
+                unsaved += _write_line(write, *await saving.popleft())
         finally:
             for task in saving:
                 task.cancel()
@@ -84,20 +84,19 @@ async def write_results(batch: Batch, flora: Flora, out: str, settings: BatchSet
 
 
 @contextmanager
-def _open_results(out: str) -> Generator[TextIO]:
+def _open_results(out: str) -> Generator[Callable[[str], object]]:
     if out == STDOUT:
-        yield sys.stdout
-        sys.stdout.flush()
+        yield partial(showing.write, flush=True)
         return
     with part_of(Path(out)).open("w", encoding="utf-8", buffering=1) as lines:
-        yield lines
+        yield lines.write
 
 
-def _write_line(lines: TextIO, outcome: BatchOutcome, unsaved: str | None) -> bool:
+def _write_line(write: Callable[[str], object], outcome: BatchOutcome, unsaved: str | None) -> bool:
     line: dict[str, Any] = outcome.to_dict()
     if unsaved is not None:
         line["download_error"] = unsaved
-    lines.write(msgspec.json.encode(line).decode() + "\n")
+    write(msgspec.json.encode(line).decode() + "\n")
     return unsaved is not None
 
 

@@ -125,8 +125,8 @@ def _patience(options: argparse.Namespace) -> float:
 
 async def _save(flora: Flora, run: Run, options: argparse.Namespace) -> None:
     if options.download is not None:
-        for path in await flora.download(run, options.download, on_existing="skip"):
-            showing.tell(f"saved {path}")
+        for path in await flora.download(run, options.download, on_existing=options.on_existing):
+            showing.tell(f"output: {path}")
 
 
 async def _retrieve(options: argparse.Namespace, session: Session) -> int:

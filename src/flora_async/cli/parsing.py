@@ -18,6 +18,7 @@ from flora_async.cli.demo import PROMPTS
 from flora_async.cli.showing import FORMATS
 
 SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
+ON_EXISTING = ("error", "skip", "replace")
 SANDBOX_PORT = 8765
 """The sandbox's own port; the examples listen on others."""
 STATUSES = ("pending", "running", "completed", "failed")
@@ -78,6 +79,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "batch retry-failed": ("batch retry-failed --batch orders-1a2b3c",),
     "batch status": ("batch status --batch orders-1a2b3c",),
     "batch worker": ("batch worker --database postgresql://flora@db/flora",),
+    "batch list": ("batch list",),
+    "batch cancel": ("batch cancel --batch orders-1a2b3c",),
+    "batch skip": ("batch skip --batch orders-1a2b3c 3 4",),
+    "batch delete": ("batch delete --batch orders-1a2b3c",),
     "batch adopt": ("batch adopt --executor host-1",),
     "gallery": ("gallery --out failed.html --status failed --open",),
     "sandbox": ("sandbox --port 0", "sandbox -- pytest tests"),
@@ -113,6 +118,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "timeout": ("a number of seconds above 0", lambda number: number > 0),
     "concurrency": ("at least 1", lambda number: number >= 1),
     "rate": ("a number above 0", lambda number: number > 0),
+    "run_timeout": ("a number of seconds above 0", lambda number: number > 0),
     "max_cost": ("an amount of USD from 0 on", lambda number: number >= 0),
 }
 """The numbers that may be typed, and the ranges in which they make sense."""
@@ -173,7 +179,7 @@ def speak_of_flags(error: Exception, options: argparse.Namespace | None) -> str:
     return message
 
 
-_NO_FLAGS = {"command", "operation", "program", "run", "orders", "shell"}
+_NO_FLAGS = {"index", "indexes", "numbers", "command", "operation", "program", "run", "orders", "shell"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -409,6 +415,12 @@ def _key() -> _Parser:
 
 def _waiting(command: argparse.ArgumentParser, patience: str) -> None:
     command.add_argument("--download", type=Path, metavar="DIR", help="wait, and save the outputs there")
+    command.add_argument(
+        "--on-existing",
+        choices=ON_EXISTING,
+        default="skip",
+        help="of an output whose file exists: skip it, fail with an error, or replace the file (default: skip)",
+    )
     command.add_argument("--timeout", type=float, metavar="S", help=f"seconds to wait (default: {patience})")
 
 
