@@ -126,7 +126,7 @@ def _patience(options: argparse.Namespace) -> float:
 async def _save(flora: Flora, run: Run, options: argparse.Namespace) -> None:
     if options.download is not None:
         for path in await flora.download(run, options.download, on_existing=options.on_existing):
-            showing.tell(f"output: {path}")
+            showing.tell(f"saved {path}")
 
 
 async def _retrieve(options: argparse.Namespace, session: Session) -> int:
