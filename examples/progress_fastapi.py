@@ -10,7 +10,6 @@ from typing import Any, TypedDict
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from msgspec import to_builtins
 
 from flora_async import ConfigurationError, Flora, FloraError, Order
 
@@ -48,6 +47,6 @@ async def watch(run_id: str, request: Request) -> AsyncIterator[ServerSentEvent]
     try:
         async with request.state.flora.watch_run(run_id) as changes:
             async for run in changes:
-                yield ServerSentEvent(event=run.status, data=to_builtins(run))
+                yield ServerSentEvent(event=run.status, data=run.to_dict())
     except FloraError as error:
         yield ServerSentEvent(event="error", data={"message": str(error)})

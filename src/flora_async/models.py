@@ -7,12 +7,13 @@ or of another type is an error that names it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeAlias, TypeGuard, TypeVar
 
-from msgspec import Struct, field, to_builtins
-from msgspec.structs import force_setattr
+from msgspec import Struct, ValidationError, convert, field, to_builtins
+from msgspec.structs import asdict, force_setattr
+from msgspec.structs import fields as struct_fields
 
 T = TypeVar("T")
 
@@ -85,7 +86,55 @@ def _moment(raw: float) -> datetime:
         return _LAST if raw > 0 else _FIRST
 
 
-class Output(Struct, frozen=True, gc=False, kw_only=True):
+class Record(Struct, frozen=True):
+    """Base class of what FLORA returns and takes."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain JSON types: all of its fields by name, records within it as dicts, too.
+
+        ``json.dumps(run.to_dict())``, Django's ``JsonResponse(run.to_dict())`` and a FastAPI route that returns it work
+        as they stand.
+        """
+        return {name: _to_plain(getattr(self, name)) for name in self.__struct_fields__ if not name.startswith("_")}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: Callable[[Any], Any]) -> object:
+        """Describe the record to pydantic, so that FastAPI takes it as a response model and as a ``Body()``."""
+        from pydantic_core import core_schema
+
+        schema = core_schema.typed_dict_schema(
+            {
+                known.name: core_schema.typed_dict_field(handler(known.type), required=known.required)
+                for known in struct_fields(cls)
+            }
+        )
+        return core_schema.no_info_plain_validator_function(
+            cls._validate,
+            json_schema_input_schema=schema,
+            serialization=core_schema.plain_serializer_function_ser_schema(asdict, return_schema=schema),
+        )
+
+    @classmethod
+    def _validate(cls, value: object) -> Self:
+        try:
+            return value if isinstance(value, cls) else convert(value, cls)
+        except ValidationError as error:
+            raise ValueError(str(error)) from None
+
+
+def _is_tuple(value: object) -> TypeGuard[tuple[object, ...]]:
+    return isinstance(value, tuple)
+
+
+def _to_plain(value: object) -> object:
+    if isinstance(value, Record):
+        return value.to_dict()
+    if _is_tuple(value):
+        return [_to_plain(item) for item in value]
+    return to_builtins(value, str_keys=True)
+
+
+class Output(Record, frozen=True, gc=False, kw_only=True):
     """One thing that a run has made."""
 
     output_id: str
@@ -100,26 +149,26 @@ else:  # FLORA may send a null; readers always find a tuple (Run.__post_init__).
     Outputs = tuple[Output, ...] | None
 
 
-class ModelRef(Struct, frozen=True, gc=False, kw_only=True):
+class ModelRef(Record, frozen=True, gc=False, kw_only=True):
     """The model endpoint behind a run."""
 
     model_id: str | None = None
 
 
-class ActionRef(Struct, frozen=True, gc=False, kw_only=True):
+class ActionRef(Record, frozen=True, gc=False, kw_only=True):
     """The action behind a run."""
 
     action_id: ActionId
 
 
-class TechniqueRef(Struct, frozen=True, gc=False, kw_only=True):
+class TechniqueRef(Record, frozen=True, gc=False, kw_only=True):
     """The technique behind a run."""
 
     technique_id: str
     name: str
 
 
-class Order(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Order(Record, frozen=True, omit_defaults=True, kw_only=True):
     """A generation as it is ordered: the body of ``POST /generate``."""
 
     type: GenerationType
@@ -131,7 +180,7 @@ class Order(Struct, frozen=True, omit_defaults=True, kw_only=True):
     callback_url: str | None = None
 
 
-class StartedRun(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+class StartedRun(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A run that FLORA has accepted, and billed; a run that fails later is not charged.
 
     Reference: "Start a generation", Returns.
@@ -152,7 +201,7 @@ class StartedRun(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True
     """Whether the answer to the create was lost, and the run was found in the history (``Flora(recover=...)``)."""
 
 
-class Run(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+class Run(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A run as it stands. Reference: "Get a run", Returns."""
 
     run_id: str
@@ -236,7 +285,7 @@ RunLike: TypeAlias = StartedRun | Run | str
 """A run, by any of its records (a :class:`Generation` is a :class:`Run`) or by its bare id."""
 
 
-class BrokenItem(Struct, frozen=True, kw_only=True):
+class BrokenItem(Record, frozen=True, kw_only=True):
     """An item of a page that is not what the reference promises; the others on its page are handed out."""
 
     field: str | None
@@ -248,14 +297,14 @@ class BrokenItem(Struct, frozen=True, kw_only=True):
     """The beginning of the item."""
 
 
-class PageMeta(Struct, frozen=True, gc=False, kw_only=True):
+class PageMeta(Record, frozen=True, gc=False, kw_only=True):
     """What stands beside the items of a page."""
 
     next_cursor: str | None = None
     total_estimate: float | None = None
 
 
-class GenerationPage(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+class GenerationPage(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One page of the history, newest generations first."""
 
     generations: tuple[Generation, ...]
@@ -278,7 +327,7 @@ class GenerationPage(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
         return _as_table(self.generations, f"{len(self.generations)} generations, newest first; {more}")
 
 
-class Response(Struct, Generic[T], frozen=True, kw_only=True):
+class Response(Record, Generic[T], frozen=True, kw_only=True):
     """An answer to ``Flora.request``, decoded."""
 
     data: T
@@ -289,7 +338,7 @@ class Response(Struct, Generic[T], frozen=True, kw_only=True):
     """What FLORA's support asks for."""
 
 
-class Workspace(Struct, frozen=True, gc=False, kw_only=True):
+class Workspace(Record, frozen=True, gc=False, kw_only=True):
     """Where a key may work. OpenAPI: ``GET /workspaces``."""
 
     workspace_id: str
@@ -299,7 +348,7 @@ class Workspace(Struct, frozen=True, gc=False, kw_only=True):
     """FLORA's own number."""
 
 
-class Project(Struct, frozen=True, gc=False, kw_only=True):
+class Project(Record, frozen=True, gc=False, kw_only=True):
     """What a workspace is divided into. OpenAPI: ``GET /projects``."""
 
     project_id: str
@@ -309,14 +358,14 @@ class Project(Struct, frozen=True, gc=False, kw_only=True):
     """FLORA's own number."""
 
 
-class ModelOption(Struct, frozen=True, kw_only=True):
+class ModelOption(Record, frozen=True, kw_only=True):
     """A value that a parameter can have."""
 
     value: Any
     label: str | None = None
 
 
-class ModelParam(Struct, frozen=True, kw_only=True):
+class ModelParam(Record, frozen=True, kw_only=True):
     """A parameter that a model takes."""
 
     name: str
@@ -331,7 +380,7 @@ class ModelParam(Struct, frozen=True, kw_only=True):
     description: str | None = None
 
 
-class Model(Struct, frozen=True, kw_only=True):
+class Model(Record, frozen=True, kw_only=True):
     """What can be ordered. OpenAPI: ``GET /models``."""
 
     model_id: str
@@ -346,7 +395,7 @@ class Model(Struct, frozen=True, kw_only=True):
     params: tuple[ModelParam, ...] = ()
 
 
-class FieldError(Struct, frozen=True, gc=False, kw_only=True):
+class FieldError(Record, frozen=True, gc=False, kw_only=True):
     """What FLORA has against one field of a request."""
 
     field: str

@@ -1,0 +1,142 @@
+"""Records as plain data: ``to_dict`` for JSON, and FastAPI routes that return and take them."""
+
+import json
+from typing import Annotated, Any
+
+import pytest
+from fastapi import Body, FastAPI
+from msgspec import structs
+
+from flora_async import (
+    Generation,
+    GenerationPage,
+    Model,
+    ModelRef,
+    Order,
+    Output,
+    PageMeta,
+    Response,
+    Run,
+    StartedRun,
+    models,
+)
+
+OUTPUT = Output(output_id="output_1", type="imageUrl", url="https://media.flora.ai/1.png")
+RUN = Run(run_id="run_1", status="completed", progress=100, created_at=1, outputs=(OUTPUT,))
+PENDING = Run(run_id="run_2", status="pending", progress=0, created_at=1)
+PLACED = Generation(
+    **structs.asdict(RUN), generation_id="run_1", project_id="prj_1", workspace_id="ws_1", model=ModelRef(model_id="m")
+)
+ORDER = Order(type="image", prompt="a mug", workspace_id="ws_1", project_id="prj_1", params={"seed": 7})
+RECORDS = [
+    RUN,
+    PENDING,
+    PLACED,
+    ORDER,
+    StartedRun(run_id="run_1", type="generation", charged_cost=0.04, recovered=True),
+    GenerationPage(generations=(PLACED,), meta=PageMeta(next_cursor="c")),
+    Model(model_id="m", name="M", type="image", capabilities=("a",)),
+    Response(data=RUN, status=200, headers={"a": "b"}, request_id=None),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+def test_records_are_plain_json(record: Any) -> None:
+    """Every field is in the dict by its name, whatever its value, and json.dumps takes it as it is."""
+    plain = record.to_dict()
+    assert list(plain) == list(record.__struct_fields__)
+    assert json.loads(json.dumps(plain)) == plain
+
+
+def test_nested_records_are_whole_dicts() -> None:
+    """Outputs, models and pages within a record have all of their fields too."""
+    assert PLACED.to_dict()["outputs"] == [{"output_id": "output_1", "type": "imageUrl", "url": OUTPUT.url}]
+    page = GenerationPage(generations=(PLACED,), meta=PageMeta()).to_dict()
+    assert page["generations"] == [PLACED.to_dict()]
+    assert page["meta"] == {"next_cursor": None, "total_estimate": None}
+    assert PENDING.to_dict()["outputs"] == []
+    assert PENDING.to_dict()["recovered"] is False
+
+
+def test_every_record_has_it() -> None:
+    """There is no public record without ``to_dict``."""
+    records = [kind for kind in vars(models).values() if isinstance(kind, type) and hasattr(kind, "__struct_fields__")]
+    assert len(records) > 15
+    assert all(hasattr(kind, "to_dict") for kind in records if kind.__module__ == "flora_async.models")
+
+
+def test_an_order_survives_a_round_trip() -> None:
+    """An Order that was stored as a dict is made again by its fields."""
+    assert Order(**ORDER.to_dict()) == ORDER
+
+
+app = FastAPI()
+
+
+@app.get("/dict")
+async def show() -> dict[str, Any]:
+    """Return a run as plain data."""
+    return RUN.to_dict()
+
+
+@app.get("/run")
+async def show_run() -> Run:
+    """Return a run whose record is the response model."""
+    return RUN
+
+
+@app.post("/orders")
+async def take(order: Annotated[Order, Body()]) -> list[Order]:
+    """Take an order as the body."""
+    return [order]
+
+
+async def ask(method: str, path: str, body: bytes = b"") -> tuple[int, Any]:
+    """Send a request to the application, without a socket."""
+    sent: list[dict[str, Any]] = []
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": headers,
+        "server": ("test", 80),
+        "client": ("test", 1),
+        "scheme": "http",
+    }
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+@pytest.mark.anyio
+async def test_fastapi_returns_records() -> None:
+    """A route returns to_dict(), or declares the record as its response model."""
+    assert await ask("GET", "/dict") == (200, RUN.to_dict())
+    assert await ask("GET", "/run") == (200, RUN.to_dict())
+
+
+@pytest.mark.anyio
+async def test_fastapi_takes_an_order() -> None:
+    """An order is a body; one that is none is a 422 and not a 500."""
+    assert await ask("POST", "/orders", json.dumps(ORDER.to_dict()).encode()) == (200, [ORDER.to_dict()])
+    status, told = await ask("POST", "/orders", b'{"type": "image", "prompt": 7}')
+    assert status == 422
+    assert "prompt" in json.dumps(told)
+
+
+@pytest.mark.anyio
+async def test_fastapi_describes_records() -> None:
+    """The schema of the application names the fields of a run."""
+    _, schema = await ask("GET", "/openapi.json")
+    described = schema["paths"]["/run"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert {"run_id", "status", "outputs"} <= described["properties"].keys()
