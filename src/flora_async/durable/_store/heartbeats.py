@@ -6,7 +6,6 @@ import os
 import socket
 
 import sqlalchemy as sa
-from msgspec import Struct
 
 from flora_async.durable._store.schema import IN_FLIGHT, batches, clock, orders, workers
 from flora_async.errors import ConfigurationError
@@ -17,18 +16,6 @@ LOST_AFTER = 15.0
 REASSIGN_AFTER = 7.0
 """Seconds without a sign of life after which the orders of a process can be reassigned by hand."""
 FORGET_AFTER = 86_400.0
-
-
-class WorkerStatus(Struct, frozen=True, kw_only=True):
-    """A process that works on the batches of a database. Host and pid are shown, never trusted."""
-
-    process: str
-    executor: str
-    host: str
-    pid: int
-    seen: float
-    """Seconds since its last sign of life."""
-    alive: bool
 
 
 def beat(connection: sa.Connection, process: str, executor: str) -> None:
@@ -46,23 +33,6 @@ def living(connection: sa.Connection) -> sa.ScalarSelect[str]:
     return sa.select(workers.c.process).where(workers.c.seen > clock(connection) - LOST_AFTER).scalar_subquery()
 
 
-def list_workers(connection: sa.Connection) -> list[WorkerStatus]:
-    """Return all processes that have worked on the database within a day, the latest sign of life first."""
-    age = (clock(connection) - workers.c.seen).label("age")
-    query = sa.select(workers.c.process, workers.c.executor, workers.c.host, workers.c.pid, age).order_by(age)
-    return [
-        WorkerStatus(
-            process=row.process,
-            executor=row.executor,
-            host=row.host,
-            pid=row.pid,
-            seen=row.age,
-            alive=row.age < LOST_AFTER,
-        )
-        for row in connection.execute(query)
-    ]
-
-
 def remove(connection: sa.Connection, process: str) -> None:
     """Release the orders of a process that ends, and remove it from the workers."""
     held = (orders.c.owner == process, orders.c.state.in_(IN_FLIGHT), orders.c.batch.in_(sa.select(batches.c.id)))
@@ -72,12 +42,13 @@ def remove(connection: sa.Connection, process: str) -> None:
 
 def reassign(connection: sa.Connection, executor: str) -> int:
     """Release the orders of an executor that is lost, and return their number."""
-    listed = [worker for worker in list_workers(connection) if worker.executor == executor]
-    seen = min((worker.seen for worker in listed), default=None)
-    if seen is not None and seen < REASSIGN_AFTER:
+    age = (clock(connection) - workers.c.seen).label("age")
+    listed = sa.select(workers.c.host, workers.c.pid, age).where(workers.c.executor == executor).order_by(age)
+    latest = connection.execute(listed).first()
+    if latest is not None and latest.age < REASSIGN_AFTER:
         raise ConfigurationError(
-            f"{executor} was seen {seen:.0f} s ago: its orders can be reassigned {REASSIGN_AFTER:.0f} s after its last "
-            f"sign of life, and are taken over without that after {LOST_AFTER:.0f} s"
+            f"{executor} (host {latest.host}, process {latest.pid}) was seen {latest.age:.0f} s ago: its orders can be "
+            f"reassigned {REASSIGN_AFTER:.0f} s after its last sign of life, and are taken over after {LOST_AFTER:.0f} s"
         )
     connection.execute(sa.delete(workers).where(workers.c.executor == executor))
     held = orders.c.owner.startswith(f"{executor}/", autoescape=True), orders.c.state.in_(IN_FLIGHT)

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import sqlalchemy as sa
 from msgspec import Struct
+from msgspec.structs import replace
 
 from flora_async._costs import KindCosts, PriceKey, decide_start
 from flora_async.durable._store.heartbeats import living
@@ -107,7 +108,8 @@ def claim(connection: sa.Connection, batch: str, limit: int, process: str) -> Cl
             if decision != "start":
                 break
             allowed += 1
-            _count_unanswered(costs, (each.kind, each.model))
+            kind = costs.get((each.kind, each.model), KindCosts())
+            costs[each.kind, each.model] = replace(kind, unanswered=kind.unanswered + 1)
         found = found[:allowed]
     sent = time.time()
     if found:
@@ -124,19 +126,6 @@ def claim(connection: sa.Connection, batch: str, limit: int, process: str) -> Cl
             for each in found
         ],
         retry_after,
-    )
-
-
-def _count_unanswered(costs: dict[PriceKey, KindCosts], key: PriceKey) -> None:
-    kind = costs.get(key, KindCosts())
-    costs[key] = KindCosts(
-        charged=kind.charged,
-        highest_charge=kind.highest_charge,
-        unanswered=kind.unanswered + 1,
-        running=kind.running,
-        quoted=kind.quoted,
-        highest_quote=kind.highest_quote,
-        doubtful=kind.doubtful,
     )
 
 
