@@ -48,7 +48,7 @@ def reassign(connection: sa.Connection, executor: str) -> int:
     if latest is not None and latest.age < REASSIGN_AFTER:
         raise ConfigurationError(
             f"{executor} (host {latest.host}, process {latest.pid}) was seen {latest.age:.0f} s ago: its orders can be "
-            f"reassigned {REASSIGN_AFTER:.0f} s after its last sign of life, and are taken over after {LOST_AFTER:.0f} s"
+            f"reassigned after {REASSIGN_AFTER:.0f} s without a sign of life, and are taken over after {LOST_AFTER:.0f}"
         )
     connection.execute(sa.delete(workers).where(workers.c.executor == executor))
     held = orders.c.owner.startswith(f"{executor}/", autoescape=True), orders.c.state.in_(IN_FLIGHT)
