@@ -157,18 +157,23 @@ class SimulatedFlora:
         self._turn = turn
         return self._page(cursor, scope)
 
-    async def _request(self, seconds: float) -> float:
-        """Spend a request in its turn; return the time at which FLORA looked."""
-        loop, limiter = asyncio.get_running_loop(), self._limiter
-        now, self._turn = loop.time() if self._turn is None else self._turn, None
-        self.requests += 1
-        self.times.append(now)
+    def _admit(self, now: float) -> bool:
+        """Return whether the limit lets a request in."""
         admitted = not self._storm[0] <= now < self._storm[1]
         if self._limit is not None:
             self._tokens = min(self._limit, self._tokens + (now - self._at) * self._limit)
             self._at = now
             admitted = admitted and self._tokens >= 1
             self._tokens -= admitted
+        return admitted
+
+    async def _request(self, seconds: float) -> float:
+        """Spend a request in its turn; return the time at which FLORA looked."""
+        loop, limiter = asyncio.get_running_loop(), self._limiter
+        now, self._turn = loop.time() if self._turn is None else self._turn, None
+        self.requests += 1
+        self.times.append(now)
+        admitted = self._admit(now)
         try:
             await asyncio.sleep(seconds / 2)
             looked = loop.time()

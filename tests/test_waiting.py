@@ -11,12 +11,14 @@ import anyio
 import backoff
 import msgspec
 import pytest
-from scripted import RUN_ID, Scripted, answer, error, generation, hang_up, run, silence, started, tasks_of_ours
+from aiohttp import web
+from scripted import RUN_ID, Scripted, answer, error, generation, hang_up, history, run, silence, started, tasks_of_ours
 
 from flora_async import (
     APIError,
     AuthenticationError,
     BadRequestError,
+    ClientClosedError,
     ConfigurationError,
     Flora,
     Generation,
@@ -25,9 +27,12 @@ from flora_async import (
     ProtocolError,
     Run,
     RunFailedError,
+    RunOutcomes,
     RunTimeoutError,
+    RunWatch,
     StartedRun,
     _pacing,
+    _watcher,
 )
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -457,3 +462,178 @@ async def test_what_a_client_remembers_of_its_runs_is_bounded(flora: Flora, serv
         await flora.generations.create(**ORDER)
         await asyncio.sleep(1000)
     assert list(flora._births) == ["run_1", "run_2", "run_3", "run_4"]
+
+
+# -- waits beside each other
+
+
+async def test_hanging_polls_hold_up_no_other_wait(server: Scripted) -> None:
+    """A finished run is known in 4 seconds beside 200 that hang and a history that hangs."""
+    server.on("GET", "/generations", silence).on("GET", OWN, answer(run()))
+    hanging = [f"run_{number}" for number in range(200)]
+    for run_id in hanging:
+        server.on("GET", f"/runs/{run_id}", silence)
+    async with Flora("sk_1", base_url=server.base_url) as flora:
+        waiting = [asyncio.create_task(flora.wait_for_run(run_id, timeout=None)) for run_id in hanging]
+        began = asyncio.get_running_loop().time()
+        assert (await flora.wait_for_run(RUN_ID)).succeeded
+        assert asyncio.get_running_loop().time() - began <= 4
+        assert not any(task.done() for task in waiting)
+        for task in waiting:
+            task.cancel()
+
+
+async def test_polls_that_are_slow_succeed_in_the_end(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that take turns in too few places wait longer each time, so that slow responses are not lost for ever."""
+    monkeypatch.setattr(_watcher, "MAX_POLLS", 4)
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(3)
+        return web.json_response(run(run_id=request.path.rsplit("/", 1)[1]))
+
+    ids = [f"run_{number}" for number in range(12)]
+    for run_id in ids:
+        server.on("GET", f"/runs/{run_id}", slow)
+    async with Flora("sk_1", base_url=server.base_url, batch_polling=False) as flora:
+        finished = await asyncio.gather(*(flora.wait_for_run(run_id, timeout=300) for run_id in ids))
+    assert [run.run_id for run in finished] == ids
+
+
+async def test_a_bad_schedule_ends_its_own_wait_alone(server: Scripted) -> None:
+    """Waits for other runs on the same page, and for the same run, go on; each caller's error is its own."""
+
+    def bad() -> Generator[float, Any, None]:
+        yield 0.0
+        yield 0.5
+        raise ValueError("a bug in one caller's schedule")
+
+    ids = [RUN_ID, *(f"run_{number}" for number in range(5))]
+    rows = [generation(run_id, status="running", outputs=None) for run_id in ids]
+    server.on("GET", "/generations", history(*rows), history(*rows), history(*map(generation, ids)))
+    for run_id in ids:
+        server.on("GET", f"/runs/{run_id}", answer(run("running", run_id)), answer(run(run_id=run_id)))
+    async with Flora("sk_1", base_url=server.base_url) as flora:
+        good = [asyncio.create_task(flora.wait_for_run(run_id, timeout=60)) for run_id in ids]
+        with pytest.raises((ValueError, ConfigurationError)):
+            await flora.wait_for_run(RUN_ID, poll=bad, timeout=60)
+        assert all(run.succeeded for run in await asyncio.gather(*good))
+
+
+@pytest.mark.parametrize("made", [5, None, [1.0], iter(())])
+async def test_what_is_no_schedule_is_refused(flora: Flora, server: Scripted, made: Any) -> None:
+    """A poll function that returns no wait generator is a configuration error, before any request."""
+    with pytest.raises(ConfigurationError, match="poll must return a wait generator"):
+        await flora.wait_for_run(RUN_ID, poll=lambda: made)
+    assert not server.asked
+
+
+async def test_each_wait_has_its_own_schedule(server: Scripted) -> None:
+    """A run is polled when any of its waits wants it; a wait that leaves takes its schedule along."""
+    server.on("GET", OWN, answer(run("running")))
+    async with Flora("sk_1", base_url=server.base_url) as flora:
+        usual = asyncio.create_task(flora.wait_for_run(RUN_ID))
+        await asyncio.sleep(3)
+        before = server.count("GET", OWN)
+        assert before <= 3
+        often = asyncio.create_task(flora.wait_for_run(RUN_ID, poll=lambda: backoff.constant(interval=[0.25])))
+        await asyncio.sleep(5)
+        assert server.count("GET", OWN) - before >= 15
+        often.cancel()
+        await asyncio.sleep(1)
+        before = server.count("GET", OWN)
+        await asyncio.sleep(10)
+        assert 1 <= server.count("GET", OWN) - before <= 6
+        usual.cancel()
+
+
+async def test_a_watch_that_times_out_tells_the_latest_record(server: Scripted) -> None:
+    """Also when another wait for the run has seen more since the watch yielded last."""
+    states = [answer(run("running", progress=progress)) for progress in (10, 20, 30)]
+    server.on("GET", OWN, *states)
+    async with Flora("sk_1", base_url=server.base_url) as flora:
+        watch = flora.watch_run(RUN_ID, timeout=20)
+        assert (await anext(watch)).progress == 10
+        other = asyncio.create_task(flora.wait_for_run(RUN_ID))
+        await asyncio.sleep(3)
+        with pytest.raises(RunTimeoutError, match="30 %") as caught:
+            async for _ in watch:
+                pass
+        assert caught.value.run is not None
+        assert caught.value.run.progress == 30
+        other.cancel()
+
+
+async def test_a_watch_that_times_out_unseen_tells_its_own_last_record(server: Scripted) -> None:
+    """When all polls since its last item have failed."""
+    server.on("GET", OWN, answer(run("running", progress=10)), error(503))
+    async with Flora("sk_1", base_url=server.base_url) as flora:
+        with pytest.raises(RunTimeoutError, match="10 %"):
+            async for _ in flora.watch_run(RUN_ID, timeout=20):
+                pass
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 5])
+async def test_iterators_are_shared_by_tasks(flora: Flora, server: Scripted, tasks: int) -> None:
+    """Each item reaches exactly one of the tasks that read it, and all of them end."""
+    ids = [f"run_{number}" for number in range(8)]
+
+    async def read(iterator: RunOutcomes | RunWatch, into: list[Any]) -> None:
+        async for item in iterator:
+            into.append(item)
+            await asyncio.sleep(0.01)
+
+    for make in (flora.as_completed, flora.watch_run):
+        for run_id in ids:
+            server.on("GET", f"/runs/{run_id}", answer(run("running", run_id)), answer(run(run_id=run_id)))
+        into: list[Any] = []
+        iterator = make(ids)
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(read(iterator, into) for _ in range(tasks)))
+        ended = [item.run_id for item in into if not isinstance(item, Run) or item.finished]
+        assert sorted(ended) == ids
+
+
+async def test_a_cancelled_reader_leaves_its_turn_to_another(flora: Flora, server: Scripted) -> None:
+    """A reader that is cancelled as its item comes takes nothing along."""
+    server.on("GET", OWN, answer(run("running")), answer(run("running")), answer(run()))
+    outcomes = flora.as_completed([RUN_ID])
+    readers = [asyncio.create_task(anext(outcomes)) for _ in range(3)]
+    while not outcomes._queue.pending:
+        await asyncio.sleep(0.001)
+    (waiter,) = outcomes._queue.pending
+    waiter.add_done_callback(lambda _: readers[0].cancel())
+    ends = await asyncio.gather(*readers, return_exceptions=True)
+    assert sum(not isinstance(end, BaseException) for end in ends) == 1
+    assert {type(end) for end in ends if isinstance(end, BaseException)} <= {
+        asyncio.CancelledError,
+        StopAsyncIteration,
+    }
+
+
+async def test_closing_the_client_ends_waits_at_once(server: Scripted) -> None:
+    """Hanging polls, hanging pages and shared iterators included."""
+    server.on("GET", "/generations", silence)
+    ids = [f"run_{number}" for number in range(20)]
+    for run_id in ids:
+        server.on("GET", f"/runs/{run_id}", silence)
+    flora = Flora("sk_1", base_url=server.base_url)
+    watch = flora.watch_run(ids)
+    waits = [asyncio.create_task(flora.wait_for_run(run_id)) for run_id in ids]
+    waits += [asyncio.create_task(anext(watch)) for _ in range(2)]
+    await asyncio.sleep(2)
+    began = asyncio.get_running_loop().time()
+    await flora.close()
+    ends = await asyncio.gather(*waits, return_exceptions=True)
+    assert asyncio.get_running_loop().time() == pytest.approx(began, abs=0.1)
+    assert {type(end) for end in ends} == {ClientClosedError}
+
+
+async def test_a_webhook_ends_a_wait_whose_poll_hangs(server: Scripted) -> None:
+    """The poll in flight may be older than the end that the webhook reports: another one is sent at once."""
+    server.on("GET", OWN, silence, answer(run()))
+    async with Flora("sk_1", base_url=server.base_url) as flora:
+        waiting = asyncio.create_task(flora.wait_for_run(RUN_ID))
+        await asyncio.sleep(1)
+        flora._watcher.announce(RUN_ID)
+        async with asyncio.timeout(1):
+            assert (await waiting).succeeded

@@ -1,17 +1,21 @@
 """The watcher, in virtual time, against a FLORA that does what it can to lose a run."""
 
 import asyncio
+import gc
 import math
 import random
+import weakref
+from bisect import bisect_left
+from contextvars import ContextVar
 
 import pytest
 from msgspec.structs import replace
-from simulation import Simulated, SimulatedFlora, run_virtually, started
+from simulation import PAGE_SECONDS, Simulated, SimulatedFlora, run_virtually, started
 
 from flora_async import NotFoundError
-from flora_async._entries import Entry
+from flora_async._entries import Entry, Scope
 from flora_async._watcher import Watcher
-from flora_async.models import Generation
+from flora_async.models import Generation, GenerationPage, PageMeta
 
 RUNS = 150
 TOO_LATE = 900.0
@@ -179,6 +183,110 @@ def test_a_stream_of_runs_is_read_by_pages() -> None:
     requests, seconds = run_virtually(stream(2000, 400))
     assert requests <= 200
     assert seconds <= 15
+
+
+class Thing:
+    """What a caller's context variable holds."""
+
+
+async def depart() -> bool:
+    """Wait for a run, leave, and return whether the caller's context is free while other waits go on."""
+    flora, held = SimulatedFlora(), ContextVar[Thing]("held")
+    watcher = Watcher(flora.eyes())
+    runs = [Simulated(f"run_{number}", 0.0, 0.0, 1000.0) for number in range(4)]
+    for run in runs:
+        flora.add(run)
+
+    async def wait(run: Simulated) -> None:
+        held.set(Thing())
+        things.append(weakref.ref(held.get()))
+        await watcher.wait(watcher.enter(started(run, 10.0), None), deadline=900.0)
+
+    things: list[weakref.ref[Thing]] = []
+    first = [asyncio.create_task(wait(run)) for run in runs]
+    await asyncio.sleep(20)
+    others = [watcher.wait(watcher.enter(started(run, 10.0), None), deadline=900.0) for run in runs]
+    await asyncio.sleep(20)
+    for task in first:
+        task.cancel()
+    await asyncio.wait(first)
+    del first, task
+    await asyncio.sleep(60)
+    gc.collect()
+    assert not any(other.done() for other in others)
+    assert len(watcher._deadlines) == len(others)
+    return not any(thing() for thing in things)
+
+
+def test_a_departed_wait_leaves_nothing_behind() -> None:
+    """Its context variables and its deadline go with it, though it came first and others wait for the same runs."""
+    assert run_virtually(depart())
+
+
+async def crowd(count: int, limit: float) -> list[float]:
+    """Create runs of 3 seconds one after another in turns with polls; return how late each end was known."""
+    flora, loop = SimulatedFlora(limit=limit), asyncio.get_running_loop()
+    watcher, calls = Watcher(flora.eyes()), flora._limiter.calls
+
+    async def one(number: int) -> float:
+        while True:  # as a client that retries: all begin at once, and FLORA refuses most
+            began = loop.time()
+            sent = began if calls.enter(began) else await calls.turn(began)
+            admitted = flora._admit(sent)
+            await asyncio.sleep(0.1)
+            if not admitted:
+                flora._limiter.refuse(1.0, sent=sent)
+            calls.leave(sent, answered=admitted)
+            if admitted:
+                break
+        run = Simulated(f"run_{number}", loop.time(), 0.0, 3.0)
+        flora.add(run)
+        assert await watcher.wait(watcher.enter(started(run, 3.0), None), deadline=math.inf)
+        return loop.time() - run.ends
+
+    return await asyncio.gather(*(one(number) for number in range(count)))
+
+
+def test_polls_keep_up_with_creates_under_a_limit() -> None:
+    """300 orders at once under 10 requests a second: each end is known 3 seconds late on average, 6 at most."""
+    lags = run_virtually(crowd(300, 10.0))
+    assert sum(lags) / len(lags) <= 3
+    assert max(lags) <= 6
+
+
+@pytest.mark.parametrize("keyset", [False, True])
+def test_a_large_steady_crowd_is_read_by_pages(*, keyset: bool) -> None:
+    """Whatever its cursors are made of, the history tells of 300 runs for less than a request each."""
+
+    async def main() -> int:
+        flora = (KeysetFlora if keyset else SimulatedFlora)(limit=10.0)
+        watcher, chance, loop = Watcher(flora.eyes()), random.Random(1), asyncio.get_running_loop()
+
+        async def one(number: int) -> None:
+            await asyncio.sleep(chance.uniform(0, 100))
+            run = Simulated(f"run_{number}", loop.time(), 0.5, chance.uniform(60, 150))
+            flora.add(run)
+            await watcher.wait(watcher.enter(started(run, 110.0), None), deadline=math.inf)
+
+        await asyncio.gather(*(one(number) for number in range(300)))
+        return flora.requests
+
+    assert run_virtually(main()) <= 300
+
+
+class KeysetFlora(SimulatedFlora):
+    """Its cursors name the last row of a page, not a number of rows."""
+
+    async def _page(self, cursor: str | None, _scope: Scope) -> GenerationPage:
+        looked = await self._request(PAGE_SECONDS)
+        created, _, run_id = (cursor or "").partition("|")
+        end = bisect_left(self._order, (float(created), run_id)) if cursor else len(self._order)
+        taken = self._order[max(0, end - 100) : end][::-1]
+        rows = [self._row(self._by_id[run_id], looked) for _, run_id in taken]
+        following = f"{taken[-1][0]!r}|{taken[-1][1]}" if end > 100 else None
+        return GenerationPage(
+            generations=tuple(row for row in rows if row is not None), meta=PageMeta(next_cursor=following)
+        )
 
 
 class NeverAsksByAddress(Watcher):

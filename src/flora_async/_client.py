@@ -237,14 +237,16 @@ class Flora:
             run: what ``create`` returned, any record of the run, or its id.
             timeout: seconds for all of it, a hanging request included; ``None``: no limit.
             on_update: called with each change of the run, the last one included; what it raises ends the wait.
-            poll: a schedule for this wait, in place of the client's.
+            poll: a schedule for this wait, in place of the client's. Where several waits for one run have schedules of
+                their own, the run is polled whenever one of them is due; a wait that ends takes its schedule along.
 
         Raises:
             RunFailedError: FLORA gave the run up; ``error.run`` says why. Failed runs are not charged.
             RunTimeoutError: *timeout* seconds have passed; await the same run again to go on.
             NotFoundError: there is no such run, 10 seconds after its creation (bare id: after the first look).
-            BadRequestError, AuthenticationError, PermissionDeniedError: it may not be looked at. Nothing else that goes
-                wrong between here and FLORA ends the wait.
+            BadRequestError, AuthenticationError, PermissionDeniedError: the run may not be polled.
+            APIConnectionError: a redirect, an untrusted certificate or an oversized response, which no retry fixes. No
+                other error between here and FLORA ends the wait.
         """
         if on_update is not None and not callable(on_update):
             raise errors.ConfigurationError("on_update must be a function that takes a Run")

@@ -214,7 +214,8 @@ class RunWatch(_Waits):
 
     Raises:
         RunTimeoutError: the time is up; the run goes on at FLORA.
-        AuthenticationError, PermissionDeniedError, BadRequestError: a run may not be looked at.
+        AuthenticationError, PermissionDeniedError, BadRequestError: a run may not be polled.
+        APIConnectionError: a redirect, an untrusted certificate or an oversized response, which no retry fixes.
         NotFoundError: there is no such run, 10 seconds after its creation (or after the first look).
     """
 
