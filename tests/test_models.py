@@ -73,7 +73,13 @@ def test_records_pickle_and_are_frozen(kind: type[msgspec.Struct], sample: dict[
 def test_unknown_values_of_open_enumerations() -> None:
     """A new status, output type, run type or action id is a plain string."""
     run = msgspec.convert(
-        {**RUN, "status": "paused", "outputs": [{"output_id": "1", "type": "hologramUrl", "url": "x"}]}, Run
+        {
+            **RUN,
+            "status": "paused",
+            "completed_at": None,
+            "outputs": [{"output_id": "1", "type": "hologramUrl", "url": "x"}],
+        },
+        Run,
     )
     started = msgspec.convert({**STARTED, "type": "ritual", "action": {"action_id": "fold-space"}}, StartedRun)
     assert (run.status, run.outputs[0].type, run.finished) == ("paused", "hologramUrl", False)

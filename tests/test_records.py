@@ -20,6 +20,7 @@ from flora_async import (
     StartedRun,
     models,
 )
+from flora_async.webhooks import WebhookData, WebhookEvent
 
 OUTPUT = Output(output_id="output_1", type="imageUrl", url="https://media.flora.ai/1.png")
 RUN = Run(run_id="run_1", status="completed", progress=100, created_at=1, outputs=(OUTPUT,))
@@ -36,6 +37,8 @@ RECORDS = [
     StartedRun(run_id="run_1", type="generation", charged_cost=0.04, recovered=True),
     GenerationPage(generations=(PLACED,), meta=PageMeta(next_cursor="c")),
     Model(model_id="m", name="M", type="image", capabilities=("a",)),
+    WebhookEvent(id="whd_1", type="run.completed", created_at=1, data=WebhookData(run_id="run_1", status="completed")),
+    WebhookEvent(id="whd_2", type="ping", created_at=1, data={"a": [1]}),
     Response(data=RUN, status=200, headers={"a": "b"}, request_id=None),
 ]
 

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from flora_async import errors
+from flora_async.models import Record
 
 SIGNATURE_HEADER = "Flora-Signature"
 """The header that proves a webhook: its time and its signatures."""
@@ -38,7 +39,7 @@ _SHAPE = "headers must be a mapping or name/value pairs, str or bytes"
 WebhookType: TypeAlias = Literal["run.completed", "run.failed"] | str
 """The kind of an event. Open: FLORA may send others."""
 
-JSONValue: TypeAlias = "dict[str, object] | list[object] | str | int | float | bool | None"
+JSONValue: TypeAlias = dict[str, object] | list[object] | str | int | float | bool | None
 """Decoded JSON."""
 
 
@@ -60,7 +61,7 @@ Body: TypeAlias = bytes | bytearray | memoryview | str
 """The body of a request as received; text is encoded as UTF-8."""
 
 
-class WebhookData(Struct, frozen=True, kw_only=True):
+class WebhookData(Record, frozen=True, kw_only=True):
     """The data of an event about a run: its final status, without its outputs."""
 
     run_id: str
@@ -71,7 +72,7 @@ class WebhookData(Struct, frozen=True, kw_only=True):
     error_message: str | None = None
 
 
-class WebhookEvent(Struct, frozen=True, kw_only=True):
+class WebhookEvent(Record, frozen=True, kw_only=True):
     """A webhook that FLORA signed. FLORA sends each at least once: repeated deliveries have the same :attr:`id`."""
 
     id: str
