@@ -4,6 +4,7 @@ import asyncio
 import pickle
 import time
 from collections.abc import AsyncIterator
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from flora_async import (
     CreateOutcomeUnknownError,
     Flora,
     IdempotencyConflictError,
+    InternalServerError,
     Order,
     StartedRun,
     _pacing,
@@ -250,3 +252,121 @@ async def test_the_hook_is_told_before_the_first_byte() -> None:
         assert order.prompt == "a mug"
         assert (await flora.generations.create(**ORDER, idempotency_key=key)).run_id == begun.run_id
         assert sandbox.accepted == 1
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+async def test_a_5xx_proves_nothing(flora: Flora, server: Scripted, status: int) -> None:
+    """It can come from behind the acceptance: with a run that it could be, the outcome is unknown."""
+    server.on("POST", "/generate", error(status)).on("GET", "/generations", history(), history(row()))
+    failure = await unknown(flora.generations.create(**ORDER))
+    assert (failure.accepted, failure.candidates, failure.attempts) == (False, (RUN_ID,), 3)
+
+
+async def test_a_5xx_whose_run_is_nowhere(flora: Flora, server: Scripted) -> None:
+    """The history is read, and read again when it no longer lags; then nothing was started."""
+    server.on("POST", "/generate", error(429), error(503), error(500, "unknown_error"))
+    server.on("GET", "/generations", history(row(age=100)))
+    with pytest.raises(InternalServerError, match="check 'prj_1'") as caught:
+        await flora.generations.create(**ORDER)
+    assert (caught.value.status, caught.value.attempts) == (500, 3)
+    assert server.count("GET", "/generations") == 2
+
+
+@pytest.mark.parametrize("last", [error(402), error(404), error(409, "conflict"), error(400)])
+async def test_a_refusal_after_a_5xx(flora: Flora, server: Scripted, last: Any) -> None:
+    """The first attempt may have been accepted: the refusal of the second says nothing about it."""
+    server.on("POST", "/generate", error(503), last).on("GET", "/generations", history())
+    assert not (await unknown(flora.generations.create(**ORDER))).accepted
+
+
+async def test_a_5xx_and_a_history_that_cannot_be_read(flora: Flora, server: Scripted) -> None:
+    """Nothing is known."""
+    server.on("POST", "/generate", error(503)).on("GET", "/generations", error(503))
+    await unknown(flora.generations.create(**ORDER))
+
+
+async def test_a_5xx_and_a_row_that_cannot_be_read(flora: Flora, server: Scripted) -> None:
+    """The row may be the run."""
+    server.on("POST", "/generate", error(503)).on("GET", "/generations", history({"run_id": 5}))
+    await unknown(flora.generations.create(**ORDER))
+
+
+async def test_a_5xx_and_then_no_connection() -> None:
+    """The last attempt was not sent, the first may have been accepted."""
+    async with Scripted() as server:
+        base_url = server.base_url
+        async with Flora("sk_1", base_url=base_url) as flora:
+            pauses: list[float] = []
+
+            async def accept(request: Any) -> Any:
+                asyncio.get_running_loop().call_soon(lambda: pauses.append(1))
+                step: Any = error(503)
+                return await step(request)
+
+            server.on("POST", "/generate", accept)
+            creating = asyncio.ensure_future(flora.generations.create(**ORDER))
+            while not pauses:
+                await asyncio.sleep(0)
+            await server.__aexit__(None, None, None)
+            failure = await unknown(creating)
+            assert (failure.accepted, failure.candidates) == (False, ())
+
+
+async def test_a_strangers_run_is_shown_before_ours(flora: Flora, server: Scripted) -> None:
+    """The history lags: what looked like the only run is not taken."""
+    server.on("POST", "/generate", hang_up, DUPLICATE)
+    server.on("GET", "/generations", history(row("run_theirs")), history(row("run_theirs"), row("run_ours")))
+    assert (await unknown(flora.generations.create(**ORDER))).candidates == ("run_theirs", "run_ours")
+
+
+async def test_no_run_is_taken_beside_a_row_that_cannot_be_read(flora: Flora, server: Scripted) -> None:
+    """The broken row may be ours, and the other a stranger's."""
+    server.on("POST", "/generate", hang_up, DUPLICATE)
+    server.on("GET", "/generations", history(row("run_theirs"), {"run_id": "run_ours", "status": 7}))
+    failure = await unknown(flora.generations.create(**ORDER))
+    assert (failure.accepted, failure.candidates) == (True, ("run_theirs",))
+
+
+async def test_a_create_that_hangs_holds_no_other_up(flora: Flora, server: Scripted) -> None:
+    """Another order of the project is found while the first still has no response."""
+
+    async def hang(_request: Any) -> Any:
+        await asyncio.sleep(3600)
+
+    server.on("POST", "/generate", hang, hang_up, DUPLICATE).on("GET", "/generations", history(row()))
+    hanging = asyncio.ensure_future(flora.generations.create(**ORDER))
+    while not server.asked:
+        await asyncio.sleep(0.001)
+    async with asyncio.timeout(20):
+        assert (await flora.generations.create(**ORDER)).run_id == RUN_ID
+    hanging.cancel()
+    await asyncio.wait([hanging])
+
+
+async def test_recover_create_asks_flora_for_the_time(
+    flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine whose clock is three hours slow the key seems fresh; FLORA has forgotten it."""
+    now = time.time()
+    old = CreateOutcomeUnknownError(
+        order=Order(**ORDER), idempotency_key="key-1", window=(now - 10810, now - 10790), attempts=1, reason="cut"
+    )
+    listed = answer({"generations": [], "meta": {}}, 200, {"Date": formatdate(now, usegmt=True)})
+    server.on("GET", "/generations", listed)
+    monkeypatch.setattr(time, "time", lambda: now - 10800)
+    await unknown(flora.recover_create(old))
+    assert server.count("POST", "/generate") == 0
+
+
+async def test_projects_are_forgotten(flora: Flora, server: Scripted) -> None:
+    """A client that orders for thousands of projects keeps nothing of those that are idle."""
+    numbers = iter(range(300))
+
+    async def create(request: Any) -> Any:
+        step: Any = answer(started(f"run_{next(numbers)}"), 201)
+        return await step(request)
+
+    server.on("POST", "/generate", create)
+    for number in range(250):
+        await flora.generations.create(**{**ORDER, "project_id": f"prj_{number}"})
+    assert len(flora._recovery._scopes) <= 101

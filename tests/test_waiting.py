@@ -31,6 +31,7 @@ from flora_async import (
     RunTimeoutError,
     RunWatch,
     StartedRun,
+    _client,
     _pacing,
     _watcher,
 )
@@ -455,13 +456,19 @@ async def test_waits_side_by_side(flora: Flora, server: Scripted) -> None:
     assert [run.run_id for run in finished] == ids
 
 
-async def test_what_a_client_remembers_of_its_runs_is_bounded(flora: Flora, server: Scripted) -> None:
-    """When a run was started is forgotten after an hour."""
+async def test_what_a_client_remembers_of_its_runs_is_bounded(
+    flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was created and not awaited is not remembered; of those that are awaited, the latest are."""
+    monkeypatch.setattr(_client, "AWAITED_RUNS", 3)
     for number in range(5):
         server.on("POST", "/generate", answer(started(f"run_{number}"), 201))
-        await flora.generations.create(**ORDER)
-        await asyncio.sleep(1000)
-    assert list(flora._births) == ["run_1", "run_2", "run_3", "run_4"]
+        server.on("GET", f"/runs/run_{number}", answer(run("running", f"run_{number}")))
+        begun = await flora.generations.create(**ORDER)
+        assert not flora._awaited or number
+        with pytest.raises(RunTimeoutError):
+            await flora.wait_for_run(begun, timeout=5)
+    assert list(flora._awaited) == ["run_2", "run_3", "run_4"]
 
 
 # -- waits beside each other

@@ -13,7 +13,7 @@ import re
 import ssl
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from inspect import iscoroutine
+from inspect import iscoroutine, iscoroutinefunction
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
@@ -351,6 +351,17 @@ def check_ssl(value: object) -> ssl.SSLContext:
     if value.protocol == ssl.PROTOCOL_TLS_SERVER:
         raise errors.ConfigurationError("ssl is a context for servers: make it with ssl.create_default_context()")
     return value
+
+
+def check_callback(name: str, function: object, arguments: str) -> None:
+    """Check a caller's own plain function: a coroutine function would never be awaited."""
+    if not callable(function):
+        kind = type(function).__name__
+        raise errors.ConfigurationError(f"{name} must be a function that takes {arguments}, not {kind}")
+    if iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__):
+        raise errors.ConfigurationError(
+            f"{name} must be a plain function that takes {arguments}: a coroutine function would never be awaited"
+        )
 
 
 def check_timeout(timeout: float | None) -> float | None:

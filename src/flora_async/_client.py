@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 
 from flora_async import _addresses, _wire, errors
 from flora_async._arguments import (
+    check_callback,
     check_count,
     check_flag,
     check_path,
@@ -31,12 +33,12 @@ from flora_async._catalogue import Models, Projects, Workspaces
 from flora_async._downloads import Downloads
 from flora_async._entries import Look, Subject
 from flora_async._events import OnEvent, teller
-from flora_async._generations import Birth, Generations, OnCreate
+from flora_async._generations import Generations, OnCreate
 from flora_async._inbox import Inbox
 from flora_async._lazy import LazyModule
 from flora_async._many import OrderRunner, Outcomes
 from flora_async._outcomes import OrderT
-from flora_async._pacing import Estimates, PollFactory
+from flora_async._pacing import Estimates, PollFactory, check_schedule
 from flora_async._polling import OnUpdate, RunOutcomes, RunWatch, wait_for_run
 from flora_async._recovery import Recovery
 from flora_async._transport import Transport
@@ -63,6 +65,8 @@ else:
 T = TypeVar("T")
 
 DEFAULT_BASE_URL = "https://app.flora.ai/api/v1"
+AWAITED_RUNS = 10_000
+"""Number of runs, created here and awaited, whose duration is learned from when they finish."""
 PLAUSIBLE_AGE = 86400.0
 """Seconds; an unfinished run that seems older, or not yet born, has a time stamp that says nothing."""
 
@@ -142,8 +146,8 @@ class Flora:
         retries = check_count("max_retries", max_retries, least=0)
         if recover not in ("auto", "strict"):
             raise errors.ConfigurationError(f"recover must be 'auto' or 'strict', not {recover!r}")
-        if on_create is not None and not callable(on_create):
-            raise errors.ConfigurationError("on_create must be a function that takes an idempotency key and an Order")
+        if on_create is not None:
+            check_callback("on_create", on_create, "an idempotency key and an Order")
         tell = teller(on_event)
         self._poll = _checked_poll(poll)
         if proxy is not None:
@@ -160,7 +164,7 @@ class Flora:
             ssl=None if ssl is None else check_ssl(ssl),
             tell=tell,
         )
-        self._births: dict[str, Birth] = {}
+        self._awaited: dict[str, StartedRun] = {}
         self._estimates = Estimates()
         self._watcher = Watcher(
             Eyes(
@@ -176,9 +180,7 @@ class Flora:
         self._told_foreign = False
         self._has_inbox = False
         self._recovery = Recovery(self._origin, self._transport, adopt=recover == "auto")
-        self.generations = Generations(
-            self._origin, self._transport, self._recovery, self._births, on_create=on_create, tell=tell
-        )
+        self.generations = Generations(self._origin, self._transport, self._recovery, on_create=on_create, tell=tell)
         self.workspaces = Workspaces(self._origin, self._transport)
         self.projects = Projects(self._origin, self._transport, self.workspaces)
         self.models = Models(self._origin, self._transport)
@@ -248,8 +250,8 @@ class Flora:
             APIConnectionError: a redirect, an untrusted certificate or an oversized response, which no retry fixes. No
                 other error between here and FLORA ends the wait.
         """
-        if on_update is not None and not callable(on_update):
-            raise errors.ConfigurationError("on_update must be a function that takes a Run")
+        if on_update is not None:
+            check_callback("on_update", on_update, "a Run")
         finished = await wait_for_run(
             self._watcher,
             self._subject(run),
@@ -304,6 +306,8 @@ class Flora:
         Raises:
             ConfigurationError: *orders* is not iterable, or yields something else than an Order.
         """
+        if self._poll is not None:
+            check_schedule(self._poll)
         runner = OrderRunner(
             orders,
             start=self._start,
@@ -367,7 +371,11 @@ class Flora:
         Every error after the start has the ``run_id``: the run is paid for, and can be awaited again.
         """
         check_timeout(timeout)
-        _checked_poll(poll)
+        if on_update is not None:
+            check_callback("on_update", on_update, "a Run")
+        schedule = _checked_poll(poll) or self._poll
+        if schedule is not None:
+            check_schedule(schedule)
         order = _wire.order_of(
             order,
             {
@@ -385,6 +393,9 @@ class Flora:
             return await self.wait_for_run(started, timeout=timeout, on_update=on_update, poll=poll)
         except errors.FloraError as error:
             error.run_id = started.run_id
+            raise
+        except (Exception, asyncio.CancelledError) as error:  # a cancellation, or what on_update has raised
+            error.add_note(f"{started.run_id} was started and continues at FLORA: flora.wait_for_run() awaits it again")
             raise
 
     def inbox(self, secret: str | None = None) -> Inbox:
@@ -495,11 +506,15 @@ class Flora:
 
         *path* lies below the base URL; *params* become its query, *json* its body; the answer is decoded as
         *decode_as*, any type that msgspec knows. GETs are tried again like all reads. Anything else is sent once,
-        unless it has an *idempotency_key*.
+        unless it has an *idempotency_key*. A POST without *json* sends ``{}``.
+
+        Raises:
+            ConfigurationError: an argument cannot be used, *decode_as* included; nothing was sent.
         """
         request = _wire.plain_request(
             self._origin, method, path, params=params, json=json, idempotency_key=idempotency_key
         )
+        _wire.check_decodable(decode_as)
         return await self._transport.call(request, partial(_wire.read_response, decode_as))
 
     async def _start(self, order: Order) -> StartedRun:
@@ -523,18 +538,23 @@ class Flora:
     def _subject(self, run: object) -> Subject:
         run_id = check_run("run", run)
         if isinstance(run, StartedRun):
-            birth = self._births.get(run_id)
-            if birth is None:
+            origin = run.origin
+            if origin is None:
                 return Subject(run_id, poll_url=run.poll_url, estimate=run.estimated_seconds)
-            order = birth.order
+            self._awaited[run_id] = run
+            if len(self._awaited) > AWAITED_RUNS:
+                del self._awaited[next(iter(self._awaited))]
+            age = max(0.0, self._recovery.now() - origin.created_at)
+            ours = self._recovery.has_created(run_id) and age < PLAUSIBLE_AGE
             return Subject(
                 run_id,
                 poll_url=run.poll_url,
-                born=birth.at,
-                estimate=self._estimates.expect(order.type, birth.model, run.estimated_seconds),
-                scope=(order.workspace_id, order.project_id),
-                created=birth.unix,
-                told=self._has_inbox and order.callback_url is not None,
+                born=self._transport.time() - age if ours else None,
+                age=age if age < PLAUSIBLE_AGE else None,
+                estimate=self._estimates.expect(origin.type, origin.model, run.estimated_seconds),
+                scope=(origin.workspace_id, origin.project_id),
+                created=origin.created_at,
+                told=self._has_inbox and origin.has_callback,
             )
         if isinstance(run, Run):
             incomplete = isinstance(run, Generation) and lacks_outputs(run)
@@ -558,10 +578,10 @@ class Flora:
         return None if target == _wire.retrieve_request(self._origin, run_id).url else target
 
     def _learn(self, run: Run, age: float) -> None:
-        birth = self._births.pop(run.run_id, None)
-        if birth is not None and run.succeeded:
+        started = self._awaited.pop(run.run_id, None)
+        if started is not None and started.origin is not None and run.succeeded:
             took = (run.completed - run.created).total_seconds() if run.completed else age
-            self._estimates.learn(birth.order.type, birth.model, birth.estimate, took)
+            self._estimates.learn(started.origin.type, started.origin.model, started.estimated_seconds, took)
 
     async def _page(
         self, cursor: str | None, scope: tuple[str | None, str | None], turn: float | None = None

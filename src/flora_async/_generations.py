@@ -5,28 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, TypeAlias, overload
 
-from msgspec import Struct
+from msgspec.structs import replace
 
-from flora_async import _wire
+from flora_async import _wire, errors
 from flora_async._addresses import Origin
 from flora_async._arguments import check_idempotency_key, check_run
 from flora_async._events import RunCreated, Tell
 from flora_async._history import GenerationList
 from flora_async._recovery import Recovery
 from flora_async._transport import Transport
-from flora_async.models import GenerationPage, GenerationType, Order, Run, RunLike, RunStatus, StartedRun
+from flora_async.models import GenerationPage, GenerationType, Order, Run, RunLike, RunOrigin, RunStatus, StartedRun
 
 log = logging.getLogger("flora_async")
 
-OnCreate: TypeAlias = Callable[[str, Order], object]
+OnCreate: TypeAlias = Callable[[str, Order], None]
 """Called with the idempotency key and the order before the first byte goes out; what it raises stops the create."""
-
-REMEMBERED_SECONDS = 3600.0
-"""How long a client remembers when it started a run, and so when to look at it first."""
 
 
 class Generations:
@@ -37,7 +34,6 @@ class Generations:
         origin: Origin,
         transport: Transport,
         recovery: Recovery,
-        births: dict[str, Birth],
         *,
         on_create: OnCreate | None,
         tell: Tell | None,
@@ -45,7 +41,6 @@ class Generations:
         self._origin = origin
         self._transport = transport
         self._recovery = recovery
-        self._births = births
         self._on_create = on_create
         self._tell = tell
 
@@ -113,10 +108,14 @@ class Generations:
         key = str(uuid.uuid4()) if idempotency_key is None else check_idempotency_key(idempotency_key)
         request = _wire.create_request(self._origin, order, key)
         if self._on_create is not None:
-            self._on_create(key, order)
+            self._record_key(self._on_create, key, order)
         sent = request.order or order
         log.info("create of an %s under idempotency key %s", sent.type, key, extra={"idempotency_key": key})
-        started = await self._recovery.create(request, sent, key)
+        try:
+            started = await self._recovery.create(request, sent, key)
+        except asyncio.CancelledError as error:
+            error.add_note(f"FLORA may have accepted the {sent.type} under idempotency key {key}")
+            raise
         said = {"run_id": started.run_id, "charged_cost": started.charged_cost, "idempotency_key": key}
         log.info("started %s for %g USD", started.run_id, started.charged_cost, extra=said)
         named = started.model.model_id if started.model else None
@@ -132,12 +131,25 @@ class Generations:
             )
         if started.recovered:  # a while ago, nobody saw when
             return started
-        now = asyncio.get_running_loop().time()
-        births = self._births
-        while births and (oldest := next(iter(births.items())))[1].at < now - REMEMBERED_SECONDS:
-            del births[oldest[0]]
-        births[started.run_id] = Birth(now, self._recovery.now(), sent, named or sent.model, started.estimated_seconds)
-        return started
+        origin = RunOrigin(
+            created_at=self._recovery.now(),
+            type=sent.type,
+            model=named or sent.model,
+            workspace_id=sent.workspace_id,
+            project_id=sent.project_id,
+            has_callback=sent.callback_url is not None,
+        )
+        return replace(started, origin=origin)
+
+    @staticmethod
+    def _record_key(on_create: Callable[[str, Order], object], key: str, order: Order) -> None:
+        """Call on_create; what returns an awaitable has recorded nothing yet, and nothing is sent."""
+        pending = on_create(key, order)
+        if isinstance(pending, Coroutine):
+            pending.close()
+            raise errors.ConfigurationError(
+                "on_create returned a coroutine, which is never awaited. Use a plain function"
+            )
 
     def validate(self, order: Order) -> Order:
         """Check an order as ``create`` does, without a request, and return it as it would be sent.
@@ -187,15 +199,3 @@ class Generations:
 
         first = request_at(cursor)  # refuses bad arguments here and now
         return GenerationList(fetch, cursor, first.url)
-
-
-class Birth(Struct, frozen=True):
-    """When a run was started here, and what for."""
-
-    at: float
-    """By the event loop's clock."""
-    unix: float
-    """By FLORA's clock."""
-    order: Order
-    model: str | None
-    estimate: float | None

@@ -348,6 +348,18 @@ def start_schedule(poll: PollFactory) -> PollSchedule:
     return schedule
 
 
+def check_schedule(poll: PollFactory) -> None:
+    """Try a caller's own schedule before anything is paid that it is for: its first delay must be one."""
+    try:
+        schedule = poll()
+        next(schedule)
+        next_delay(schedule, POLL_LEAST)
+    except (TypeError, StopIteration) as error:
+        raise errors.ConfigurationError(
+            f"poll must return a wait generator, like backoff.constant(interval=2): {error or 'it yields nothing'}"
+        ) from None
+
+
 def next_delay(schedule: PollSchedule, last: float) -> float:
     """Ask a caller's own schedule for its next delay; one that has ended keeps to its last."""
     return max(POLL_LEAST, _checked_delay(next(schedule, last)))

@@ -24,7 +24,7 @@ from flora_async.models import Run
 STEP = 200
 """Waits that begin or end in one step of the event loop."""
 
-OnUpdate: TypeAlias = Callable[[Run], object]
+OnUpdate: TypeAlias = Callable[[Run], None]
 """Called with each change of a run; what it raises ends the wait."""
 
 

@@ -43,7 +43,11 @@ class Recovery:
 
     def now(self) -> float:
         """Return the time by FLORA's clock, as far as it is known, in Unix seconds."""
-        return self._transport.clock.now(steady=asyncio.get_running_loop().time(), wall=time.time())
+        return self._transport.clock.now(steady=self._transport.time(), wall=time.time())
+
+    def has_created(self, run_id: str) -> bool:
+        """Return whether this client has created the run, or found it for an order of its own."""
+        return run_id in self._given
 
     async def create(self, request: _wire.Request, order: Order, key: str) -> StartedRun:
         """Send an order until it is accepted. If its outcome is unknown, look for its run in the history."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -187,6 +188,10 @@ class Transport:
         # A 429 is the limiter's business; and no load is worth a run that is paid for and not known.
         unbudgeted = isinstance(failure, errors.RateLimitError) or (billable and _pacing.may_have_arrived(failure))
         return pause if unbudgeted or self._budget.spend() else None
+
+    def time(self) -> float:
+        """Return the time of this client's event loop, also where none is running."""
+        return time.monotonic() if self._loop is None else self._loop.time()
 
     async def pause(self, seconds: float) -> None:
         """Sleep, or until the client is closed."""

@@ -210,7 +210,8 @@ def plain_request(
     return Request(
         method=verb.upper(),
         url=_with_query(origin.url + encoded, query),
-        body=None if json is None else encode("json", json),
+        # Several operations answer 400 to a POST without a body.
+        body=encode("json", json) if json is not None else b"{}" if verb.upper() == "POST" else None,
         idempotency_key=None if idempotency_key is None else check_idempotency_key(idempotency_key),
         template=_ID_IN_PATH.sub("{id}", encoded),
     )
@@ -388,10 +389,23 @@ def _mended_page(answer: Answer) -> GenerationPage:
     return GenerationPage(generations=tuple(generations), meta=raw.meta, broken=tuple(broken))
 
 
+def check_decodable(kind: object) -> None:
+    """Check that msgspec can decode into *kind*, before anything is sent."""
+    try:
+        msgspec.json.Decoder(kind)
+    except (TypeError, ValueError, NameError, AttributeError, RecursionError, msgspec.MsgspecError) as error:
+        raise errors.ConfigurationError(f"decode_as cannot be decoded into by msgspec: {error}") from None
+
+
 def read_response(kind: type[T], answer: Answer) -> Response[T]:
     """Read any answer as a *kind* of value; an empty one (204) as an empty object."""
+    try:
+        data = _decoded(answer, msgspec.json.Decoder(kind), answer.body or b"{}")
+    except errors.FloraError as error:
+        error.run_id = salvaged_run_id(answer.status, answer.body)
+        raise
     return Response(
-        data=_decoded(answer, msgspec.json.Decoder(kind), answer.body or b"{}"),
+        data=data,
         status=answer.status,
         headers=_lowered(answer.headers),
         request_id=answer.request_id,

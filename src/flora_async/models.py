@@ -180,6 +180,19 @@ class Order(Record, frozen=True, omit_defaults=True, kw_only=True):
     callback_url: str | None = None
 
 
+class RunOrigin(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """What a client knows of a run that it has created: enough to poll it well, without the order itself."""
+
+    created_at: float
+    """When FLORA answered the create, in Unix seconds by FLORA's clock."""
+    type: GenerationType
+    model: str | None = None
+    workspace_id: str
+    project_id: str
+    has_callback: bool = False
+    """Whether the order had a ``callback_url``."""
+
+
 class StartedRun(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A run that FLORA has accepted, and billed; a run that fails later is not charged.
 
@@ -199,6 +212,8 @@ class StartedRun(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True
     technique: TechniqueRef | None = None
     recovered: bool = field(default=False, name="recovered_by_client")
     """Whether the answer to the create was lost, and the run was found in the history (``Flora(recover=...)``)."""
+    origin: RunOrigin | None = field(default=None, name="origin_by_client")
+    """Set by the client that has created the run, never by FLORA; ``None`` for a recovered run."""
 
 
 class Run(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("json", "jsonl", "csv", "table")
 
-Move: TypeAlias = Callable[[str, str, float], object]
+Move: TypeAlias = Callable[[str, str, float], None]
 """Takes a run's id, its state and its progress in percent."""
 
 UNLIMITED_WIDTH = 10_000

@@ -1,0 +1,36 @@
+"""FLORA's clock, as the Date headers of responses tell it."""
+
+from flora_async._clock import ServerClock
+
+
+def test_an_unknown_clock_is_the_wall_clock() -> None:
+    """Before any response there is nothing better."""
+    clock = ServerClock()
+    assert (clock.known, clock.now(steady=5, wall=1000), clock.at(5)) == (False, 1000, None)
+
+
+def test_each_response_bounds_the_clock_from_both_sides() -> None:
+    """Dates are cut to seconds: one that is between the bounds changes nothing, others move the clock up or down."""
+    clock = ServerClock()
+    clock.observe(1000.0, sent=10.0, received=10.2, wall=1000.9)
+    assert clock.at(10.2) == 1000.0
+    clock.observe(1001.0, sent=10.5, received=10.7, wall=1001.4)
+    assert clock.at(10.7) == 1001.0
+    clock.observe(1001.0, sent=11.0, received=11.1, wall=1001.8)
+    assert clock.at(11.1) == 1001.4
+    clock.observe(900.0, sent=12.0, received=12.1, wall=1002.8)
+    assert clock.at(12.0) == 901.0
+
+
+def test_a_wall_clock_that_is_set_back_does_not_matter() -> None:
+    """The steady clock goes on."""
+    clock = ServerClock()
+    clock.observe(1000.0, sent=10.0, received=10.0, wall=5000.0)
+    assert clock.now(steady=11.0, wall=5001.0 - 3600) == 1001.0
+
+
+def test_a_machine_that_slept_is_not_late() -> None:
+    """A steady clock that stood still is corrected by the wall clock."""
+    clock = ServerClock()
+    clock.observe(1000.0, sent=10.0, received=10.0, wall=5000.0)
+    assert clock.now(steady=11.0, wall=5000.0 + 7200) == 8200.0
