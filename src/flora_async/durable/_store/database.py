@@ -77,7 +77,8 @@ class Database:
             try:
                 done = await run_in_thread(self._transact, work, writes)
             except sa_exc.DBAPIError as error:
-                message = f"the database cannot be used: {error.orig}"
+                reason = " ".join(str(error.orig).split())
+                message = f"the database cannot be used: {reason}"
                 if not (self._opened and is_outage(error)) or time.monotonic() - began > OUTAGE_TIMEOUT:
                     raise DatabaseError(message) from None
                 if self.trouble is None:
