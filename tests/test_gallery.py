@@ -92,6 +92,18 @@ def test_what_is_asked_for(command: Command, tmp_path: Path) -> None:
         assert runs_of(tmp_path / "some.html") == chosen
 
 
+def test_prompts_from_the_results_of_a_batch(tmp_path: Path) -> None:
+    """Lines of completed and of failed runs name their prompts; an order without a run is passed over."""
+    path = tmp_path / "results.jsonl"
+    lines = [
+        {"order": {"prompt": "a mug"}, "run": {"run_id": "run_1"}},
+        {"order": {"prompt": "a lamp"}, "error": {"type": "RunFailedError", "run": {"run_id": "run_2"}}},
+        {"order": {"prompt": "a jug"}, "error": {"type": "BadRequestError"}},
+    ]
+    path.write_bytes(b"\n".join(map(msgspec.json.encode, lines)))
+    assert gallery.read_prompts(path) == {"run_1": "a mug", "run_2": "a lamp"}
+
+
 def test_prompts(command: Command, tmp_path: Path) -> None:
     """From a file, where somebody has kept them; FLORA's history does not tell them."""
     ids = [order(command, "one"), order(command, "two")]
