@@ -200,6 +200,8 @@ class Recovery:
         lagging = True
         try:
             while True:
+                if not unknown.accepted:  # a proxy may deliver an attempt after its client gave up
+                    unknown.window = unknown.window[0], max(unknown.window[1], self.now() + self._skew())
                 seen = await self._look(scope, unknown, known)
                 runs: list[str] = []
                 if seen is not None:
