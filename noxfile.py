@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 PEERS = ("runwayml[aiohttp]==5.24.0", "replicate==1.0.7", "httpx==0.28.1", "pydantic>=2.14")
 OFFICIAL_CLIENT = "@flora-ai/flora@0.11.0"
-STRICT = {"PYTHONDEVMODE": "1"}
+# Bytecode is kept, whatever the machine says: else each process that a test starts compiles all it imports.
+STRICT = {"PYTHONDEVMODE": "1", "PYTHONDONTWRITEBYTECODE": ""}
 EXTRAS = "sandbox,cli,durable,export,otel"
 TESTS = ("tests", "examples")
 PARALLEL = ("-n", "auto", "--dist", "loadgroup")

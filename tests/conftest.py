@@ -2,18 +2,31 @@
 
 import os
 import subprocess
-from importlib.util import find_spec
+import traceback
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from flora_async._virtual import VirtualLoop
 
-collect_ignore = [] if find_spec("sphinx") else ["test_site.py"]
-"""The session `tests` installs no tools of the documentation; `proof` does."""
 OFFICIAL_CLIENT = "@flora-ai/flora@0.11.0"
 
+_walk_stack = traceback.walk_stack
+
+
+def _walk_near(f: FrameType | None) -> Iterator[tuple[FrameType, int]]:
+    """Walk the nearest frames only.
+
+    In development mode each future keeps the stack that made it: with all of pytest's frames that is most of the work.
+    """
+    return islice(_walk_stack(f), 4)
+
+
+traceback.walk_stack = _walk_near
 
 SLOW = (
     *("test_batch", "test_chaos", "test_chromium", "test_docs", "test_durable", "test_durable_proof"),

@@ -6,11 +6,8 @@ import sys
 from pathlib import Path
 
 import names
-import nbformat
 import pytest
-from nbclient import NotebookClient
 from programs import ROOT
-from sphinx.util.inventory import InventoryFile
 
 from flora_async.sandbox import Sandbox
 
@@ -21,6 +18,9 @@ NOTEBOOK = ROOT / "docs" / "notebook" / "first_steps.ipynb"
 @pytest.mark.anyio
 async def test_the_notebook_runs(tmp_path: Path) -> None:
     """Cell by cell, in a kernel of its own."""
+    import nbformat  # here, for it takes seconds, and the test is seldom run
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     runner = NotebookClient(
         notebook, kernel_name="python3", timeout=60, resources={"metadata": {"path": str(tmp_path)}}
@@ -34,6 +34,8 @@ async def test_the_notebook_runs(tmp_path: Path) -> None:
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     """And each public name is explained on its page there."""
+    from sphinx.util.inventory import InventoryFile
+
     build = (sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-b", "html")
     built = subprocess.run([*build, ROOT / "docs", tmp_path], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
