@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from flora_async._virtual import VirtualLoop
 
@@ -27,6 +28,10 @@ def _walk_near(f: FrameType | None) -> Iterator[tuple[FrameType, int]]:
 
 
 traceback.walk_stack = _walk_near
+
+
+settings.register_profile("tests", deadline=None)  # 200 ms for an example is missed on a busy machine
+settings.load_profile("tests")
 
 SLOW = (
     *("test_batch", "test_chaos", "test_chromium", "test_docs", "test_durable", "test_durable_proof"),

@@ -146,6 +146,36 @@ def test_only_one_room_knows_aiohttp() -> None:
         assert "flora_async._sessions" not in top, module
 
 
+def foreign_threads(text: str) -> list[str]:
+    """Return the calls in a module that run in the threads of asyncio or anyio."""
+    tree = ast.parse(text)
+    names = [name for source, name, _ in imports(tree) if source.endswith("to_thread") or source == "asyncio"]
+    names += [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    return [name for name in names if name in ("run_sync", "to_thread", "run_in_executor")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import anyio\nawait anyio.to_thread.run_sync(f)",
+        "from anyio import to_thread\nawait to_thread.run_sync(f)",
+        "from anyio.to_thread import run_sync",
+        "import asyncio\nawait asyncio.to_thread(f)",
+        "from asyncio import to_thread",
+        "await asyncio.get_running_loop().run_in_executor(None, f)",
+    ],
+)
+def test_foreign_threads_are_found(text: str) -> None:
+    """Each way to use the threads of asyncio or anyio, planted."""
+    assert foreign_threads(text)
+
+
+def test_threads_are_those_of_this_package() -> None:
+    """All blocking calls run in ``_aio.run_in_thread``: pools that callers share can be full of callers."""
+    found = {module for module, text in sources().items() if foreign_threads(text)}
+    assert found <= {"_aio", "_virtual"}  # where threads are made, and the loop that passes them on
+
+
 def test_importing_the_package_loads_neither_aiohttp_nor_an_extra() -> None:
     """Only an open client needs the one, only those who ask for them the others."""
     loaded = "import sys, flora_async; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
