@@ -62,7 +62,7 @@ def _install(session: nox.Session, *groups: str) -> None:
 @nox.session
 def check(session: nox.Session) -> None:
     """Check style and types, and run the fast tests: in under a minute what most changes need."""
-    _install(session, *TESTS, "typing", "lint", "docs", "bench", "nox")
+    _install(session, *TESTS, "frames", "typing", "lint", "docs", "bench", "nox")
     _style(session)
     session.run("mypy")
     session.run("pyright", "--project", "pyproject.toml")
@@ -100,7 +100,7 @@ def uvloop(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check the types twice, and that the public face is typed whole."""
-    _install(session, *TESTS, "typing", "docs", "bench", "nox")
+    _install(session, *TESTS, "frames", "typing", "docs", "bench", "nox")
     session.run("mypy")
     session.run("pyright", "--project", "pyproject.toml")
     session.run("pyright", "--verifytypes", "flora_async", "--ignoreexternal")
@@ -122,7 +122,7 @@ def _style(session: nox.Session) -> None:
 @nox.session
 def proof(session: nox.Session) -> None:
     """Run what takes long, or needs more than Python: node and npm, Chromium, PostgreSQL."""
-    _install(session, *TESTS, "docs")
+    _install(session, *TESTS, "frames", "docs")
     session.run("python", "-m", "pytest", "-m", "proof", *session.posargs, env=STRICT)
 
 

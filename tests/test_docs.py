@@ -18,7 +18,10 @@ NOTEBOOK = ROOT / "docs" / "notebook" / "first_steps.ipynb"
 
 
 def _named(examples: Iterable[Example]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("example", [pytest.param(example, id=example.name) for example in examples])
+    """Take those that need polars, which is large and not installed for the other tests, as proofs."""
+    marks = {True: [pytest.mark.proof], False: []}
+    params = [pytest.param(example, id=example.name, marks=marks["polars" in example.text]) for example in examples]
+    return pytest.mark.parametrize("example", params)
 
 
 @pytest.fixture(scope="module")
