@@ -15,7 +15,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from flora_async import ConfigurationError, Flora, FloraError, Order, WebhookVerificationError
 
-PUBLIC_URL = os.environ.get("PUBLIC_URL", "http://127.0.0.1:8000")
+CALLBACK_URL = os.environ.get("PUBLIC_URL", "http://127.0.0.1:8000") + "/flora"
 
 settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["127.0.0.1"])
 django = get_asgi_application()
@@ -37,14 +37,8 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
 @csrf_exempt
 async def draw(request: HttpRequest) -> HttpResponse:
     """Order an image, and answer when FLORA has said that it is done."""
-    order = Order(
-        type="image",
-        prompt=request.GET.get("prompt", ""),
-        workspace_id="ws_demo",
-        project_id="prj_demo",
-        callback_url=f"{PUBLIC_URL}/flora",
-    )
-    flora = request.scope["state"]["flora"]
+    flora, prompt = request.scope["state"]["flora"], request.GET.get("prompt", "")
+    order = Order(type="image", prompt=prompt, workspace_id="ws_demo", project_id="prj_demo", callback_url=CALLBACK_URL)
     try:
         run = await flora.generate(order)
     except FloraError as error:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import traceback
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -46,6 +47,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+@cache
+def _allow_any_time() -> None:
+    """Let hypothesis set no deadline: a busy machine is no fault."""
+    from hypothesis import settings  # here, for it takes a second, and most modules go without
+
+    settings.register_profile("busy", deadline=None)
+    settings.load_profile("busy")
+
+
+def pytest_pycollect_makemodule(module_path: Path) -> None:
+    """Set hypothesis up before the first module that uses it is imported."""
+    if "from hypothesis" in module_path.read_text(encoding="utf-8"):
+        _allow_any_time()
 
 
 @pytest.fixture

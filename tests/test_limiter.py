@@ -341,6 +341,7 @@ def test_an_outage_is_not_made_worse() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.virtual_time
 async def test_a_client_in_an_outage() -> None:
     """Its requests grow by little over a fifth."""
     from scripted import Scripted, error

@@ -27,7 +27,7 @@ from flora_async import (
 from flora_async._virtual import VirtualLoop
 from flora_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 
 @pytest.fixture(autouse=True)
