@@ -675,6 +675,61 @@ async def test_a_borrowed_session_carries_the_reads_and_stays_open(server: Scrip
     await flora.close()
 
 
+def test_a_session_of_another_event_loop() -> None:
+    """One error says so, before anything is sent."""
+
+    async def make() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession()
+
+    async def use(session: aiohttp.ClientSession) -> None:
+        async with Flora(KEY, base_url="http://127.0.0.1:1/api/v1", session=session) as flora:
+            for call in (flora.generations.retrieve(RUN_ID), flora.generations.create(**ORDER)):
+                with pytest.raises(ConfigurationError, match="session= belongs to another event loop"):
+                    await call
+
+    with asyncio.Runner() as other:
+        session = other.run(make())
+        asyncio.run(use(session))
+        other.run(session.close())
+
+
+async def test_a_session_whose_pool_is_full_of_others(server: Scripted) -> None:
+    """The error names the pool, and nothing was sent."""
+    server.on("GET", "/slow", silence)
+    server.on("GET", f"/runs/{RUN_ID}", answer(run()))
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
+        Flora(KEY, base_url=server.base_url, session=session, timeout=0.5, max_retries=0) as flora,
+    ):
+        other = asyncio.create_task(session.get(f"{server.base_url}/slow"))
+        while not server.asked:
+            await asyncio.sleep(0)
+        with pytest.raises(APITimeoutError, match="pool of session= is full") as caught:
+            await flora.generations.retrieve(RUN_ID)
+        assert caught.value.sent == "not_sent"
+        other.cancel()
+        await asyncio.wait([other])
+        assert (await flora.generations.retrieve(RUN_ID)).run_id == RUN_ID
+
+
+class ElsewhereConnector(aiohttp.TCPConnector):
+    """A connector that may connect to another host, as those of proxies do."""
+
+
+async def test_a_session_that_would_show_the_key_to_another_host() -> None:
+    """A proxy or a kind of connector of its own is refused before anything is sent."""
+    async with (
+        aiohttp.ClientSession(proxy="http://127.0.0.1:1") as proxied,
+        aiohttp.ClientSession(connector=ElsewhereConnector()) as elsewhere,
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector("/tmp/none")) as local,
+    ):
+        with pytest.raises(ConfigurationError, match="a proxy of its own"):
+            Flora(KEY, session=proxied)
+        for session in (elsewhere, local):
+            with pytest.raises(ConfigurationError, match="must connect with aiohttp"):
+                Flora(KEY, session=session)
+
+
 async def test_a_proxy_carries_everything(server: Scripted) -> None:
     """Requests go to it, with the whole URL."""
     server.on("GET", "http://flora.localhost/x", answer({}))

@@ -84,7 +84,8 @@ class Flora:
         poll: gives a wait generator for each run, like ``lambda: backoff.constant(interval=2)``; the default looks when
             the run should be done, never more often than every 2 seconds (see ``wait_for_run``).
         session: an aiohttp session to carry the reads, and nothing else: creates and downloads use sessions of this
-            client. It is not closed here.
+            client. It is not closed here. It is refused with a proxy, a connector other than ``aiohttp.TCPConnector``
+            or headers of its own that come in the way of the key, and in another event loop than its own.
         proxy: URL of an HTTP proxy for everything; the environment's is not used.
         ssl: which servers are trusted, and this client's certificate: an ``ssl.SSLContext`` for reads, creates and
             downloads alike; else Python's default one, which reads ``SSL_CERT_FILE`` once, as the process starts.

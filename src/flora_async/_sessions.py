@@ -60,6 +60,11 @@ class Sessions:
         may_connect: Callable[[str], bool] | None,
         ssl: SSLContext | None,
     ) -> None:
+        # aiohttp has no public way to ask.
+        if borrowed is not None and vars(borrowed).get("_loop") is not asyncio.get_running_loop():
+            raise errors.ConfigurationError(
+                "session= belongs to another event loop: make it in the asyncio.run(...) that uses this client"
+            )
         connect = min(CONNECT_TIMEOUT, 0.9 * timeout)
         agent = f"flora-async/{version} python/{platform.python_version()}"
 
@@ -76,7 +81,12 @@ class Sessions:
         self._clock = clock
         self._headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": agent}
         self._media_headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": agent}
-        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=connect, ceil_threshold=math.inf)
+        self._timeout = aiohttp.ClientTimeout(
+            total=timeout,
+            connect=None if borrowed is None else 0.9 * timeout,  # its pool has a limit, and others that use it
+            sock_connect=connect,
+            ceil_threshold=math.inf,
+        )
         self._media_timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=connect, sock_read=timeout, ceil_threshold=math.inf
         )
@@ -167,6 +177,12 @@ class Sessions:
             return errors.ClientClosedError(f"the session was closed under {request.path}")
         proxy = self._proxy and str(URL(self._proxy).with_user(None))
         create = request.order is not None
+        if isinstance(error, aiohttp.ConnectionTimeoutError) and not create and _is_full(self._borrowed):
+            return errors.APITimeoutError(
+                f"{request.path}: no connection in time: the pool of session= is full of other requests. "
+                "Give its connector a higher limit, or this client a session of its own",
+                sent="not_sent",
+            )
         return _translated(error, unsent=create and unsent, where=request.path, proxy=proxy)
 
     def _headed(self, request: Request, session: aiohttp.ClientSession) -> dict[str, str]:
@@ -321,6 +337,23 @@ def check_session(session: object) -> None:
             raise errors.ConfigurationError(
                 f"session must not have {name} of its own that come in the way of the key: make it without"
             )
+
+    if vars(session).get("_default_proxy") is not None:
+        raise errors.ConfigurationError("session must not have a proxy of its own, which would see the key: use proxy=")
+    if session.connector is not None and type(session.connector) is not aiohttp.TCPConnector:
+        raise errors.ConfigurationError(
+            f"session must connect with aiohttp.TCPConnector, not {type(session.connector).__name__}, which may give "
+            "the key to another host: make it without connector=, or use proxy="
+        )
+
+
+def _is_full(session: aiohttp.ClientSession | None) -> bool:
+    """Return whether all connections that a session's pool may open are in use."""
+    connector = None if session is None else session.connector
+    if connector is None:
+        return False
+    used = len(vars(connector).get("_acquired", ()))
+    return any(0 < limit <= used for limit in (connector.limit, connector.limit_per_host))
 
 
 async def _read_whole(response: aiohttp.ClientResponse, limit: int, request: Request, *, seconds: float) -> bytes:
