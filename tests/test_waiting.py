@@ -644,3 +644,44 @@ async def test_a_webhook_ends_a_wait_whose_poll_hangs(server: Scripted) -> None:
         flora._watcher.announce(RUN_ID)
         async with asyncio.timeout(1):
             assert (await waiting).succeeded
+
+
+@pytest.mark.parametrize("timeout", [3.0, 30.0, 600.0])
+async def test_a_lost_webhook_does_not_time_out_a_run_that_has_ended(server: Scripted, timeout: float) -> None:
+    """A run whose webhook is lost is polled once more shortly before the deadline, even if that poll fails at first."""
+    loop = asyncio.get_running_loop()
+    begins = loop.time()
+
+    async def look(_request: web.Request) -> web.StreamResponse:
+        polls.append(loop.time() - begins)
+        late = [poll for poll in polls if poll >= timeout - _watcher.LAST_POLL]
+        return web.json_response(run() if len(late) > 1 else run("running"), status=503 if len(late) == 1 else 200)
+
+    polls: list[float] = []
+    server.on("POST", "/generate", answer(started(), 201))
+    server.on("GET", OWN, look)
+    async with Flora("sk_1", base_url=server.base_url) as flora:
+        flora.inbox("whsec_1")
+        begun = await flora.generations.create(**ORDER, callback_url="https://example.com/hook")
+        ended = await flora.wait_for_run(begun, timeout=timeout)
+    assert ended.succeeded
+    assert timeout - _watcher.LAST_POLL <= polls[-1] < timeout
+    assert len(polls) <= 6
+
+
+async def test_a_schedule_of_the_caller_gets_no_last_poll(server: Scripted) -> None:
+    """A wait with a schedule of its own is polled by that schedule alone."""
+    polls: list[web.Request] = []
+
+    async def look(request: web.Request) -> web.StreamResponse:
+        polls.append(request)
+        return web.json_response(run("running"))
+
+    server.on("POST", "/generate", answer(started(), 201))
+    server.on("GET", OWN, look)
+    async with Flora("sk_1", base_url=server.base_url) as flora:
+        flora.inbox("whsec_1")
+        begun = await flora.generations.create(**ORDER, callback_url="https://example.com/hook")
+        with pytest.raises(RunTimeoutError):
+            await flora.wait_for_run(begun, timeout=30, poll=lambda: backoff.constant(interval=20))
+    assert len(polls) == 1

@@ -133,10 +133,11 @@ class Plan:
 class Waiter(asyncio.Future[Run | None]):
     """One wait for a run: gets the run, or ``None`` when its time is up."""
 
-    __slots__ = ("changes", "context", "entry", "plan")
+    __slots__ = ("changes", "context", "deadline", "entry", "plan")
 
     entry: Entry
     plan: Plan
+    deadline: float
     changes: bool
     """Whether it ends with any change of the run, not only with its end."""
     context: Context

@@ -182,22 +182,25 @@ class _Waits(Closing):
         self._finished.clear()
         self._unseen.clear()
         self._handed.clear()
-        self._drop_waits()
-        for number, waiter in enumerate(self._queue.clear(), 1):
-            waiter.cancel()
-            if number % STEP == 0:
+        waits, self._waits = self._waits, {}
+        ends: deque[Callable[[], object]] = deque(waiter.cancel for waiter in self._queue.clear())
+        ends.extend(wait.drop for wait in waits.values())
+        try:
+            while ends:
+                for _ in range(min(STEP, len(ends))):
+                    ends.popleft()()
                 await asyncio.sleep(0)
+        finally:  # cancelled: the rest ends all the same
+            while ends:
+                ends.popleft()()
 
     def __del__(self) -> None:
         # The garbage collector may run on any thread.
-        self._drop_waits()
+        for wait in self._waits.values():
+            wait.drop()
         pending = self._queue.clear()
         if pending and not (loop := pending[0].get_loop()).is_closed():
             loop.call_soon_threadsafe(_cancel, pending)
-
-    def _drop_waits(self) -> None:
-        for wait in self._waits.values():
-            wait.drop()
 
 
 def _cancel(waiters: list[Waiter]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context
 from copy import copy
 from functools import partial
+from itertools import chain, islice
 from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
@@ -41,6 +42,10 @@ EARLY_SECONDS = 1.0
 """A sweep also looks for the runs that are due within this time."""
 BITE = 1000
 """Runs that are taken up in one step of the event loop."""
+SWEEP_RUNS = 2000
+"""Runs that the sweeps in progress look for; others are taken in where they are on the same pages."""
+LAST_POLL = 5.0
+"""Seconds before its deadline at which a wait that relies on a webhook polls once more: the webhook may be lost."""
 MISSES = 2
 """A run that was not where it should have been in the history so often is polled by its own address from there on."""
 CLOCK_SKEW = 5.0
@@ -176,13 +181,15 @@ class Watcher:
         waiter.add_done_callback(partial(self._left, waiter), context=interest.context)
         if changes and entry.run is not None and is_news(entry.run, known):
             waiter.set_result(entry.run)
+        waiter.deadline = deadline
         if deadline < math.inf:
-            self._deadlines.put(waiter, deadline)
+            before = min(LAST_POLL, (deadline - loop.time()) / 2) if plan.told else 0.0
+            self._deadlines.put(waiter, deadline - before)
         if plan.waiters == 1:
             self._schedule(entry)
         if self._task is None or self._task.done():
             self._task = _create_task(self._watch(), Context())
-        elif min(entry.due, deadline) < self._until:
+        elif min(entry.due, self._deadlines.next_due()) < self._until:
             self._wake.set()
         return waiter
 
@@ -272,8 +279,14 @@ class Watcher:
 
     def _expire(self, now: float) -> None:
         while (waiter := self._deadlines.pop(now)) is not None:
-            if not waiter.done():
+            if waiter.done():
+                continue
+            if waiter.deadline <= now:
                 waiter.set_result(None)
+            else:  # the webhook has not come yet
+                self._deadlines.put(waiter, waiter.deadline)
+                waiter.entry.retry_at = now
+                self._schedule(waiter.entry)
 
     def _launch(self, now: float) -> float:
         """Start the polls that are due, as many as may go out; return when to plan again."""
@@ -486,7 +499,7 @@ class Watcher:
         groups = self._ready[False, False], self._ready[True, False]
         if all(group.first(now) is None for group in groups):
             return
-        members = [entry for group in groups for entry in group]
+        members = list(islice(chain(*groups), SWEEP_RUNS))
         scope = _scope_of(members)
         if scope != self._scope:
             self._scope, self._marks = scope, []
@@ -510,7 +523,7 @@ class Watcher:
                     entry = self._entries[run_id]
                     self._unready(entry)
                     entry.sweep = sweep
-        if not self._sweeps:
+        if not self._sweeps and len(members) < SWEEP_RUNS:
             self._sweep_from = now + 1e-4 * len(members)  # the weighing itself costs by the run
             return
         for _, run_id in distant:
