@@ -103,6 +103,7 @@ def typing(session: nox.Session) -> None:
     _install(session, *TESTS, "frames", "typing", "docs", "bench", "nox")
     session.run("mypy")
     session.run("pyright", "--project", "pyproject.toml")
+    session.run("python", "tests/documented.py")
     session.run("pyright", "--verifytypes", "flora_async", "--ignoreexternal")
 
 

@@ -16,15 +16,15 @@ class Row(Order, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def read(path: Path) -> list[Row]:
     """Read the rows of a file, or tell what is wrong with any."""
-    rows, faults = [], []
+    rows, faults = list[Row](), list[str]()
     with path.open(newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file, restkey="(one too many)")
         for cells in table:
-            asked = {"line": table.line_num, "workspace_id": "ws_demo", "project_id": "prj_demo"}
-            asked |= {name: cell for name, cell in cells.items() if cell}
+            asked = {name: cell for name, cell in cells.items() if cell}
+            asked |= {"line": table.line_num, "workspace_id": "ws_demo", "project_id": "prj_demo"}
             try:
-                asked["params"] = msgspec.json.decode(asked.get("params", "null"))
-                rows.append(msgspec.convert(asked, Row))
+                params = msgspec.json.decode(cells.get("params") or "null")
+                rows.append(msgspec.convert({**asked, "params": params}, Row))
             except msgspec.MsgspecError as fault:
                 faults.append(f"{path}, line {table.line_num}: {fault}")
     if faults:
@@ -39,7 +39,7 @@ async def main(orders: str, done: str, folder: str) -> int:
         with Path(done).open("x", newline="", encoding="utf-8", buffering=1) as file:
             print("line,run_id,error,files", file=file)
             async for outcome in flora.generate_many(rows):
-                told = [outcome.order.line, (outcome.run or outcome.error).run_id]
+                told: list[object] = [outcome.order.line, outcome.run_id]
                 try:
                     told += ["", *await flora.download(outcome.run, folder)] if outcome.run else [outcome.error]
                 except DownloadError as error:

@@ -8,6 +8,7 @@ from typing import get_args
 
 from flora_async import Flora, FloraError, GenerationType, Order
 
+KINDS: dict[str, GenerationType] = {f"/{kind}": kind for kind in get_args(GenerationType)}
 HELP = "say /image, /video, /audio or /text and what you want, or /quit"
 
 
@@ -26,29 +27,28 @@ async def answer(flora: Flora, number: int, kind: GenerationType, prompt: str) -
         order = Order(type=kind, prompt=prompt, workspace_id="ws_demo", project_id="prj_demo")
         started = await flora.generations.create(order)
         where = f"{started.run_id} goes on at FLORA"
-        print(f"[{number}] {kind} ordered, about {started.estimated_seconds or 0:.0f} seconds")
+        print(f"[{number}] {kind} ordered, about {started.estimated_seconds or 0:.0f} seconds", flush=True)
         run = await flora.wait_for_run(started)
-        print(f"[{number}] done:", *(output.url for output in run.outputs))
+        print(f"[{number}] done:", *(output.url for output in run.outputs), flush=True)
     except FloraError as error:
-        print(f"[{number}] {error}")
+        print(f"[{number}] {error}", flush=True)
     except asyncio.CancelledError:
-        print(f"[{number}] {where}")
+        print(f"[{number}] {where}", flush=True)
         raise
 
 
 async def main() -> None:
     """Read lines until there are no more, then wait for what is under way."""
-    sys.stdout.reconfigure(line_buffering=True)
     lines, number = asyncio.Queue[str](), 0
     async with Flora() as flora, asyncio.TaskGroup() as answers:
-        print(HELP)
+        print(HELP, flush=True)
         Thread(target=listen, args=(asyncio.get_running_loop(), lines), daemon=True).start()
         while (line := (await lines.get()).strip()) != "/quit":
-            kind, _, prompt = line.removeprefix("/").partition(" ")
-            if line.startswith("/") and kind in get_args(GenerationType) and prompt:
+            command, _, prompt = line.partition(" ")
+            if (kind := KINDS.get(command)) and prompt:
                 answers.create_task(answer(flora, number := number + 1, kind, prompt))
             else:
-                print(HELP)
+                print(HELP, flush=True)
 
 
 if __name__ == "__main__":

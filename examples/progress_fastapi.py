@@ -4,7 +4,7 @@
 server-sent events until it has ended. A browser reads them with ``new EventSource(url)``.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, TypedDict
 
@@ -21,7 +21,7 @@ class State(TypedDict):
 
 
 @asynccontextmanager
-async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+async def lifespan(_app: FastAPI) -> AsyncGenerator[State]:
     """Keep one client for the service's event loop, and close it when the service ends."""
     async with Flora() as flora:
         yield {"flora": flora}
@@ -42,7 +42,7 @@ async def order(prompt: str, request: Request) -> dict[str, Any]:
 
 
 @app.get("/videos/{run_id}/events", response_class=EventSourceResponse)
-async def watch(run_id: str, request: Request) -> AsyncIterator[ServerSentEvent]:
+async def watch(run_id: str, request: Request) -> AsyncGenerator[ServerSentEvent]:
     """Tell of every change of a run. The looking ends when the reader goes away; many readers share the looks."""
     try:
         async with request.state.flora.watch_run(run_id) as changes:

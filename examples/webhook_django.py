@@ -1,7 +1,6 @@
 """A Django service that FLORA calls back: ``POST /images?prompt=a+mug`` gives the picture's URL.
 
-FLORA_API_KEY, FLORA_WEBHOOK_SECRET and PUBLIC_URL, where FLORA reaches this service, come from the environment.
-Under ``uvicorn --lifespan on webhook_django:application`` it starts only if it has all of them.
+``uvicorn --lifespan on webhook_django:application`` needs FLORA_API_KEY, FLORA_WEBHOOK_SECRET and its own PUBLIC_URL.
 """
 
 import os
@@ -9,11 +8,12 @@ from typing import Any
 
 from django.conf import settings
 from django.core.asgi import get_asgi_application
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.core.handlers.asgi import ASGIRequest
+from django.http import HttpResponse, JsonResponse
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
-from flora_async import ConfigurationError, Flora, FloraError, Order, WebhookVerificationError
+from flora_async import ConfigurationError, Flora, FloraError, Order, Run, WebhookVerificationError
 
 CALLBACK_URL = os.environ.get("PUBLIC_URL", "http://127.0.0.1:8000") + "/flora"
 
@@ -35,19 +35,19 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 @csrf_exempt
-async def draw(request: HttpRequest) -> HttpResponse:
+async def draw(request: ASGIRequest) -> HttpResponse:
     """Order an image, and answer when FLORA has said that it is done."""
-    flora, prompt = request.scope["state"]["flora"], request.GET.get("prompt", "")
+    prompt = request.GET.get("prompt", "")
     order = Order(type="image", prompt=prompt, workspace_id="ws_demo", project_id="prj_demo", callback_url=CALLBACK_URL)
     try:
-        run = await flora.generate(order)
+        run: Run = await request.scope["state"]["flora"].generate(order)
     except FloraError as error:
         return HttpResponse(str(error), status=400 if isinstance(error, ConfigurationError) else 502)
     return JsonResponse({"run_id": run.run_id, "url": run.outputs[0].url})
 
 
 @csrf_exempt
-async def call_back(request: HttpRequest) -> HttpResponse:
+async def call_back(request: ASGIRequest) -> HttpResponse:
     """Take what FLORA says of a run; whoever waits for it goes on."""
     try:
         request.scope["state"]["inbox"].receive(request.body, request.headers)

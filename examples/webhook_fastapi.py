@@ -4,7 +4,7 @@ FLORA_API_KEY, FLORA_WEBHOOK_SECRET and PUBLIC_URL, where FLORA reaches this ser
 """
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TypedDict
 
@@ -23,7 +23,7 @@ class State(TypedDict):
 
 
 @asynccontextmanager
-async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+async def lifespan(_app: FastAPI) -> AsyncGenerator[State]:
     """Keep one client for the service's event loop, and close it when the service ends."""
     async with Flora() as flora:
         yield {"flora": flora, "inbox": flora.inbox()}

@@ -11,8 +11,8 @@ from flora_async import Flora, FloraError, Order, Run
 class Film:
     """What was filmed, and why the rest was not, by scene."""
 
-    clips: dict[str, Run] = field(default_factory=dict)
-    missing: dict[str, FloraError] = field(default_factory=dict)
+    clips: dict[str, Run] = field(default_factory=dict[str, Run])
+    missing: dict[str, FloraError] = field(default_factory=dict[str, FloraError])
 
 
 async def shoot(flora: Flora, scenes: Iterable[str], *, budget: float = 10.0) -> Film:
