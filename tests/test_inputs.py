@@ -48,6 +48,7 @@ from flora_async.sandbox import Sandbox
 
 FLORA = parse_base_url("https://app.flora.ai/api/v1")
 PLACE: dict[str, Any] = {"workspace_id": "ws_demo", "project_id": "prj_demo"}
+COMPLETED = Run(run_id="run_1", status="completed", progress=100, created_at=0)
 
 
 class Text(str):
@@ -323,6 +324,9 @@ def test_types_are_any_str(kind: Any) -> None:
     [
         ({"type": Plain.IMAGE}, r"\.value"),
         ({"type": ["image"]}, "'image'"),
+        ({"prompt": Path("prompt.txt")}, r"\.read_text\(\)"),
+        ({"prompt": uuid.uuid4()}, r"str\(\.\.\.\)"),
+        ({"project_id": uuid.uuid4()}, "'prj_'.*the id that FLORA shows"),
         ({"type": np.array(["image", "video"])}, "'image'"),
         ({"prompt": b"x"}, r"\.decode"),
         ({"model": Plain.IMAGE}, r"\.value"),
@@ -473,6 +477,23 @@ async def test_a_create_that_was_not_awaited(flora: Flora) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("source", "fix"),
+    [
+        ("https://media.flora.ai/1.png", r"run\.outputs"),
+        ("run_1", "wait_for_run"),
+        (StartedRun(run_id="run_1", type="generation", charged_cost=0), "wait_for_run"),
+        (CompletedOutcome(order=None, run=COMPLETED), r"outcome\.run"),
+        ([COMPLETED], "once for each"),
+    ],
+)
+async def test_downloads_of_what_is_no_run(flora: Flora, tmp_path: Path, source: Any, fix: str) -> None:
+    """A URL, an id, a started run, an outcome and a list of runs are refused with what to pass in their place."""
+    with pytest.raises(ConfigurationError, match=fix):
+        await flora.download(source, tmp_path)
+
+
+@pytest.mark.anyio
 async def test_a_download_before_the_end(flora: Flora, tmp_path: Path) -> None:
     """What cannot be saved yet is refused with the way to it."""
     waiting = Run(run_id="run_1", status="pending", progress=0, created_at=0)
@@ -509,6 +530,24 @@ async def test_awaiting_what_is_read_with_async_for(flora: Flora) -> None:
         with pytest.raises(ConfigurationError, match="cannot be awaited"):
             await asyncio.gather(thing)
     assert [generation async for generation in listing] == []
+
+
+def test_a_plain_with_names_async_with() -> None:
+    """A client that is opened by a plain with says how it is opened."""
+    plain: Any = Flora("sk_x", base_url="http://127.0.0.1:9")
+    with pytest.raises(ConfigurationError, match=r"async with Flora\(\.\.\.\) as flora"), plain:
+        pass
+
+
+@pytest.mark.parametrize("key", ['"sk_live_1"', "'sk_live_1'", "Bearer sk_live_1", '"sk_live_1', "sk live"])
+def test_keys_that_were_copied_with_more(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quotation marks or the scheme around a key are refused before a request, and the key is not shown."""
+    with pytest.raises(ConfigurationError, match=r"API key .* (Remove the quotes|without 'Bearer')") as refused:
+        Flora(key)
+    assert "live" not in str(refused.value)
+    monkeypatch.setenv("FLORA_API_KEY", key)
+    with pytest.raises(ConfigurationError, match="FLORA_API_KEY"):
+        Flora()
 
 
 @pytest.mark.anyio

@@ -14,8 +14,9 @@ import ssl
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from inspect import iscoroutine, iscoroutinefunction
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypeAlias, TypeGuard
+from uuid import UUID
 
 import msgspec
 
@@ -57,8 +58,7 @@ _FIXES = {
 def check_text(name: str, value: object, *, longest: int | None = None) -> str:
     """Check that *value* is text that can be sent, and return it as a plain str."""
     if not isinstance(value, str):
-        fix = ". Use .decode()" if isinstance(value, bytes) else ". Use its .value" if isinstance(value, Enum) else ""
-        raise errors.ConfigurationError(f"{name} must be a str, not {type(value).__name__}{fix}")
+        raise errors.ConfigurationError(f"{name} must be a str, not {type(value).__name__}{_text_fix(value)}")
     if type(value) is not str:
         value = str.__str__(value)
     if not value:
@@ -74,8 +74,26 @@ def check_text(name: str, value: object, *, longest: int | None = None) -> str:
     return value
 
 
+def _text_fix(value: object) -> str:
+    if isinstance(value, bytes):
+        return ". Use .decode()"
+    if isinstance(value, Enum):
+        return ". Use its .value"
+    if isinstance(value, PurePath):
+        return ". Use .read_text() for the text of the file"
+    if isinstance(value, UUID):
+        return ". Use str(...)"
+    if iscoroutine(value):
+        return ". Await it first"
+    return ". Use .get_secret_value()" if hasattr(value, "get_secret_value") else ""
+
+
 def check_id(name: str, value: object, prefix: str) -> str:
     """Check a public id: its prefix, and that it cannot leave its place in a path. Otherwise ids are opaque."""
+    if not isinstance(value, str):
+        raise errors.ConfigurationError(
+            f"{name} must be a str that starts with {prefix!r}, not {type(value).__name__}. Use the id that FLORA shows"
+        )
     text = value if type(value) is str and len(value) <= _MAX_ID else check_text(name, value, longest=_MAX_ID)
     if text.startswith(prefix) and _ID.fullmatch(text, len(prefix)):
         return text
@@ -267,7 +285,7 @@ def check_limit(limit: object) -> int:
 def setting(name: str, given: object, variable: str) -> str:
     """Take an argument, or the environment's word for it; nothing but space counts as unset."""
     if given is not None and not isinstance(given, str):
-        raise errors.ConfigurationError(f"{name} must be a str, not {type(given).__name__}")
+        raise errors.ConfigurationError(f"{name} must be a str, not {type(given).__name__}{_text_fix(given)}")
     return str.__str__(given or "").strip() or os.environ.get(variable, "").strip()
 
 
@@ -308,7 +326,7 @@ def find_key(given: object) -> tuple[Secret, str | None]:
     The caller raises that: a traceback shows the locals of its frames to whoever records them, and these hold the key.
     """
     if given is not None and not isinstance(given, str):
-        return Secret(""), f"api_key must be a str, not {type(given).__name__}"
+        return Secret(""), f"api_key must be a str, not {type(given).__name__}{_text_fix(given)}"
     key = setting("api_key", given, "FLORA_API_KEY")
     if not key:
         return Secret(""), "no API key: pass api_key=..., or set FLORA_API_KEY"
@@ -316,6 +334,10 @@ def find_key(given: object) -> tuple[Secret, str | None]:
         return Secret(""), (
             "the API key (api_key or FLORA_API_KEY) has characters that no key has: copy it again, plain ASCII only"
         )
+    if key[0] in "\"'":
+        return Secret(""), "the API key (api_key or FLORA_API_KEY) begins with a quotation mark. Remove the quotes"
+    if " " in key:
+        return Secret(""), "the API key (api_key or FLORA_API_KEY) has a space in it. Pass it without 'Bearer'"
     return Secret(key), None
 
 

@@ -8,9 +8,10 @@ import os
 import time
 from collections.abc import AsyncIterable, Iterable, Mapping
 from functools import partial
+from inspect import iscoroutine
 from pathlib import Path
 from ssl import SSLContext
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, overload
 
 from msgspec.structs import replace
 
@@ -37,7 +38,7 @@ from flora_async._generations import Generations, OnCreate
 from flora_async._inbox import Inbox
 from flora_async._lazy import LazyModule
 from flora_async._many import OrderRunner, Outcomes
-from flora_async._outcomes import OrderT
+from flora_async._outcomes import CompletedOutcome, OrderT
 from flora_async._pacing import Estimates, PollFactory, check_schedule
 from flora_async._polling import OnUpdate, RunOutcomes, RunWatch, wait_for_run
 from flora_async._recovery import Recovery
@@ -208,6 +209,14 @@ class Flora:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
+
+    if not TYPE_CHECKING:  # type checkers refuse a plain with by themselves
+
+        def __enter__(self) -> NoReturn:
+            raise errors.ConfigurationError("Flora cannot be opened by with alone. Use async with Flora(...) as flora")
+
+        def __exit__(self, *exc_info: object) -> None:
+            """Exist, since Python looks for it before it calls ``__enter__``."""
 
     async def close(self) -> None:
         """Close the client's connections. Again is fine, also on another event loop or in another thread.
@@ -619,11 +628,22 @@ def _unresolved(error: object) -> errors.CreateOutcomeUnknownError | errors.Idem
     return error
 
 
+def _download_fix(source: object) -> str:
+    if isinstance(source, CompletedOutcome):
+        return ". Pass outcome.run"
+    if isinstance(source, str) and "://" in source:
+        return ". Pass the Output with that URL, one of run.outputs, or the run for all of them"
+    if isinstance(source, StartedRun | str):
+        return ". Wait for the run first: await flora.wait_for_run(...)"
+    if iscoroutine(source):
+        return ". Await it first"
+    return ". Call it once for each" if isinstance(source, list | tuple) else ""
+
+
 def _downloadable(source: object) -> Run | Output:
     if not isinstance(source, Run | Output):
-        fix = ". Wait for the run first: await flora.wait_for_run(...)" if isinstance(source, StartedRun | str) else ""
         raise errors.ConfigurationError(
-            f"download takes a Run, a Generation or an Output, not {type(source).__name__}{fix}"
+            f"download takes a Run, a Generation or an Output, not {type(source).__name__}{_download_fix(source)}"
         )
     if isinstance(source, Run) and not source.finished:
         raise errors.ConfigurationError(

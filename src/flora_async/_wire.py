@@ -138,11 +138,6 @@ def order_of(order: object, fields: Mapping[str, Any]) -> Order:
     return order
 
 
-def order_fields(order: Order) -> dict[str, Any]:
-    """Give what an order says to FLORA, without what a subclass of the caller's says to the caller."""
-    return {name: getattr(order, name) for name in Order.__struct_fields__}
-
-
 def create_request(origin: Origin, order: Order, idempotency_key: str) -> Request:
     """``POST /generate``, under one key for all its attempts."""
     plain = check_order(origin, order)
