@@ -1,6 +1,8 @@
 """Records as plain data: ``to_dict`` for JSON, and FastAPI routes that return and take them."""
 
 import json
+from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import pytest
@@ -8,6 +10,9 @@ from fastapi import Body, FastAPI
 from msgspec import structs
 
 from flora_async import (
+    CompletedOutcome,
+    FailedOutcome,
+    FloraError,
     Generation,
     GenerationPage,
     Model,
@@ -15,9 +20,13 @@ from flora_async import (
     Order,
     Output,
     PageMeta,
+    RateLimited,
+    RateLimitError,
     Response,
     Run,
+    RunFailedError,
     StartedRun,
+    export,
     models,
 )
 from flora_async.webhooks import WebhookData, WebhookEvent
@@ -40,6 +49,8 @@ RECORDS = [
     WebhookEvent(id="whd_1", type="run.completed", created_at=1, data=WebhookData(run_id="run_1", status="completed")),
     WebhookEvent(id="whd_2", type="ping", created_at=1, data={"a": [1]}),
     Response(data=RUN, status=200, headers={"a": "b"}, request_id=None),
+    RateLimited(path="/generate", retry_after=2.5, pause=2.5),
+    export.Exported(path=Path("h.jsonl"), rows=2, broken=0),
 ]
 
 
@@ -66,6 +77,50 @@ def test_every_record_has_it() -> None:
     records = [kind for kind in vars(models).values() if isinstance(kind, type) and hasattr(kind, "__struct_fields__")]
     assert len(records) > 15
     assert all(hasattr(kind, "to_dict") for kind in records if kind.__module__ == "flora_async.models")
+
+
+def test_outcomes_are_plain_json() -> None:
+    """Both kinds of outcome have the same keys: the order, the run or its error, and the id of the run."""
+    completed = CompletedOutcome(order=ORDER, run=RUN).to_dict()
+    assert completed == {"order": ORDER.to_dict(), "run_id": "run_1", "run": RUN.to_dict(), "error": None}
+    gone = Run(run_id="run_3", status="failed", progress=0, created_at=1, error_code="safety_blocked")
+    failed = FailedOutcome(order=None, error=RunFailedError(gone), run_id="run_3").to_dict()
+    assert failed.keys() == completed.keys()
+    assert (failed["order"], failed["run"], failed["run_id"]) == (None, None, "run_3")
+    assert (failed["error"]["type"], failed["error"]["code"]) == ("RunFailedError", "safety_blocked")
+    assert all(json.loads(json.dumps(plain)) == plain for plain in (completed, failed))
+
+
+def test_errors_are_plain_json() -> None:
+    """Every error has the same keys, and what it lacks is None."""
+    limited = RateLimitError("Slow down", status=429, code="rate_limited", request_id="req_1").to_dict()
+    assert (limited["status"], limited["code"], limited["request_id"]) == (429, "rate_limited", "req_1")
+    other = FloraError("some trouble").to_dict()
+    assert other["message"] == "some trouble"
+    assert other.keys() == limited.keys()
+    assert json.loads(json.dumps([limited, other])) == [limited, other]
+
+
+def test_an_order_of_odd_values_is_plain_json() -> None:
+    """An order that create takes has a dict: subclasses of str, numbers and mappings are what they mean."""
+
+    class Text(str):
+        __slots__ = ()
+
+    class Number(int):
+        pass
+
+    odd = Order(
+        type="text",
+        prompt=Text("a haiku"),
+        workspace_id="ws_1",
+        project_id="prj_1",
+        params=MappingProxyType({"a": Number(3), Text("b"): MappingProxyType({"c": Text("d")})}),
+    )
+    plain = odd.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["prompt"] == "a haiku"
+    assert plain["params"] == {"a": 3, "b": {"c": "d"}}
 
 
 def test_an_order_survives_a_round_trip() -> None:

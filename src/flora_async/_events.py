@@ -10,15 +10,13 @@ from collections.abc import Callable
 from inspect import iscoroutinefunction
 from typing import Literal, TypeAlias
 
-from msgspec import Struct
-
 from flora_async import errors
-from flora_async.models import GenerationType
+from flora_async.models import GenerationType, Record
 
 log = logging.getLogger("flora_async")
 
 
-class Event(Struct, frozen=True, gc=False, kw_only=True):
+class Event(Record, frozen=True, gc=False, kw_only=True):
     """Something that has happened. There will be more kinds, and more fields: leave alone what you do not know."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, NoReturn, TypeAlias, TypeVar
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
 from msgspec import Struct
 
@@ -32,6 +32,11 @@ class CompletedOutcome(Struct, Generic[_OrderT_co], frozen=True, kw_only=True):
         """Return the run."""
         return self.run
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as plain JSON types: ``order``, ``run_id``, ``run`` and ``error``, which is ``None``."""
+        order = None if self.order is None else self.order.to_dict()
+        return {"order": order, "run_id": self.run_id, "run": self.run.to_dict(), "error": None}
+
 
 class FailedOutcome(Struct, Generic[_OrderT_co, _RunIdT_co], frozen=True, kw_only=True):
     """An order, or a started run, that has not completed."""
@@ -47,6 +52,11 @@ class FailedOutcome(Struct, Generic[_OrderT_co, _RunIdT_co], frozen=True, kw_onl
     def result(self) -> NoReturn:
         """Raise the error."""
         raise self.error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as plain JSON types: ``order``, ``run_id``, ``run``, which is ``None``, and ``error``."""
+        order = None if self.order is None else self.order.to_dict()
+        return {"order": order, "run_id": self.run_id, "run": None, "error": self.error.to_dict()}
 
 
 Outcome: TypeAlias = CompletedOutcome[_OrderT_co] | FailedOutcome[_OrderT_co, "str | None"]

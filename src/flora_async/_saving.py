@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import msgspec
-from msgspec import Struct
 
 from flora_async import errors
 from flora_async._aio import run_in_thread
 from flora_async._arguments import check_path
 from flora_async._history import GenerationList, Once, warn_of_broken
-from flora_async.models import Generation, GenerationPage
+from flora_async.models import Generation, GenerationPage, Record
 
 log = logging.getLogger("flora_async")
 
@@ -33,7 +32,7 @@ BATCH_BYTES = 2**24
 _page = msgspec.json.Decoder(GenerationPage)
 
 
-class Exported(Struct, frozen=True, kw_only=True):
+class Exported(Record, frozen=True, kw_only=True):
     """What was written."""
 
     path: Path

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from flora_async.models import FieldError, Order, Run
 
@@ -52,6 +52,15 @@ class FloraError(Exception):
     @run_id.setter
     def run_id(self, run_id: str | None) -> None:
         self._run_id = run_id
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error as plain JSON types: its class as ``type``, its text as ``message``, and what it is about.
+
+        ``run_id``, ``code``, ``status``, ``request_id`` and ``idempotency_key`` are ``None`` where the error has none.
+        """
+        about = ("run_id", "code", "status", "request_id", "idempotency_key")
+        known = {name: getattr(self, name, None) for name in about}
+        return {"type": type(self).__name__, "message": str(self), **known}
 
     def _named(self) -> str:
         """Say it on one line; subclasses add what they know."""

@@ -126,12 +126,28 @@ def _is_tuple(value: object) -> TypeGuard[tuple[object, ...]]:
     return isinstance(value, tuple)
 
 
+def _is_mapping(value: object) -> TypeGuard[Mapping[object, object]]:
+    return isinstance(value, Mapping)
+
+
 def _to_plain(value: object) -> object:
     if isinstance(value, Record):
         return value.to_dict()
     if _is_tuple(value):
         return [_to_plain(item) for item in value]
-    return to_builtins(value, str_keys=True)
+    return to_builtins(value, str_keys=True, enc_hook=_unwrap)
+
+
+def _unwrap(value: object) -> object:
+    """Return what *value* means in JSON: a caller's order can hold any text, number and mapping that is taken."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if _is_mapping(value):
+        return dict(value)
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
+    item = getattr(value, "item", None)  # a scalar of numpy
+    return item() if callable(item) and getattr(value, "ndim", None) == 0 else str(value)
 
 
 class Output(Record, frozen=True, gc=False, kw_only=True):
