@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from aiohttp import web
 from raw import Raw, http, say
-from scripted import Scripted, answer, generation, hang_up, run
+from scripted import Scripted, answer, generation, hang_up, run, silence
 
 from flora_async import (
     APITimeoutError,
@@ -306,6 +306,35 @@ async def test_a_closed_client_downloads_nothing(tmp_path: Path) -> None:
     await flora.close()
     with pytest.raises(ClientClosedError):
         await flora.download(finished(("1", "imageUrl", "http://127.0.0.1:1/a")), tmp_path)
+
+
+async def test_a_close_ends_a_download_also_when_it_is_cancelled(server: Scripted, tmp_path: Path) -> None:
+    """The error is that of a closed client, whether the head or the content is on its way, and no part stays."""
+
+    async def stall(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "image/png", "Content-Length": "10"})
+        await response.prepare(request)
+        await response.write(b"part")
+        await asyncio.Event().wait()
+        return response
+
+    server.on("GET", "/head", silence).on("GET", "/content", stall)
+    for path in ("/head", "/content"):
+        for steps in range(1, 6):
+            flora = Flora("sk_1", base_url=server.base_url)
+            server.asked.clear()
+            download = asyncio.create_task(
+                flora.download(finished(("1", "imageUrl", server.base_url + path)), tmp_path)
+            )
+            while not server.asked or (path == "/content" and not list(tmp_path.iterdir())):
+                await asyncio.sleep(0.001)
+            closing = asyncio.create_task(flora.close())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait([closing, download], timeout=5)
+            assert isinstance(download.exception(), ClientClosedError)
+            assert list(tmp_path.iterdir()) == []
 
 
 # -- what is there already

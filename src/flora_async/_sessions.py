@@ -236,7 +236,7 @@ class Sessions:
                 proxy=self._proxy,
             )
         except (aiohttp.ClientError, *_FOREIGN) as error:
-            failure = _translated(error, where=url.partition("?")[0])
+            failure = self._media_failure_of(error, url.partition("?")[0])
         raise failure
 
     async def chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -249,8 +249,13 @@ class Sessions:
                     return
                 yield chunk
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            failure = _translated(error, where=str(response.url.with_query(None)))
+            failure = self._media_failure_of(error, str(response.url.with_query(None)))
         raise failure
+
+    def _media_failure_of(self, error: Exception, where: str) -> errors.FloraError:
+        if self._closing:
+            return errors.ClientClosedError("the client was closed while an output was downloaded")
+        return _translated(error, where=where)
 
     async def close(self) -> None:
         """Close what was opened here. Requests under way end in an error at once."""
