@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
+from importlib import import_module
 from typing import TypeVar, TypeVarTuple
 
 from anyio import CancelScope, CapacityLimiter
@@ -18,6 +20,8 @@ Ts = TypeVarTuple("Ts")
 
 MAX_THREADS = 32
 """Threads of this package for one event loop. anyio's own pool can be full of callers that wait for this package."""
+
+_ANYIO_BACKEND = "anyio._backends._asyncio"
 
 _limiters: RunVar[CapacityLimiter] = RunVar("flora_async_thread_limiter")
 _executors: RunVar[ThreadPoolExecutor] = RunVar("flora_async_thread_executor")
@@ -30,6 +34,26 @@ def thread_limiter() -> CapacityLimiter:
         limiter = CapacityLimiter(MAX_THREADS)
         _limiters.set(limiter)
     return limiter
+
+
+async def import_in_thread(*names: str) -> None:
+    """Import modules in a thread of their own, for their imports would stop the event loop for too long.
+
+    anyio's part for asyncio is one of them: anyio imports it at its first use on an event loop, on that loop.
+    """
+    missing = [name for name in (_ANYIO_BACKEND, *names) if name not in sys.modules]
+    if missing:
+        executor = ThreadPoolExecutor(1, thread_name_prefix="flora-async-import")
+        try:
+            await asyncio.get_running_loop().run_in_executor(executor, _import_all, missing)
+        finally:
+            executor.shutdown(wait=False)
+
+
+def _import_all(names: list[str]) -> None:
+    for name in names:
+        with suppress(ImportError):  # it is imported again where it is used, and tells there that it is missing
+            import_module(name)
 
 
 async def run_in_thread(function: Callable[[*Ts], T], *args: *Ts) -> T:

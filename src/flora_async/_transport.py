@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib import import_module
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +19,7 @@ import anyio
 from msgspec import Struct
 
 from flora_async import _pacing, errors
-from flora_async._aio import run_in_thread
+from flora_async._aio import import_in_thread
 from flora_async._arguments import Secret, bind_loop, running_loop
 from flora_async._clock import ServerClock
 from flora_async._closing import CLOSE_TIMEOUT, close_at_home
@@ -213,7 +212,7 @@ class Transport:
 
     async def _open(self) -> Sessions:
         # A quarter of a second of imports must not stop a loop that has other work.
-        await run_in_thread(import_module, "flora_async._sessions")
+        await import_in_thread("flora_async._sessions")
         from flora_async._sessions import Sessions
 
         if self._closed:
