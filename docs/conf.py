@@ -37,13 +37,15 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 
 OTHERS = """
-    aiohttp asyncio backoff collections datetime msgspec opentelemetry os pandas pathlib polars pyarrow pytest typing
+    aiohttp asyncio backoff collections datetime email msgspec opentelemetry os pandas pathlib polars pyarrow pytest ssl
+    typing
 """
 """Whose names are no links: no inventory of theirs is read."""
 nitpick_ignore_regex = [
     ("py:.*", rf"({'|'.join(OTHERS.split())})\..*"),
-    ("py:.*", r"flora_async\..*\.T"),
-    ("py:class", r"Any|Callable|Generator|Mapping|Outputs|T"),
+    ("py:.*", r"(flora_async\..*\.)?_?([A-Z]\w*)?T(_co)?"),  # type variables
+    ("py:class", r"flora_async\.errors\._RunError"),
+    ("py:class", r"Any|Callable|Generator|Mapping|Outputs"),
 ]
 
 
