@@ -349,6 +349,23 @@ async def test_a_process_that_lost_its_order_does_not_send_it(
         assert stored(url, f"SELECT owner FROM flora_orders WHERE key = '{key}'") == ["b"]
 
 
+async def test_the_client_does_not_send_again_what_others_took_over(
+    sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim is renewed also before the attempts that the client itself makes after a 503."""
+    monkeypatch.setattr(processor, "LOST_AFTER", 0.0)
+    monkeypatch.setattr(_pacing, "RETRY_FIRST", 0.5)
+    sandbox.fail_next(503, method="POST")
+    async with Flora(sandbox.api_key, base_url=sandbox.base_url) as flora, Batches(flora, database=url) as batches:
+        running = asyncio.create_task(batches["mugs"].run(orders(1)))
+        await until(lambda: not sandbox._planned)
+        change(url, sa.insert(workers).values(process="b", executor="b", host="b", pid=1, seen=time.time() + 99))
+        change(url, sa.update(order_rows).values(owner="b"))
+        await asyncio.sleep(1.5)  # three times the pause
+        assert (sandbox.accepted, stored(url, "SELECT owner FROM flora_orders")) == (0, ["b"])
+        running.cancel()
+
+
 @pytest.mark.parametrize(("status", "code"), [(404, "not_found"), (409, "conflict"), (409, "idempotency_duplicate")])
 async def test_a_doubtful_order_is_never_ordered_anew(sandbox: Sandbox, url: str, status: int, code: str) -> None:
     """Its first response was lost; whatever FLORA answers later, its run is looked for, and nothing else is ordered."""

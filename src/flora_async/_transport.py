@@ -9,8 +9,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from functools import partial
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -54,6 +55,10 @@ class Attempt(Struct, frozen=True):
     """When it went out, by the event loop's clock."""
     server_time: float | None
     """The same by FLORA's clock, as far as that was known then."""
+
+
+check_before_post: ContextVar[Callable[[], Awaitable[None]] | None] = ContextVar("check_before_post", default=None)
+"""Awaited by this task before each attempt of a create, in its turn; an exception that is no FloraError prevents it."""
 
 
 class Transport:
@@ -126,10 +131,7 @@ class Transport:
                 sessions = self._opened() or await self._open()
                 if sent is None:
                     sent = now if lane.enter(now) else await lane.turn(began)
-                if self._tell is None:
-                    value = await sessions.exchange(request, read)
-                else:
-                    value = await _told(self._tell, len(failures) + 1, sessions.exchange, request, read)
+                value = await self._exchange(sessions, request, read, attempt=len(failures) + 1)
                 answered = True
                 return value
             except errors.FloraError as error:
@@ -156,6 +158,13 @@ class Transport:
             self._say(request, failures, pause)
             await self.pause(pause)
             now = loop.time()
+
+    async def _exchange(self, sessions: Sessions, request: Request, read: Callable[[Answer], T], *, attempt: int) -> T:
+        if request.billable and (check := check_before_post.get()) is not None:
+            await check()
+        if self._tell is None:
+            return await sessions.exchange(request, read)
+        return await _told(self._tell, attempt, sessions.exchange, request, read)
 
     def _refused(self, error: errors.RateLimitError, request: Request, sent: float) -> None:
         self._limiter.refuse(error.retry_after, sent=sent)

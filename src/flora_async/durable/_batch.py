@@ -17,7 +17,6 @@ from flora_async._arguments import check_count, check_seconds, check_usd
 from flora_async.durable._store import batches, orders
 from flora_async.durable._store.batches import BatchSettings, BatchStatus, BatchWriter
 from flora_async.durable._store.database import Database
-from flora_async.durable._store.orders import OrderRow
 from flora_async.durable._store.outcomes import decode_outcome, restore_error, store_error
 from flora_async.durable._store.schema import ENDED, State
 from flora_async.durable._worker.worker import Worker
@@ -82,7 +81,6 @@ class Batch:
     def __init__(self, context: BatchContext, name: str) -> None:
         self.name = name
         self._context = context
-        self._database = context.database
 
     def __repr__(self) -> str:
         return f"Batch({self.name!r})"
@@ -125,26 +123,28 @@ class Batch:
         settings: BatchSettings | None = None,
     ) -> None:
         """Store orders, each with its other columns, and let every worker on the database work on them."""
-        flora, worker = self._context.flora, self._context.worker
+        database, flora, worker = self._context.database, self._context.flora, self._context.worker
         if flora is None or worker is None:
             raise errors.ConfigurationError("these batches have no client to order with: open Batches(flora, ...)")
         money = None if max_cost is None else check_usd("max_cost", max_cost)
         writer = BatchWriter(self.name, worker.process)
-        await self._database.write(writer.begin)
+        await database.write(writer.begin)
         try:
-            page: list[tuple[Order, Mapping[str, Any]]] = []
+            page: list[dict[str, object]] = []
             async for order, columns in orders:
-                page.append((_checked(flora, order, writer.total + len(page)), columns))
+                page += writer.rows([(_checked(flora, order, writer.total), columns)])
                 if len(page) == batches.STORE_PAGE:
-                    await self._store(writer, page)
-            await self._store(writer, page)
+                    await database.write(partial(batches.insert_orders, rows=page))
+                    page = []
+            if page:
+                await database.write(lambda c: batches.insert_orders(c, page))
         except BaseException:
-            await self._database.write(writer.discard)
+            await database.write(lambda c: batches.delete(c, writer.id))
             raise
         if not writer.total:
-            await self._database.write(writer.discard)
+            await database.write(lambda c: batches.delete(c, writer.id))
             raise errors.ConfigurationError("there are no orders")
-        named = await self._database.write(lambda c: writer.finish(c, settings or BatchSettings(), money))
+        named = await database.write(lambda c: writer.finish(c, settings or BatchSettings(), money))
         if named == "differs":
             raise errors.ConfigurationError(
                 f"the batch {self.name!r} exists and has other orders: choose another name for these"
@@ -153,36 +153,33 @@ class Batch:
             await self.resume(max_cost=max_cost, wait=False)
         worker.wake()
 
-    async def _store(self, writer: BatchWriter, page: list[tuple[Order, Mapping[str, Any]]]) -> None:
-        if page:
-            rows = writer.rows(page)
-            page.clear()
-            await self._database.write(lambda c: batches.insert_orders(c, rows))
+    async def _read(self, question: Callable[[sa.Connection, str], T]) -> T:
+        return await self._context.database.read(lambda c: question(c, batches.find(c, self.name)))
 
-    async def _write(self, change: Callable[[sa.Connection, str], T]) -> T:
-        return await self._database.write(lambda c: change(c, batches.find(c, self.name).id))
+    async def _change(self, change: Callable[[sa.Connection, str], T]) -> T:
+        changed = await self._context.database.write(lambda c: change(c, batches.find_locked(c, self.name)))
+        if self._context.worker is not None:
+            self._context.worker.wake()
+        return changed
 
     async def settings(self) -> BatchSettings:
         """Return the settings of the batch."""
-        return (await self._database.read(lambda c: batches.find(c, self.name))).settings
+        return await self._read(batches.read_settings)
 
     async def resume(self, *, max_cost: float | None = None, wait: bool = True) -> BatchStatus:
         """Continue the batch where it stands, stopped or not, and return when every order has ended."""
         money = None if max_cost is None else check_usd("max_cost", max_cost)
-        batch = await self._write(lambda c, batch: batches.resume(c, batch, money))
-        if self._context.worker is not None:
-            self._context.worker.processor.unreadable.discard(batch)
-            self._context.worker.wake()
+        await self._change(lambda c, batch: batches.resume(c, batch, money))
         return await self.finished() if wait else await self.status()
 
     async def cancel(self) -> None:
         """Send no more orders, on any machine. Runs that were started are waited for; ``resume`` continues."""
-        await self._write(lambda c, batch: batches.stop(c, batch, "cancelled"))
+        await self._change(lambda c, batch: batches.stop(c, batch, "cancelled"))
 
     async def skip(self, numbers: Iterable[int]) -> int:
         """End orders, by index, without sending them. Return how many: those that were sent are not skipped."""
         chosen = [check_count("order", number, least=0) for number in numbers]
-        return await self._write(lambda c, batch: batches.skip(c, batch, chosen))
+        return await self._change(lambda c, batch: batches.skip(c, batch, chosen))
 
     async def delete(self) -> None:
         """Delete the batch and all that is known of its orders.
@@ -190,7 +187,7 @@ class Batch:
         Raises:
             ConfigurationError: a living process works on it.
         """
-        await self._write(batches.delete)
+        await self._change(batches.delete_idle)
 
     async def retry_failed(self) -> int:
         """Queue orders that certainly failed once more, under new keys: failed runs, and orders that FLORA refused.
@@ -198,23 +195,20 @@ class Batch:
         An ``unknown`` order may have been billed, and is left as it is. Return the number of queued orders;
         ``resume`` waits for them.
         """
-        count = await self._write(lambda c, batch: batches.requeue_failed(c, batch, self.name))
-        if self._context.worker is not None:
-            self._context.worker.wake()
-        return count
+        return await self._change(lambda c, batch: batches.requeue_failed(c, batch, self.name))
 
     async def lost_executors(self) -> list[str]:
         """Return the executors that are gone and hold orders, which others take over within seconds."""
-        return await self._write(batches.list_lost_executors)
+        return await self._read(batches.list_lost_executors)
 
     async def record_files(self, index: int, files: Sequence[str]) -> None:
         """Record where the outputs of an order were saved."""
         paths = msgspec.json.encode(list(files)).decode()
-        await self._write(lambda c, batch: orders.record_files(c, batch, index, paths))
+        await self._change(lambda c, batch: orders.record_files(c, batch, index, paths))
 
     async def status(self) -> BatchStatus:
         """Return where the batch stands, on all machines together."""
-        return (await self._database.read(lambda c: batches.list_statuses(c, self.name)))[0]
+        return (await self._read(lambda c, _: batches.list_statuses(c, self.name)))[0]
 
     async def finished(self) -> BatchStatus:
         """Wait until every order has ended, or the batch is stopped and this process works on none of its orders."""
@@ -224,18 +218,18 @@ class Batch:
 
     async def is_finished(self) -> bool:
         """Return whether nothing more happens to the batch by itself."""
-        row, ended = await self._database.read(
-            lambda c: (row := batches.find(c, self.name), batches.is_finished(c, row.id))
+        batch, ended, stopped = await self._read(
+            lambda c, batch: (batch, batches.is_finished(c, batch), batches.is_stopped(c, batch))
         )
         worker = self._context.worker
-        return ended or (row.stopped is not None and not (worker is not None and worker.in_hand[row.id]))
+        return ended or (stopped and (worker is None or not worker.in_hand[batch]))
 
     def results(self, *, as_finished: bool = False) -> BatchOutcomes:
         """Yield the outcome of each order, in input order or in completion order: ``async for outcome in ...``.
 
         Orders that have not ended are waited for, unless the batch is stopped; then they are left out.
         """
-        return BatchOutcomes(self, self._database, as_finished=as_finished)
+        return BatchOutcomes(self, self._context.database, as_finished=as_finished)
 
 
 class BatchOutcomes:
@@ -245,11 +239,10 @@ class BatchOutcomes:
         self._batch = batch
         self._database = database
         self._as_finished = as_finished
-        self._id: str | None = None
         self._place = 0
         self._seen: set[int] = set()
         self._latest = 0.0
-        self._ahead: deque[OrderRow] = deque()
+        self._ahead: deque[sa.Row[Any]] = deque()
         self._over = False
         self._reading = asyncio.Lock()
 
@@ -260,7 +253,8 @@ class BatchOutcomes:
         async with self._reading:
             while not self._ahead:
                 over = self._over
-                if not await self._read(last=over):
+                await (self._read_latest() if self._as_finished and not over else self._read_next(last=over))
+                if not self._ahead:
                     if over:
                         raise StopAsyncIteration
                     self._over = await self._batch.is_finished()
@@ -268,40 +262,34 @@ class BatchOutcomes:
                         await asyncio.sleep(POLL_INTERVAL)
             return _to_outcome(self._ahead.popleft())
 
-    async def _read(self, *, last: bool) -> bool:
-        """Read ended orders; false if there are none at present. *last*: pass over those without an end."""
-        if self._id is None:
-            self._id = (await self._database.read(lambda c: batches.find(c, self._batch.name))).id
-        batch = self._id
-        if self._as_finished and not last:
-            return await self._read_latest(batch)
-        while True:
-            page = await self._database.read(partial(orders.read_page, batch=batch, first=self._place, limit=PAGE))
+    async def _read(self, question: Callable[[sa.Connection, str], T]) -> T:
+        return await self._database.read(lambda c: question(c, batches.find(c, self._batch.name)))
+
+    async def _read_next(self, *, last: bool) -> None:
+        """Read orders in input order up to the first that has not ended; *last*: pass over those."""
+        while not self._ahead:
+            page = await self._read(partial(orders.list_from, first=self._place, limit=PAGE))
             for row in page:
+                if row.state not in ENDED and not last:
+                    return
                 if row.state in ENDED and row.number not in self._seen:
                     self._ahead.append(row)
-                elif row.state not in ENDED and not last:
-                    return bool(self._ahead)
                 self._place = row.number + 1
-            if self._ahead or not page:
-                return bool(self._ahead)
+            if not page:
+                return
 
-    async def _read_latest(self, batch: str) -> bool:
+    async def _read_latest(self) -> None:
+        """Read orders in completion order, and again those that ended lately."""
         after = self._latest - COMMIT_DELAY, -1
-        while page := await self._database.read(partial(orders.read_ended, batch=batch, after=after, limit=PAGE)):
-            fresh = [row for row in page if row.number not in self._seen]
-            self._ahead.extend(fresh)
-            self._seen.update(row.number for row in fresh)
-            after = page[-1].ended or 0.0, page[-1].number
+        while not self._ahead and (page := await self._read(partial(orders.list_ended, after=after, limit=PAGE))):
+            self._ahead.extend(row for row in page if row.number not in self._seen)
+            self._seen.update(row.number for row in page)
+            after = page[-1].ended, page[-1].number
             self._latest = max(self._latest, after[0])
-            if fresh:
-                return True
-        return False
 
 
-def _to_outcome(row: OrderRow) -> BatchOutcome:
-    order = _order.decode(row.body)
-    outcome = decode_outcome(row.outcome)
+def _to_outcome(row: sa.Row[Any]) -> BatchOutcome:
+    order, outcome = _order.decode(row.body), decode_outcome(row.outcome)
     return BatchOutcome(
         index=row.number,
         order=order,

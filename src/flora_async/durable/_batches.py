@@ -10,7 +10,7 @@ from flora_async import Flora
 from flora_async._arguments import check_count, check_text
 from flora_async._pacing import PollFactory
 from flora_async.durable._batch import Batch, BatchContext
-from flora_async.durable._store import batches, heartbeats
+from flora_async.durable._store import batches, orders
 from flora_async.durable._store.batches import BatchStatus, BatchWriter
 from flora_async.durable._store.database import DEFAULT_DATABASE, Database
 from flora_async.durable._worker.worker import Worker
@@ -111,7 +111,7 @@ class Batches:
         Raises:
             ConfigurationError: it was seen within the last 7 seconds.
         """
-        return await self._database.write(lambda c: heartbeats.reassign(c, executor))
+        return await self._database.write(lambda c: orders.reassign(c, executor))
 
     @property
     def trouble(self) -> str | None:

@@ -6,25 +6,23 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import msgspec
 import sqlalchemy as sa
 from msgspec import Struct
-from sqlalchemy import exc as sa_exc
+from msgspec.structs import replace
 
 from flora_async import errors
-from flora_async.durable._store.heartbeats import living
-from flora_async.durable._store.schema import ENDED, IN_FLIGHT, batches, clock, orders
+from flora_async.durable._store.database import execute, prepare, select
+from flora_async.durable._store.schema import IN_FLIGHT, hold_name_lock
 from flora_async.models import Order
 
 STORE_PAGE = 2000
 """Orders that are stored in one transaction."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
-
-Named: TypeAlias = Literal["stored", "exists", "differs"]
 
 
 class BatchStatus(Struct, frozen=True, kw_only=True):
@@ -78,15 +76,6 @@ class BatchSettings(Struct, frozen=True, omit_defaults=True):
     """Seconds from the sending of an order until its run is not waited for any longer."""
 
 
-class BatchRow(Struct, frozen=True):
-    """A batch as it is stored."""
-
-    id: str
-    total: int
-    settings: BatchSettings
-    stopped: str | None
-
-
 def check_batch_name(name: object) -> str:
     """Return the name of a batch, or raise ConfigurationError."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -111,194 +100,180 @@ class BatchWriter:
 
     def begin(self, connection: sa.Connection) -> None:
         """Create the id, and delete the orders of processes that ended while they stored some."""
-        nameless = sa.select(batches.c.id).where(batches.c.name.is_(None), batches.c.storer.not_in(living(connection)))
-        for left in list(connection.scalars(nameless)):
-            _delete(connection, left)
-        _delete(connection, self.id)  # the commit of an earlier attempt may have seemed to fail; so below
-        row = {"id": self.id, "storer": self._process, "digest": "", "total": 0, "settings": "{}"}
-        connection.execute(sa.insert(batches).values(**row, created=time.time()))
+        left = "SELECT id FROM flora_batches WHERE name IS NULL AND storer NOT IN LIVING()"
+        for row in select(connection, left):
+            delete(connection, row.id)
+        sql = (
+            "INSERT INTO flora_batches (id, storer, digest, total, settings, created) "
+            "VALUES (:id, :storer, '', 0, '{}', :now) ON CONFLICT DO NOTHING"
+        )
+        execute(connection, sql, id=self.id, storer=self._process, now=time.time())
 
-    def rows(self, page: Sequence[tuple[Order, Mapping[str, Any]]]) -> list[dict[str, object]]:
+    def rows(self, page: Iterable[tuple[Order, Mapping[str, Any]]]) -> list[dict[str, object]]:
         """Return orders as rows, numbered, each with its key."""
         rows: list[dict[str, object]] = []
         for order, columns in page:
-            body = msgspec.json.encode(order)
-            extra = msgspec.json.encode(columns) if columns else b""
+            body, extra = msgspec.json.encode(order), msgspec.json.encode(columns) if columns else b""
             self._digest.update(body + b"\n" + extra + b"\n")
-            rows.append(
-                {
-                    "batch": self.id,
-                    "number": self.total,
-                    "attempt": 0,
-                    "key": f"{self.name}.{self.id}.{self.total}",
-                    "kind": order.type,
-                    "model": order.model,
-                    "body": body.decode(),
-                    "columns": extra.decode() or None,
-                    "state": "waiting",
-                }
-            )
+            row = {"batch": self.id, "number": self.total, "key": f"{self.name}.{self.id}.{self.total}"}
+            row |= {"kind": order.type, "model": order.model, "body": body.decode(), "columns": extra.decode() or None}
+            rows.append(row)
             self.total += 1
         return rows
 
-    def finish(self, connection: sa.Connection, settings: BatchSettings, max_cost: float | None) -> Named:
+    def finish(
+        self, connection: sa.Connection, settings: BatchSettings, max_cost: float | None
+    ) -> Literal["stored", "exists", "differs"]:
         """Name the batch, so that it exists; if the name is taken, delete these orders and compare the others."""
-        values = {"name": self.name, "digest": self.digest, "total": self.total, "max_cost": max_cost}
-        values |= {"settings": msgspec.json.encode(settings).decode(), "created": time.time()}
-        values |= {"rate": settings.rate, "run_timeout": settings.run_timeout}
-        mine = batches.c.id == self.id
-        named = sa.select(batches.c.digest).where(batches.c.name == self.name)
-        digest = connection.scalar(named.where(batches.c.id != self.id))
-        if digest is None:
-            try:
-                with connection.begin_nested():
-                    connection.execute(sa.update(batches).where(mine).values(values))
-                return "stored"
-            except sa_exc.IntegrityError:  # another process was faster, on PostgreSQL
-                digest = connection.scalar(named)
-        _delete(connection, self.id)
-        return "exists" if digest == self.digest else "differs"
-
-    def discard(self, connection: sa.Connection) -> None:
-        """Delete the orders stored so far."""
-        _delete(connection, self.id)
+        hold_name_lock(connection)
+        others = "SELECT digest FROM flora_batches WHERE name = :name AND id <> :id"
+        for other in select(connection, others, name=self.name, id=self.id):
+            delete(connection, self.id)
+            return "exists" if other.digest == self.digest else "differs"
+        values = {"name": self.name, "digest": self.digest, "total": self.total, "max_cost": max_cost, "id": self.id}
+        values |= {"settings": msgspec.json.encode(settings).decode(), "now": time.time()}
+        sql = (
+            "UPDATE flora_batches SET name = :name, digest = :digest, total = :total, max_cost = :max_cost, "
+            "settings = :settings, created = :now WHERE id = :id"
+        )
+        execute(connection, sql, **values)
+        return "stored"
 
 
-def insert_orders(connection: sa.Connection, rows: Sequence[Mapping[str, object]]) -> None:
-    """Store a page of orders."""
-    numbers = orders.c.number.between(rows[0]["number"], rows[-1]["number"])
-    connection.execute(sa.delete(orders).where(orders.c.batch == rows[0]["batch"], numbers))
-    connection.execute(sa.insert(orders), rows)
+def insert_orders(connection: sa.Connection, rows: list[dict[str, object]]) -> None:
+    """Store a page of orders, once."""
+    sql = (
+        "INSERT INTO flora_orders (batch, number, attempt, key, kind, model, body, columns, state) "
+        "VALUES (:batch, :number, 0, :key, :kind, :model, :body, :columns, 'waiting') ON CONFLICT DO NOTHING"
+    )
+    connection.execute(prepare(sql, connection.dialect.name), rows)
 
 
-def find(connection: sa.Connection, name: str) -> BatchRow:
-    """Return a batch by its name."""
-    fields = (batches.c.id, batches.c.total, batches.c.settings, batches.c.stopped)
-    row = connection.execute(sa.select(*fields).where(batches.c.name == name)).first()
-    if row is None:
-        raise errors.ConfigurationError(f"there is no batch {name!r} in this database")
-    return BatchRow(row.id, row.total, msgspec.json.decode(row.settings, type=BatchSettings), row.stopped)
+def find(connection: sa.Connection, name: str) -> str:
+    """Return the id of a batch."""
+    for row in select(connection, "SELECT id FROM flora_batches WHERE name = :name", name=name):
+        return str(row.id)
+    raise errors.ConfigurationError(f"there is no batch {name!r} in this database")
+
+
+def find_locked(connection: sa.Connection, name: str) -> str:
+    """Return the id of a batch, which no other transaction changes until this one ends."""
+    select(connection, "SELECT 1 FROM flora_batches WHERE name = :name FOR UPDATE", name=name)
+    return find(connection, name)
 
 
 def find_unfinished(connection: sa.Connection, total: int, digest: str | None = None) -> str | None:
     """Return the name of an unfinished batch of so many orders, of those with this digest if one is given."""
-    left = sa.exists().where(orders.c.batch == batches.c.id, orders.c.state.in_(("waiting", *IN_FLIGHT)))
-    same = [batches.c.total == total, batches.c.name.is_not(None), left]
-    same += [] if digest is None else [batches.c.digest == digest]
-    return connection.scalar(sa.select(batches.c.name).where(*same))
+    sql = (
+        "SELECT name FROM flora_batches b WHERE name IS NOT NULL AND total = :total "
+        "AND digest = coalesce(:digest, digest) AND EXISTS (SELECT 1 FROM flora_orders WHERE batch = b.id "
+        "AND state IN ('waiting', 'sending', 'running'))"
+    )
+    return next((row.name for row in select(connection, sql, total=total, digest=digest)), None)
+
+
+def read_settings(connection: sa.Connection, batch: str) -> BatchSettings:
+    """Return the settings of a batch."""
+    (row,) = select(connection, "SELECT settings FROM flora_batches WHERE id = :batch", batch=batch)
+    return msgspec.json.decode(row.settings, type=BatchSettings)
 
 
 def list_statuses(connection: sa.Connection, name: str | None = None) -> list[BatchStatus]:
     """Return where a batch stands, or each, oldest first."""
-    named = batches.c.name.is_not(None) if name is None else batches.c.name == name
-    cost = sa.case(
-        (orders.c.state == "running", orders.c.quoted),
-        (orders.c.state == "unknown", sa.func.coalesce(orders.c.charged, orders.c.quoted)),
-        else_=orders.c.charged,
+    sql = (
+        "SELECT b.name, b.total, b.stopped, b.created, o.state, count(o.number), sum(coalesce(o.charged, o.quoted)) "
+        "FROM flora_batches b LEFT JOIN flora_orders o ON o.batch = b.id WHERE b.name = coalesce(:name, b.name) "
+        "GROUP BY b.name, b.total, b.stopped, b.created, o.state ORDER BY b.created, b.name"
     )
-    found: list[BatchStatus] = []
-    for row in connection.execute(sa.select(batches).where(named).order_by(batches.c.created)).all():
-        counted = sa.select(orders.c.state, sa.func.count(), sa.func.sum(cost)).where(orders.c.batch == row.id)
-        counts = {
-            state: (count, usd or 0.0) for state, count, usd in connection.execute(counted.group_by(orders.c.state))
-        }
-        number = {state: count for state, (count, _) in counts.items()}
-        found.append(
-            BatchStatus(
-                batch=row.name,
-                total=row.total,
-                running=sum(number.get(state, 0) for state in IN_FLIGHT),
-                cost=round(sum(usd for _, usd in counts.values()), 6),
-                stopped=row.stopped,
-                created=row.created,
-                **{state: number.get(state, 0) for state in ("waiting", *ENDED)},
-            )
-        )
-    if name is not None and not found:
-        raise errors.ConfigurationError(f"there is no batch {name!r} in this database")
-    return found
+    found: dict[str, BatchStatus] = {}
+    for batch, total, stopped, created, state, count, usd in select(connection, sql, name=name):
+        empty = BatchStatus(batch=batch, total=total, stopped=stopped, created=created)
+        status = found.get(batch, empty)
+        field = "running" if state in IN_FLIGHT else state
+        changed = {field: getattr(status, field) + count, "cost": round(status.cost + (usd or 0.0), 6)}
+        found[batch] = replace(status, **changed)
+    return list(found.values())
 
 
 def is_finished(connection: sa.Connection, batch: str) -> bool:
     """Return whether all orders of a batch have ended."""
-    left = orders.c.state.in_(("waiting", *IN_FLIGHT))
-    return connection.execute(sa.select(orders.c.number).where(orders.c.batch == batch, left).limit(1)).first() is None
+    sql = "SELECT 1 FROM flora_orders WHERE batch = :batch AND state IN ('waiting', 'sending', 'running') LIMIT 1"
+    return not select(connection, sql, batch=batch)
+
+
+def is_stopped(connection: sa.Connection, batch: str) -> bool:
+    """Return whether a batch is stopped."""
+    sql = "SELECT 1 FROM flora_batches WHERE id = :batch AND stopped IS NOT NULL"
+    return bool(select(connection, sql, batch=batch))
 
 
 def stop(connection: sa.Connection, batch: str, reason: str) -> None:
     """Begin no more orders of a batch, on any machine."""
-    connection.execute(sa.update(batches).where(batches.c.id == batch).values(stopped=reason))
+    execute(connection, "UPDATE flora_batches SET stopped = :reason WHERE id = :batch", reason=reason, batch=batch)
 
 
-def resume(connection: sa.Connection, batch: str, max_cost: float | None) -> str:
-    """Begin orders of a batch again; return its id."""
-    values = {"stopped": None} if max_cost is None else {"stopped": None, "max_cost": max_cost}
-    connection.execute(sa.update(batches).where(batches.c.id == batch).values(values))
-    return batch
+def resume(connection: sa.Connection, batch: str, max_cost: float | None = None) -> None:
+    """Begin orders of a batch again."""
+    sql = "UPDATE flora_batches SET stopped = NULL, max_cost = coalesce(:max_cost, max_cost) WHERE id = :batch"
+    execute(connection, sql, max_cost=max_cost, batch=batch)
 
 
-def skip(connection: sa.Connection, batch: str, numbers: Collection[int]) -> int:
+def skip(connection: sa.Connection, batch: str, numbers: Iterable[int]) -> int:
     """End waiting orders without sending them, and return their number."""
-    _lock(connection, batch)
-    skipped = 0
-    for number in numbers:
-        one = (orders.c.batch == batch, orders.c.number == number, orders.c.state == "waiting")
-        ended = {"state": "skipped", "ended": clock(connection)}
-        skipped += connection.execute(sa.update(orders).where(*one).values(ended)).rowcount
-    return skipped
+    sql = (
+        "UPDATE flora_orders SET state = 'skipped', ended = NOW() WHERE batch = :batch AND number = :number "
+        "AND state = 'waiting'"
+    )
+    return sum(execute(connection, sql, batch=batch, number=number) for number in numbers)
 
 
 def requeue_failed(connection: sa.Connection, batch: str, name: str) -> int:
     """Queue orders that failed or were refused once more, under new keys; return their number."""
-    _lock(connection, batch)
-    chosen = (orders.c.batch == batch, orders.c.state.in_(("failed", "refused")))
-    found = connection.execute(sa.select(orders.c.number, orders.c.attempt).where(*chosen)).all()
-    for number, attempt in found:
-        values: dict[str, object] = {"state": "waiting", "attempt": attempt + 1}
-        values |= {"key": f"{name}.{batch}.{number}.{attempt + 1}"}
-        values |= dict.fromkeys(
-            ("run_id", "recovered", "quoted", "charged", "sent", "ended", "outcome", "files", "owner")
-        )
-        connection.execute(sa.update(orders).where(*chosen, orders.c.number == number).values(values))
-    if found:
-        connection.execute(sa.update(batches).where(batches.c.id == batch).values(stopped=None))
-    return len(found)
+    sql = (
+        "UPDATE flora_orders SET state = 'waiting', attempt = attempt + 1, key = CAST(:prefix AS TEXT) "
+        "|| CAST(number AS TEXT) || '.' || CAST(attempt + 1 AS TEXT), run_id = NULL, recovered = NULL, quoted = NULL, "
+        "charged = NULL, sent = NULL, ended = NULL, outcome = NULL, files = NULL, owner = NULL "
+        "WHERE batch = :batch AND state IN ('failed', 'refused')"
+    )
+    count = execute(connection, sql, batch=batch, prefix=f"{name}.{batch}.")
+    if count:
+        resume(connection, batch)
+    return count
 
 
-def delete(connection: sa.Connection, batch: str) -> None:
-    """Delete a batch and its orders; refuse while a living process works on some."""
-    _lock(connection, batch)
-    held = (orders.c.batch == batch, orders.c.state.in_(IN_FLIGHT), orders.c.owner.in_(living(connection)))
-    count = connection.scalar(sa.select(sa.func.count()).where(*held))
+def delete_idle(connection: sa.Connection, batch: str) -> None:
+    """Delete a batch; refuse while a living process works on some of its orders."""
+    sql = (
+        "SELECT count(*) FROM flora_orders WHERE batch = :batch AND state IN ('sending', 'running') "
+        "AND owner IN LIVING()"
+    )
+    ((count,),) = select(connection, sql, batch=batch)
     if count:
         raise errors.ConfigurationError(
             f"{count} orders of the batch are in flight: cancel it, and delete it when they ended"
         )
-    _delete(connection, batch)
+    delete(connection, batch)
+
+
+def delete(connection: sa.Connection, batch: str) -> None:
+    """Delete a batch and its orders."""
+    execute(connection, "DELETE FROM flora_orders WHERE batch = :batch", batch=batch)
+    execute(connection, "DELETE FROM flora_batches WHERE id = :batch", batch=batch)
 
 
 def list_lost_executors(connection: sa.Connection, batch: str) -> list[str]:
     """Return the executors that hold orders of a batch and are gone."""
-    in_flight = (orders.c.batch == batch, orders.c.state.in_(IN_FLIGHT), orders.c.owner.is_not(None))
-    held = (*in_flight, orders.c.owner.not_in(living(connection)))
-    owners = connection.scalars(sa.select(orders.c.owner).where(*held).distinct())
-    return sorted({str(owner).rpartition("/")[0] for owner in owners})
+    sql = (
+        "SELECT DISTINCT owner FROM flora_orders WHERE batch = :batch AND state IN ('sending', 'running') "
+        "AND owner IS NOT NULL AND owner NOT IN LIVING()"
+    )
+    return sorted({row.owner.rpartition("/")[0] for row in select(connection, sql, batch=batch)})
 
 
 def past_costs(connection: sa.Connection) -> dict[tuple[str, str | None], float]:
     """Return the average charge of completed runs by type and model, in USD."""
-    paid = sa.select(orders.c.kind, orders.c.model, sa.func.avg(orders.c.charged))
-    paid = paid.where(orders.c.state == "completed", orders.c.charged.is_not(None))
-    return {
-        (kind, model): float(cost)
-        for kind, model, cost in connection.execute(paid.group_by(orders.c.kind, orders.c.model))
-    }
-
-
-def _lock(connection: sa.Connection, batch: str) -> None:
-    connection.execute(sa.select(batches.c.id).where(batches.c.id == batch).with_for_update())
-
-
-def _delete(connection: sa.Connection, batch: str) -> None:
-    connection.execute(sa.delete(orders).where(orders.c.batch == batch))
-    connection.execute(sa.delete(batches).where(batches.c.id == batch))
+    sql = (
+        "SELECT kind, model, avg(charged) FROM flora_orders WHERE state = 'completed' AND charged IS NOT NULL "
+        "GROUP BY kind, model"
+    )
+    return {(kind, model): float(cost) for kind, model, cost in select(connection, sql)}

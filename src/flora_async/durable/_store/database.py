@@ -8,8 +8,9 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -17,7 +18,7 @@ from sqlalchemy import exc as sa_exc
 
 from flora_async._aio import run_in_thread
 from flora_async.durable._store import schema
-from flora_async.errors import ConfigurationError, DatabaseError
+from flora_async.errors import ConfigurationError, DatabaseError, FloraError
 
 T = TypeVar("T")
 
@@ -26,7 +27,6 @@ log = logging.getLogger("flora_async")
 DEFAULT_DATABASE = "sqlite:///flora-batch.db"
 BUSY_SECONDS = 30
 """Seconds for which a SQLite writer waits for the others."""
-MAX_THREADS = 4
 OUTAGE_PAUSE = 1.0
 OUTAGE_TIMEOUT = 3600.0
 """Seconds for which a transaction is repeated while the database is away."""
@@ -35,8 +35,61 @@ _PASSING_SQLSTATES = ("08", "40", "53", "55", "57", "58")
 """Classes of PostgreSQL errors that end by themselves or by an operator: connection, conflict, resources, shutdown."""
 
 
+CLOSE_TIMEOUT = 10.0
+"""Seconds for which closing waits for writes."""
+
+
+def execute(connection: sa.Connection, sql: str, **values: object) -> int:
+    """Run a statement, and return the number of changed rows.
+
+    ``NOW()`` in it is the database's clock in Unix seconds, ``LIVING()`` the processes that are alive, and only
+    PostgreSQL sees ``FOR UPDATE``.
+    """
+    return connection.execute(prepare(sql, connection.dialect.name), values).rowcount
+
+
+def select(connection: sa.Connection, sql: str, **values: object) -> list[Any]:
+    """Return the rows of a query."""
+    return list(connection.execute(prepare(sql, connection.dialect.name), values))
+
+
+@cache
+def prepare(sql: str, dialect: str) -> sa.TextClause:
+    """Return a statement in a dialect; it is compiled once."""
+    sql = sql.replace("LIVING()", "(SELECT process FROM flora_workers WHERE seen > NOW() - 15)")
+    if dialect == "sqlite":
+        return sa.text(sql.partition("FOR UPDATE")[0].replace("NOW()", "((julianday('now') - 2440587.5) * 86400.0)"))
+    return sa.text(sql.replace("NOW()", "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"))
+
+
+class Write(Generic[T]):
+    """A change that waits for its transaction, and the caller's result."""
+
+    def __init__(self, change: Callable[[sa.Connection], T]) -> None:
+        self._change = change
+        self._outcome: T | FloraError
+        self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def apply(self, connection: sa.Connection) -> None:
+        """Make the change; one that is refused leaves the others of its transaction alone."""
+        try:
+            self._outcome = self._change(connection)
+        except FloraError as error:
+            self._outcome = error
+
+    def settle(self, error: DatabaseError | None = None) -> None:
+        """Return the result to the caller, if it still waits."""
+        outcome = error or self._outcome
+        if self.answer.done():
+            return
+        if isinstance(outcome, FloraError):
+            self.answer.set_exception(outcome)
+        else:
+            self.answer.set_result(outcome)
+
+
 class Database:
-    """The transactions of one process on a database."""
+    """The transactions of one process on a database. All writes that wait share the next transaction."""
 
     def __init__(self, url: str) -> None:
         self._engine = create_engine(url)
@@ -46,20 +99,26 @@ class Database:
         self.outages: int = 0
         """Number of transactions that were repeated."""
         self._opened = False
-        self._writing = asyncio.Lock()
+        self._pending: list[Write[Any]] = []
+        self._writing: asyncio.Task[None] | None = None
 
     async def open(self, *, create: bool) -> None:
         """Create the tables, or check that there are some. Errors here are not retried."""
         path = self._engine.url.database
-        if not create and self._engine.dialect.name == "sqlite" and not await run_in_thread(Path(str(path)).exists):
-            raise ConfigurationError(f"there is no batch in {self.url}")
-        if not create and not await self.read(schema.has_tables):
+        is_file = self._engine.dialect.name == "sqlite"
+        if not create and (
+            (is_file and not await run_in_thread(Path(str(path)).exists)) or not await self.read(schema.has_tables)
+        ):
             raise ConfigurationError(f"there is no batch in {self.url}")
         await self.write(schema.create_tables)
         self._opened = True
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, after the writes that wait."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing], timeout=CLOSE_TIMEOUT)
+            self._writing.cancel()
+            await asyncio.wait([self._writing])
         await run_in_thread(self._engine.dispose)
 
     async def read(self, question: Callable[[sa.Connection], T]) -> T:
@@ -67,9 +126,33 @@ class Database:
         return await self._run(question, writes=False)
 
     async def write(self, change: Callable[[sa.Connection], T]) -> T:
-        """Return the result of a function of a connection, in a transaction that excludes other SQLite writers."""
-        async with self._writing:
-            return await self._run(change, writes=True)
+        """Return the result of a function of a connection, in a transaction that excludes other SQLite writers.
+
+        Once begun it is made, also if the caller is cancelled, and after the writes before it.
+        """
+        one = Write(change)
+        self._pending.append(one)
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.get_running_loop().create_task(self._write_pending())
+        return await one.answer
+
+    async def _write_pending(self) -> None:
+        while self._pending:
+            group, self._pending = self._pending, []
+            await self._commit(group)
+
+    async def _commit(self, group: list[Write[Any]]) -> None:
+        error = None
+        try:
+            await self._run(partial(_apply, group), writes=True)
+        except DatabaseError as failure:
+            if len(group) > 1 and self.trouble is None:
+                for each in group:
+                    await self._commit([each])
+                return
+            error = failure
+        for each in group:
+            each.settle(error)
 
     async def _run(self, work: Callable[[sa.Connection], T], *, writes: bool) -> T:
         began = time.monotonic()
@@ -77,8 +160,7 @@ class Database:
             try:
                 done = await run_in_thread(self._transact, work, writes)
             except sa_exc.DBAPIError as error:
-                reason = " ".join(str(error.orig).split())
-                message = f"the database cannot be used: {reason}"
+                message = f"the database cannot be used: {' '.join(str(error.orig).split())}"
                 if not (self._opened and is_outage(error)) or time.monotonic() - began > OUTAGE_TIMEOUT:
                     raise DatabaseError(message) from None
                 if self.trouble is None:
@@ -95,6 +177,11 @@ class Database:
     def _transact(self, work: Callable[[sa.Connection], T], writes: bool) -> T:
         with self._engine.connect().execution_options(writes=writes) as connection, connection.begin():
             return work(connection)
+
+
+def _apply(group: list[Write[Any]], connection: sa.Connection) -> None:
+    for each in group:
+        each.apply(connection)
 
 
 def is_outage(error: sa_exc.DBAPIError) -> bool:
@@ -123,12 +210,11 @@ def create_engine(url: object) -> sa.Engine:
     backend = parsed.get_backend_name()
     if backend == "postgresql":
         try:
-            engine = sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_size=MAX_THREADS)
+            return sa.create_engine(parsed.set(drivername="postgresql+psycopg"))
         except ImportError:
             raise ConfigurationError(
                 "database: PostgreSQL needs the driver psycopg: pip install 'flora-async[durable]'"
             ) from None
-        return engine
     if backend != "sqlite":
         raise ConfigurationError(f"database must be a URL like {like}, not {backend}")
     if not parsed.database or ":memory:" in parsed.database or "mode" in parsed.query:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import msgspec
@@ -12,10 +13,9 @@ from flora_async.models import FieldError, Order, Run
 
 
 class StoredError(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """An error as the database and a line of the results have it."""
+    """An error as the database and a line of the results have it: the name of its class, and its fields."""
 
     type: str
-    """Name of the class, like ``RunFailedError``."""
     message: str
     code: str | None = None
     status: int | None = None
@@ -39,6 +39,7 @@ class StoredOutcome(Struct, frozen=True, omit_defaults=True):
     error: StoredError | None = None
 
 
+_RESTORED = (errors.APIError, errors.RunFailedError, errors.RunTimeoutError, errors.CreateOutcomeUnknownError)
 _decoder: msgspec.json.Decoder[StoredOutcome] = msgspec.json.Decoder(StoredOutcome)
 
 
@@ -54,57 +55,19 @@ def decode_outcome(text: str | None) -> StoredOutcome:
 
 def store_error(error: errors.FloraError) -> StoredError:
     """Return the parts of an error that are kept."""
-    kind = type(error).__name__
-    if isinstance(error, errors.RunFailedError):
-        return StoredError(type=kind, message=str(error), code=error.code, run=error.run)
-    if isinstance(error, errors.RunTimeoutError):
-        return StoredError(type=kind, message=str(error), run=error.run, run_id=error.run_id, timeout=error.timeout)
-    if isinstance(error, errors.CreateOutcomeUnknownError):
-        return StoredError(
-            type=kind,
-            message=error.reason,
-            window=error.window,
-            attempts=error.attempts,
-            accepted=error.accepted,
-            candidates=error.candidates,
-        )
-    if isinstance(error, errors.APIError):
-        return StoredError(
-            type=kind,
-            message=error.message,
-            code=error.code,
-            status=error.status,
-            request_id=error.request_id,
-            fields=error.fields,
-        )
-    return StoredError(type=kind, message=str(error))
+    fields: dict[str, Any] = {name: getattr(error, name, None) for name in StoredError.__struct_fields__}
+    message = getattr(error, "reason", error.args[0]) if isinstance(error, _RESTORED) else str(error)
+    fields |= {"type": type(error).__name__, "message": message}
+    return StoredError(**{name: value for name, value in fields.items() if value is not None})
 
 
 def restore_error(stored: StoredError, order: Order, key: str) -> errors.FloraError:
-    """Return the error again."""
-    if stored.timeout is not None and stored.run_id is not None:
-        return errors.RunTimeoutError(stored.run_id, timeout=stored.timeout, run=stored.run, trouble=None)
-    if stored.run is not None:
-        return errors.RunFailedError(stored.run)
-    if stored.window is not None:
-        return errors.CreateOutcomeUnknownError(
-            order=order,
-            idempotency_key=key,
-            window=stored.window,
-            attempts=stored.attempts,
-            reason=stored.message,
-            accepted=stored.accepted,
-            candidates=stored.candidates,
-        )
+    """Return the error again; one of a class that is not restored keeps its text."""
     kind: Any = getattr(errors, stored.type, errors.FloraError)
-    if stored.status is not None:
-        kind = kind if issubclass(kind, errors.APIError) else errors.APIError
-        error: errors.FloraError = kind(
-            stored.message, status=stored.status, code=stored.code, fields=stored.fields, request_id=stored.request_id
-        )
-        return error
-    return (
-        errors.ConfigurationError(stored.message)
-        if kind is errors.ConfigurationError
-        else errors.FloraError(stored.message)
-    )
+    if not issubclass(kind, _RESTORED):
+        known = kind is errors.ConfigurationError
+        return errors.ConfigurationError(stored.message) if known else errors.FloraError(stored.message)
+    fields: dict[str, object] = msgspec.structs.asdict(stored)
+    fields |= {"order": order, "idempotency_key": key, "reason": stored.message, "trouble": None}
+    error: errors.FloraError = kind(**{name: fields[name] for name in signature(kind).parameters if name in fields})
+    return error

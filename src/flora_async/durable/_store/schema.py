@@ -12,9 +12,9 @@ State: TypeAlias = Literal["waiting", "sending", "running", "completed", "failed
 IN_FLIGHT: tuple[State, ...] = ("sending", "running")
 ENDED: tuple[State, ...] = ("completed", "failed", "refused", "unknown", "skipped")
 
-SCHEMA_VERSION = 2
-SETUP_LOCK = 0x666C6F7261
-"""Key of the PostgreSQL advisory lock that is held while tables are created."""
+SCHEMA_VERSION = 3
+NAME_LOCK = 0x666C6F7261
+"""Key of a PostgreSQL advisory lock."""
 
 _schema = sa.MetaData()
 
@@ -32,8 +32,6 @@ batches = sa.Table(
     sa.Column("settings", sa.Text, nullable=False),
     sa.Column("stopped", sa.Text),  # why no order is begun
     sa.Column("max_cost", sa.Float),
-    sa.Column("rate", sa.Float),
-    sa.Column("run_timeout", sa.Float),
     sa.Column("next_start", sa.Float),  # when the rate allows the next order, by the database's clock
 )
 
@@ -75,13 +73,11 @@ workers = sa.Table(
 
 def create_tables(connection: sa.Connection) -> None:
     """Create the tables if they are missing; refuse those of another version."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(SETUP_LOCK)))
-    has_table = sa.inspect(connection).has_table
-    if has_table(versions.name):
+    hold_name_lock(connection)
+    if sa.inspect(connection).has_table(versions.name):
         version = connection.scalar(sa.select(versions.c.version))
     else:
-        version = 1 if has_table(batches.name) else None
+        version = 1 if has_tables(connection) else None
     if version is None:
         _schema.create_all(connection)
         connection.execute(sa.insert(versions).values(version=SCHEMA_VERSION))
@@ -97,8 +93,7 @@ def has_tables(connection: sa.Connection) -> bool:
     return sa.inspect(connection).has_table(batches.name)
 
 
-def clock(connection: sa.Connection) -> sa.ColumnElement[float]:
-    """Return the time that all processes on a database share, in Unix seconds."""
-    if connection.dialect.name == "sqlite":
-        return sa.literal_column("(julianday('now') - 2440587.5) * 86400.0", sa.Float)
-    return sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Float)
+def hold_name_lock(connection: sa.Connection) -> None:
+    """Wait until no other transaction creates tables or names a batch; each writer of SQLite is alone anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(NAME_LOCK)))

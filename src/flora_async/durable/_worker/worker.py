@@ -12,19 +12,16 @@ from functools import partial
 
 from flora_async import Flora, errors
 from flora_async._pacing import PollFactory
-from flora_async.durable._store import heartbeats, orders
-from flora_async.durable._store.database import Database
+from flora_async.durable._store import orders
+from flora_async.durable._store.database import CLOSE_TIMEOUT, Database
 from flora_async.durable._store.orders import Item
 from flora_async.durable._worker.processor import LOOK_INTERVAL, OrderProcessor
-from flora_async.durable._worker.writer import ChangeWriter
 
 log = logging.getLogger("flora_async")
 
 CLAIM_LIMIT = 200
 """Orders that are claimed in one transaction."""
 TAKE_OVER_INTERVAL = 2.0
-CREATES_END_TIMEOUT = 10.0
-"""Seconds for which closing waits for creates in flight."""
 FAULT_PAUSE = 5.0
 
 
@@ -41,12 +38,10 @@ class Worker:
         only: str | None,
     ) -> None:
         self.process: str = f"{executor}/{uuid.uuid4().hex}"
-        self._executor = executor
         self._database = database
         self._concurrency = concurrency
         self._only = only
-        self._writer = ChangeWriter(database, self.process)
-        self.processor: OrderProcessor = OrderProcessor(flora, database, self._writer, self.process, poll, self.wake)
+        self.processor: OrderProcessor = OrderProcessor(flora, database, poll, self.wake)
         self.in_hand: Counter[str] = Counter()
         """Number of orders in progress, by batch."""
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -57,7 +52,7 @@ class Worker:
 
     async def start(self) -> None:
         """Give the first sign of life, and begin to work."""
-        await self._beat()
+        await self._database.write(lambda c: orders.beat(c, self.process))
         create_task = asyncio.get_running_loop().create_task
         self._loops = [create_task(self._keep_beating()), create_task(self._keep_filling())]
 
@@ -69,27 +64,22 @@ class Worker:
         """Begin nothing more, wait for creates in flight, and release the other orders."""
         self.processor.closing = True
         with suppress(TimeoutError):
-            async with asyncio.timeout(CREATES_END_TIMEOUT):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
                 while self.processor.creating:  # noqa: ASYNC110 - at most ten seconds
                     await asyncio.sleep(0.01)
-        ending = [*self._loops, *self._tasks.values()]
-        for task in ending:
-            task.cancel()
-        if ending:
+        if ending := [*self._loops, *self._tasks.values()]:
+            for task in ending:
+                task.cancel()
             await asyncio.wait(ending)
         with suppress(TimeoutError, errors.DatabaseError):  # else others take the orders over when they miss the signs
-            async with asyncio.timeout(CREATES_END_TIMEOUT):
-                await self._writer.flush()
-                await self._database.write(lambda c: heartbeats.remove(c, self.process))
-
-    async def _beat(self) -> None:
-        await self._database.write(lambda c: heartbeats.beat(c, self.process, self._executor))
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._database.write(lambda c: orders.remove(c, self.process))
 
     async def _keep_beating(self) -> None:
         while True:
-            await asyncio.sleep(heartbeats.BEAT_INTERVAL)
+            await asyncio.sleep(orders.BEAT_INTERVAL)
             with suppress(errors.DatabaseError):
-                await self._beat()
+                await self._database.write(lambda c: orders.beat(c, self.process))
 
     async def _keep_filling(self) -> None:
         looked = 0.0
@@ -117,39 +107,32 @@ class Worker:
         if self._outages != self._database.outages:
             self._outages, in_hand = self._database.outages, set(self._tasks)
             await self._database.write(lambda c: orders.release_others(c, self.process, in_hand))
-        limit, unreadable = self._free(), frozenset(self.processor.unreadable)
-        items = await self._database.write(
-            lambda c: orders.take_over(c, limit, self.process, only=self._only, unreadable=unreadable)
-        )
-        for item in items:
-            self._begin(item)
+        take_over = partial(orders.take_over, limit=self._free(), process=self.process, only=self._only)
+        self._begin(await self._database.write(take_over))
 
     async def _claim(self) -> float:
         """Claim orders of one batch after the other; return when to look again, in seconds."""
         pause = LOOK_INTERVAL
-        found = await self._database.read(lambda c: orders.claimable_batches(c, self._only))
+        found = await self._database.read(lambda c: orders.list_claimable(c, self._only))
         self._turn += 1
-        for batch in found[self._turn % len(found) :] + found[: self._turn % len(found)] if found else ():
+        for place in range(len(found)):
             limit = min(self._free(), CLAIM_LIMIT)
             if limit < 1:
                 break
-            claim = await self._database.write(
-                partial(orders.claim, batch=batch, limit=max(1, limit // len(found)), process=self.process)
-            )
-            for item in claim.items:
-                self._begin(item)
-            if claim.retry_after is not None:
-                pause = min(pause, claim.retry_after)
-            elif claim.items:
-                pause = 0.0
+            batch = found[(self._turn + place) % len(found)]
+            claim = partial(orders.claim, batch=batch, limit=max(1, limit // len(found)), process=self.process)
+            items, retry_after = await self._database.write(claim)
+            self._begin(items)
+            if items or retry_after is not None:
+                pause = min(pause, retry_after or 0.0)
         return pause
 
-    def _begin(self, item: Item) -> None:
-        one = item.batch, item.number
-        if one in self._tasks:
-            return
-        self.in_hand[item.batch] += 1
-        self._tasks[one] = asyncio.get_running_loop().create_task(self._process(item))
+    def _begin(self, items: list[Item]) -> None:
+        for item in items:
+            if (item.batch, item.number) not in self._tasks:
+                self.in_hand[item.batch] += 1
+                task = asyncio.get_running_loop().create_task(self._process(item))
+                self._tasks[item.batch, item.number] = task
 
     async def _process(self, item: Item) -> None:
         try:
@@ -158,7 +141,7 @@ class Worker:
             log.exception("an order of %s failed here, it is tried again", item.name, exc_info=error)
             await asyncio.sleep(FAULT_PAUSE)
             with suppress(errors.DatabaseError):
-                await self._database.write(lambda c: orders.release(c, item, self.process))
+                await self._database.write(lambda c: orders.release(c, item))
         finally:
             del self._tasks[item.batch, item.number]
             self.in_hand[item.batch] -= 1
