@@ -1,5 +1,7 @@
 """FLORA's clock, as the Date headers of responses tell it."""
 
+import pytest
+
 from flora_async._clock import ServerClock
 
 
@@ -34,3 +36,15 @@ def test_a_machine_that_slept_is_not_late() -> None:
     clock = ServerClock()
     clock.observe(1000.0, sent=10.0, received=10.0, wall=5000.0)
     assert clock.now(steady=11.0, wall=5000.0 + 7200) == 8200.0
+
+
+def test_a_stray_date_widens_spans_for_some_minutes() -> None:
+    """A response to another request is dated earlier; a span covers the times by all recent estimates."""
+    clock = ServerClock()
+    clock.observe(1000.0, sent=10.0, received=10.2, wall=1000.9)
+    clock.observe(1001.0, sent=20.0, received=20.2, wall=1010.9)  # ten seconds old
+    clock.observe(1020.0, sent=30.0, received=30.1, wall=1020.9)
+    assert clock.earliest(30.0) == 1012.0
+    assert clock.latest(steady=30.0, wall=0.0) == pytest.approx(1019.9)
+    clock.observe(1400.0, sent=410.1, received=410.2, wall=1400.9)
+    assert clock.earliest(410.0) == clock.at(410.0)

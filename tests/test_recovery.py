@@ -12,6 +12,7 @@ from scripted import DUPLICATE, RUN_ID, Scripted, answer, error, generation, han
 from test_faults import fails
 
 from flora_async import (
+    APITimeoutError,
     ConfigurationError,
     ConflictError,
     CreateOutcomeUnknownError,
@@ -370,3 +371,20 @@ async def test_projects_are_forgotten(flora: Flora, server: Scripted) -> None:
     for number in range(250):
         await flora.generations.create(**{**ORDER, "project_id": f"prj_{number}"})
     assert len(flora._recovery._scopes) <= 101
+
+
+async def test_a_run_whose_response_was_read_as_it_timed_out(
+    flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is this create's own: it is returned, and no other run is taken for it."""
+    read = flora._recovery._read
+
+    def read_and_time_out(key: str, answer: Any) -> StartedRun:
+        read(key, answer)
+        raise APITimeoutError("/generate: no complete response in time", sent="maybe_sent")
+
+    monkeypatch.setattr(flora._recovery, "_read", read_and_time_out)
+    server.on("POST", "/generate", answer(started(RUN_ID), 201), DUPLICATE)
+    server.on("GET", "/generations", history(row(RUN_ID), row("run_other")))
+    begun = await flora.generations.create(**ORDER)
+    assert (begun.run_id, begun.recovered) == (RUN_ID, True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+
+REMEMBERED_SECONDS = 300.0
+"""Seconds for which an estimate counts after another has replaced it."""
+
 
 class ServerClock:
     """Estimates FLORA's time from two local clocks: one that never steps (steady), one that never stops (wall).
@@ -9,11 +14,16 @@ class ServerClock:
     ``Date`` has whole seconds and is set between sending and receiving, so each response bounds the offset from both
     sides: the estimate moves up and down as little as the bounds require. The steady clock can stand still while the
     machine sleeps, the wall clock can be set back: the later estimate counts.
+
+    A stray response is dated when it was made, so a single estimate can be wrong. A span of time is therefore bounded
+    by all estimates of the last minutes (:meth:`earliest`, :meth:`latest`).
     """
 
     def __init__(self) -> None:
         self._steady: float | None = None
         self._wall = 0.0
+        self._replaced: deque[tuple[float, float]] = deque()
+        """Estimates that were replaced, each with the steady time at which that happened."""
 
     @property
     def known(self) -> bool:
@@ -23,7 +33,12 @@ class ServerClock:
     def observe(self, date: float, *, sent: float, received: float, wall: float) -> None:
         """Learn from a response: its date in Unix seconds, the steady times around it, the wall clock now."""
         earliest, latest = date - received, date + 1 - sent
-        self._steady = earliest if self._steady is None else min(max(self._steady, earliest), latest)
+        before = self._steady
+        self._steady = earliest if before is None else min(max(before, earliest), latest)
+        if before is not None and before != self._steady:
+            self._replaced.append((received, before))
+        while self._replaced and self._replaced[0][0] < received - REMEMBERED_SECONDS:
+            self._replaced.popleft()
         self._wall = received + self._steady - wall
 
     def now(self, *, steady: float, wall: float) -> float:
@@ -33,3 +48,11 @@ class ServerClock:
     def at(self, steady: float) -> float | None:
         """Return FLORA's time at a steady time; ``None`` where nothing is known."""
         return None if self._steady is None else steady + self._steady
+
+    def earliest(self, steady: float) -> float | None:
+        """Return the earliest time that it can have been at FLORA at a steady time; ``None`` where nothing is known."""
+        return None if self._steady is None else steady + min([self._steady, *(each for _, each in self._replaced)])
+
+    def latest(self, *, steady: float, wall: float) -> float:
+        """Return the latest time that it can be at FLORA; the wall clock's, where nothing is known."""
+        return max([self.now(steady=steady, wall=wall), *(steady + each for _, each in self._replaced)])

@@ -45,6 +45,10 @@ class Recovery:
         """Return the time by FLORA's clock, as far as it is known, in Unix seconds."""
         return self._transport.clock.now(steady=self._transport.time(), wall=time.time())
 
+    def _latest_now(self) -> float:
+        """Return the latest time that it can be by FLORA's clock, in Unix seconds."""
+        return self._transport.clock.latest(steady=self._transport.time(), wall=time.time())
+
     def has_created(self, run_id: str) -> bool:
         """Return whether this client has created the run, or found it for an order of its own."""
         return run_id in self._given
@@ -98,7 +102,7 @@ class Recovery:
         """Return whether FLORA still knows the key, by its own clock, which a read tells before anything is sent."""
         with suppress(errors.FloraError):  # an error response tells the time too
             await self._page(unknown.order, None)
-        return self._transport.clock.known and self.now() < unknown.window[0] + _pacing.RESEND_WINDOW
+        return self._transport.clock.known and self._latest_now() < unknown.window[0] + _pacing.RESEND_WINDOW
 
     async def _resend(self, unknown: errors.CreateOutcomeUnknownError) -> StartedRun | None:
         key = unknown.idempotency_key
@@ -115,7 +119,7 @@ class Recovery:
         finally:
             unknown.attempts += len(attempts)
             attempts.clear()
-        unknown.window = unknown.window[0], max(unknown.window[1], self.now() + self._skew())
+        unknown.window = unknown.window[0], max(unknown.window[1], self._latest_now() + self._skew())
         return None
 
     def _read(self, key: str, answer: _wire.Answer) -> StartedRun:
@@ -145,7 +149,7 @@ class Recovery:
         unknown = errors.CreateOutcomeUnknownError(
             order=order,
             idempotency_key=key,
-            window=(self._time_of(first) - skew, self.now() + skew),
+            window=(self._time_of(first) - skew, self._latest_now() + skew),
             attempts=len(attempts),
             reason=str(last),
             accepted=isinstance(last, errors.IdempotencyConflictError) or named is not None,
@@ -156,7 +160,7 @@ class Recovery:
     def _time_of(self, attempt: Attempt) -> float:
         """Return the time of an attempt by FLORA's clock: the earlier of what was known then and what is known now."""
         loop, clock = asyncio.get_running_loop(), self._transport.clock
-        now_known = clock.at(attempt.sent)
+        now_known = clock.earliest(attempt.sent)
         if now_known is None:
             return time.time() - (loop.time() - attempt.sent)
         return now_known if attempt.server_time is None else min(now_known, attempt.server_time)
@@ -164,7 +168,10 @@ class Recovery:
     def _named_run(self, key: str, attempts: Sequence[Attempt]) -> str | None:
         """Return the run that a torn response names, unless it is another order's."""
         named = next((attempt.error.run_id for attempt in attempts if attempt.error.run_id), None)
-        return named if named is None or self._given.get(named, key) == key else None
+        if named is not None and self._given.get(named, key) == key:
+            return named
+        # A response that was read whole, and whose connection broke or timed out in the same moment.
+        return next((run_id for run_id, owner in self._given.items() if owner == key), None)
 
     def _explain(self, error: errors.IdempotencyConflictError, order: Order, key: str) -> None:
         now, skew = self.now(), self._skew()
@@ -201,7 +208,7 @@ class Recovery:
         try:
             while True:
                 if not unknown.accepted:  # a proxy may deliver an attempt after its client gave up
-                    unknown.window = unknown.window[0], max(unknown.window[1], self.now() + self._skew())
+                    unknown.window = unknown.window[0], max(unknown.window[1], self._latest_now() + self._skew())
                 seen = await self._look(scope, unknown, known)
                 runs: list[str] = []
                 if seen is not None:
@@ -248,15 +255,20 @@ class Recovery:
                     return None
                 scope.looked = began
             history = scope.history
-        left = self._unaccounted(history, known)
+        left = self._unaccounted(scope, history, known)
         if scope.in_flight and len(could_be(_claim(unknown), left.rows)) > unknown.accepted:
             # Some of these can be runs of creates in flight. One that hangs does not hold this one up.
             await asyncio.wait(list(scope.in_flight), timeout=_pacing.RECOVERY_CONFIRM)
-            left = self._unaccounted(history, known)
+            left = self._unaccounted(scope, history, known)
         return left
 
-    def _unaccounted(self, history: _History, known: Collection[str]) -> _History:
-        rows = [row for row in history.rows if row.run_id not in self._given and row.run_id not in known]
+    def _unaccounted(self, scope: _Scope, history: _History, known: Collection[str]) -> _History:
+        """Return the runs that no finished create has; a claim keeps the run that its own response has named."""
+        rows = [
+            row
+            for row in history.rows
+            if self._given.get(row.run_id, "") in ("", *scope.claims) and row.run_id not in known
+        ]
         return _History(rows, history.broken)
 
     async def _walk(self, order: Order, earliest: float) -> _History:
