@@ -64,6 +64,18 @@ def pytest_pycollect_makemodule(module_path: Path) -> None:
         _allow_any_time()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of the documentation in one process, where xdist's own marks are lost with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = lambda nodeid: "docs" if "test_docs.py" in nodeid else nodeid
+    return scheduler
+
+
 @pytest.fixture
 def official_client(tmp_path: Path) -> Path:
     """Install FLORA's official npm client in a folder."""
