@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -16,7 +16,7 @@ from flora_async import Flora, errors
 from flora_async._arguments import check_count, check_seconds, check_usd
 from flora_async.durable._store import batches, orders
 from flora_async.durable._store.batches import BatchSettings, BatchStatus, BatchWriter
-from flora_async.durable._store.database import Database
+from flora_async.durable._store.database import Database, execute, select
 from flora_async.durable._store.outcomes import decode_outcome, restore_error, store_error
 from flora_async.durable._store.schema import ENDED, State
 from flora_async.durable._worker.worker import Worker
@@ -67,20 +67,13 @@ class BatchOutcome(Struct, frozen=True, kw_only=True):
         return plain
 
 
-class BatchContext(Struct, frozen=True):
-    """The database, and the worker and client of this process; ``None`` where it only looks."""
-
-    database: Database
-    flora: Flora | None
-    worker: Worker | None
-
-
 class Batch:
     """A batch of orders, by its name. It lives in the database; every process there can use it."""
 
-    def __init__(self, context: BatchContext, name: str) -> None:
+    def __init__(self, database: Database, worker: Worker | None, name: str) -> None:
         self.name = name
-        self._context = context
+        self._database = database
+        self._worker = worker
 
     def __repr__(self) -> str:
         return f"Batch({self.name!r})"
@@ -123,8 +116,8 @@ class Batch:
         settings: BatchSettings | None = None,
     ) -> None:
         """Store orders, each with its other columns, and let every worker on the database work on them."""
-        database, flora, worker = self._context.database, self._context.flora, self._context.worker
-        if flora is None or worker is None:
+        database, worker = self._database, self._worker
+        if worker is None:
             raise errors.ConfigurationError("these batches have no client to order with: open Batches(flora, ...)")
         money = None if max_cost is None else check_usd("max_cost", max_cost)
         writer = BatchWriter(self.name, worker.process)
@@ -132,7 +125,7 @@ class Batch:
         try:
             page: list[dict[str, object]] = []
             async for order, columns in orders:
-                page += writer.rows([(_checked(flora, order, writer.total), columns)])
+                page += writer.rows([(_checked(worker.flora, order, writer.total), columns)])
                 if len(page) == batches.STORE_PAGE:
                     await database.write(partial(batches.insert_orders, rows=page))
                     page = []
@@ -153,33 +146,41 @@ class Batch:
             await self.resume(max_cost=max_cost, wait=False)
         worker.wake()
 
-    async def _read(self, question: Callable[[sa.Connection, str], T]) -> T:
-        return await self._context.database.read(lambda c: question(c, batches.find(c, self.name)))
+    async def _read(self, question: Callable[..., T]) -> T:
+        """Return the result of a function of a connection and ``batch``, the id."""
+        return await self._database.read(lambda c: question(c, batch=batches.find(c, self.name)))
 
-    async def _change(self, change: Callable[[sa.Connection, str], T]) -> T:
-        changed = await self._context.database.write(lambda c: change(c, batches.find_locked(c, self.name)))
-        if self._context.worker is not None:
-            self._context.worker.wake()
+    async def _change(self, change: Callable[..., T]) -> T:
+        """Make a change, as a function of a connection and ``batch``, the id."""
+        changed = await self._database.write(lambda c: change(c, batch=batches.find_locked(c, self.name)))
+        if self._worker is not None:
+            self._worker.wake()
         return changed
 
     async def settings(self) -> BatchSettings:
         """Return the settings of the batch."""
-        return await self._read(batches.read_settings)
+        (row,) = await self._read(partial(select, sql="SELECT settings FROM flora_batches WHERE id = :batch"))
+        return msgspec.json.decode(row.settings, type=BatchSettings)
 
     async def resume(self, *, max_cost: float | None = None, wait: bool = True) -> BatchStatus:
         """Continue the batch where it stands, stopped or not, and return when every order has ended."""
         money = None if max_cost is None else check_usd("max_cost", max_cost)
-        await self._change(lambda c, batch: batches.resume(c, batch, money))
+        sql = "UPDATE flora_batches SET stopped = NULL, max_cost = coalesce(:max_cost, max_cost) WHERE id = :batch"
+        await self._change(partial(execute, sql=sql, max_cost=money))
         return await self.finished() if wait else await self.status()
 
     async def cancel(self) -> None:
         """Send no more orders, on any machine. Runs that were started are waited for; ``resume`` continues."""
-        await self._change(lambda c, batch: batches.stop(c, batch, "cancelled"))
+        await self._change(partial(batches.stop, reason="cancelled"))
 
     async def skip(self, numbers: Iterable[int]) -> int:
         """End orders, by index, without sending them. Return how many: those that were sent are not skipped."""
+        sql = (
+            "UPDATE flora_orders SET state = 'skipped', ended = NOW() WHERE batch = :batch AND number = :number "
+            "AND state = 'waiting'"
+        )
         chosen = [check_count("order", number, least=0) for number in numbers]
-        return await self._change(lambda c, batch: batches.skip(c, batch, chosen))
+        return sum(await asyncio.gather(*(self._change(partial(execute, sql=sql, number=each)) for each in chosen)))
 
     async def delete(self) -> None:
         """Delete the batch and all that is known of its orders.
@@ -195,20 +196,34 @@ class Batch:
         An ``unknown`` order may have been billed, and is left as it is. Return the number of queued orders;
         ``resume`` waits for them.
         """
-        return await self._change(lambda c, batch: batches.requeue_failed(c, batch, self.name))
+        sql = (
+            "UPDATE flora_orders SET state = 'waiting', attempt = attempt + 1, run_id = NULL, recovered = NULL, "
+            "quoted = NULL, charged = NULL, sent = NULL, ended = NULL, outcome = NULL, files = NULL, owner = NULL, "
+            "key = CAST(:name AS TEXT) || '.' || batch || '.' || CAST(number AS TEXT) || '.' "
+            "|| CAST(attempt + 1 AS TEXT) WHERE batch = :batch AND state IN ('failed', 'refused')"
+        )
+        count = await self._change(partial(execute, sql=sql, name=self.name))
+        if count:
+            await self.resume(wait=False)
+        return count
 
     async def lost_executors(self) -> list[str]:
         """Return the executors that are gone and hold orders, which others take over within seconds."""
-        return await self._read(batches.list_lost_executors)
+        sql = (
+            "SELECT DISTINCT owner FROM flora_orders WHERE batch = :batch AND state IN ('sending', 'running') "
+            "AND owner IS NOT NULL AND owner NOT IN LIVING()"
+        )
+        return sorted({row.owner.rpartition("/")[0] for row in await self._read(partial(select, sql=sql))})
 
     async def record_files(self, index: int, files: Sequence[str]) -> None:
         """Record where the outputs of an order were saved."""
+        sql = "UPDATE flora_orders SET files = :files WHERE batch = :batch AND number = :number"
         paths = msgspec.json.encode(list(files)).decode()
-        await self._change(lambda c, batch: orders.record_files(c, batch, index, paths))
+        await self._change(partial(execute, sql=sql, files=paths, number=index))
 
     async def status(self) -> BatchStatus:
         """Return where the batch stands, on all machines together."""
-        return (await self._read(lambda c, _: batches.list_statuses(c, self.name)))[0]
+        return (await self._read(batches.list_statuses))[0]
 
     async def finished(self) -> BatchStatus:
         """Wait until every order has ended, or the batch is stopped and this process works on none of its orders."""
@@ -218,26 +233,28 @@ class Batch:
 
     async def is_finished(self) -> bool:
         """Return whether nothing more happens to the batch by itself."""
-        batch, ended, stopped = await self._read(
-            lambda c, batch: (batch, batches.is_finished(c, batch), batches.is_stopped(c, batch))
+        sql = (
+            "SELECT id, stopped, EXISTS (SELECT 1 FROM flora_orders WHERE batch = :batch "
+            "AND state IN ('waiting', 'sending', 'running')) AS unfinished FROM flora_batches WHERE id = :batch"
         )
-        worker = self._context.worker
-        return ended or (stopped and (worker is None or not worker.in_hand[batch]))
+        (row,) = await self._read(partial(select, sql=sql))
+        in_hand = self._worker is not None and self._worker.in_hand[row.id] > 0
+        return not row.unfinished or (row.stopped is not None and not in_hand)
 
     def results(self, *, as_finished: bool = False) -> BatchOutcomes:
         """Yield the outcome of each order, in input order or in completion order: ``async for outcome in ...``.
 
         Orders that have not ended are waited for, unless the batch is stopped; then they are left out.
         """
-        return BatchOutcomes(self, self._context.database, as_finished=as_finished)
+        return BatchOutcomes(self, self._read, as_finished=as_finished)
 
 
 class BatchOutcomes:
     """The outcomes of the orders of a batch: iterate over it with ``async for``. One task at a time."""
 
-    def __init__(self, batch: Batch, database: Database, *, as_finished: bool) -> None:
+    def __init__(self, batch: Batch, read: Callable[..., Awaitable[list[Any]]], *, as_finished: bool) -> None:
         self._batch = batch
-        self._database = database
+        self._read = read
         self._as_finished = as_finished
         self._place = 0
         self._seen: set[int] = set()
@@ -261,9 +278,6 @@ class BatchOutcomes:
                     if not self._over:
                         await asyncio.sleep(POLL_INTERVAL)
             return _to_outcome(self._ahead.popleft())
-
-    async def _read(self, question: Callable[[sa.Connection, str], T]) -> T:
-        return await self._database.read(lambda c: question(c, batches.find(c, self._batch.name)))
 
     async def _read_next(self, *, last: bool) -> None:
         """Read orders in input order up to the first that has not ended; *last*: pass over those."""

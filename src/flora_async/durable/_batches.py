@@ -9,7 +9,7 @@ from typing import Any, Self
 from flora_async import Flora
 from flora_async._arguments import check_count, check_text
 from flora_async._pacing import PollFactory
-from flora_async.durable._batch import Batch, BatchContext
+from flora_async.durable._batch import Batch
 from flora_async.durable._store import batches, orders
 from flora_async.durable._store.batches import BatchStatus, BatchWriter
 from flora_async.durable._store.database import DEFAULT_DATABASE, Database
@@ -56,8 +56,6 @@ class Batches:
         )
         self._database = Database(database)
         self._worker = None if flora is None else Worker(flora, self._database, name, concurrency, poll, only)
-        self._context = BatchContext(self._database, flora, self._worker)
-        self._open = False
 
     async def __aenter__(self) -> Self:
         try:
@@ -67,7 +65,6 @@ class Batches:
         except BaseException:
             await self._database.close()
             raise
-        self._open = True
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -75,9 +72,6 @@ class Batches:
 
     async def close(self) -> None:
         """Send nothing more, and leave the orders in flight to others."""
-        if not self._open:
-            return
-        self._open = False
         try:
             if self._worker is not None:
                 await self._worker.close()
@@ -86,7 +80,7 @@ class Batches:
 
     def __getitem__(self, batch: str) -> Batch:
         """Return a batch by its name; it need not exist."""
-        return Batch(self._context, batches.check_batch_name(batch))
+        return Batch(self._database, self._worker, batches.check_batch_name(batch))
 
     async def statuses(self) -> list[BatchStatus]:
         """Return where all batches stand, oldest first."""

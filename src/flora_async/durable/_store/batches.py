@@ -142,11 +142,20 @@ class BatchWriter:
 
 def insert_orders(connection: sa.Connection, rows: list[dict[str, object]]) -> None:
     """Store a page of orders, once."""
-    sql = (
-        "INSERT INTO flora_orders (batch, number, attempt, key, kind, model, body, columns, state) "
-        "VALUES (:batch, :number, 0, :key, :kind, :model, :body, :columns, 'waiting') ON CONFLICT DO NOTHING"
-    )
-    connection.execute(prepare(sql, connection.dialect.name), rows)
+    if connection.dialect.name == "postgresql":  # a tenth of the time of one statement for each row
+        sql = (
+            "INSERT INTO flora_orders (batch, number, attempt, key, kind, model, body, columns, state) "
+            "SELECT batch, number, 0, key, kind, model, body, columns, 'waiting' FROM json_to_recordset("
+            "CAST(:rows AS json)) AS page(batch text, number int, key text, kind text, model text, body text, "
+            "columns text) ON CONFLICT DO NOTHING"
+        )
+        execute(connection, sql, rows=msgspec.json.encode(rows).decode())
+    else:
+        sql = (
+            "INSERT INTO flora_orders (batch, number, attempt, key, kind, model, body, columns, state) "
+            "VALUES (:batch, :number, 0, :key, :kind, :model, :body, :columns, 'waiting') ON CONFLICT DO NOTHING"
+        )
+        connection.execute(prepare(sql, connection.dialect.name), rows)
 
 
 def find(connection: sa.Connection, name: str) -> str:
@@ -172,26 +181,20 @@ def find_unfinished(connection: sa.Connection, total: int, digest: str | None = 
     return next((row.name for row in select(connection, sql, total=total, digest=digest)), None)
 
 
-def read_settings(connection: sa.Connection, batch: str) -> BatchSettings:
-    """Return the settings of a batch."""
-    (row,) = select(connection, "SELECT settings FROM flora_batches WHERE id = :batch", batch=batch)
-    return msgspec.json.decode(row.settings, type=BatchSettings)
-
-
-def list_statuses(connection: sa.Connection, name: str | None = None) -> list[BatchStatus]:
+def list_statuses(connection: sa.Connection, batch: str | None = None) -> list[BatchStatus]:
     """Return where a batch stands, or each, oldest first."""
     sql = (
         "SELECT b.name, b.total, b.stopped, b.created, o.state, count(o.number), sum(coalesce(o.charged, o.quoted)) "
-        "FROM flora_batches b LEFT JOIN flora_orders o ON o.batch = b.id WHERE b.name = coalesce(:name, b.name) "
-        "GROUP BY b.name, b.total, b.stopped, b.created, o.state ORDER BY b.created, b.name"
+        "FROM flora_batches b LEFT JOIN flora_orders o ON o.batch = b.id WHERE b.id = coalesce(:batch, b.id) "
+        "AND b.name IS NOT NULL GROUP BY b.name, b.total, b.stopped, b.created, o.state ORDER BY b.created, b.name"
     )
     found: dict[str, BatchStatus] = {}
-    for batch, total, stopped, created, state, count, usd in select(connection, sql, name=name):
-        empty = BatchStatus(batch=batch, total=total, stopped=stopped, created=created)
-        status = found.get(batch, empty)
+    for name, total, stopped, created, state, count, usd in select(connection, sql, batch=batch):
+        empty = BatchStatus(batch=name, total=total, stopped=stopped, created=created)
+        status = found.get(name, empty)
         field = "running" if state in IN_FLIGHT else state
         changed = {field: getattr(status, field) + count, "cost": round(status.cost + (usd or 0.0), 6)}
-        found[batch] = replace(status, **changed)
+        found[name] = replace(status, **changed)
     return list(found.values())
 
 
@@ -201,44 +204,9 @@ def is_finished(connection: sa.Connection, batch: str) -> bool:
     return not select(connection, sql, batch=batch)
 
 
-def is_stopped(connection: sa.Connection, batch: str) -> bool:
-    """Return whether a batch is stopped."""
-    sql = "SELECT 1 FROM flora_batches WHERE id = :batch AND stopped IS NOT NULL"
-    return bool(select(connection, sql, batch=batch))
-
-
 def stop(connection: sa.Connection, batch: str, reason: str) -> None:
     """Begin no more orders of a batch, on any machine."""
     execute(connection, "UPDATE flora_batches SET stopped = :reason WHERE id = :batch", reason=reason, batch=batch)
-
-
-def resume(connection: sa.Connection, batch: str, max_cost: float | None = None) -> None:
-    """Begin orders of a batch again."""
-    sql = "UPDATE flora_batches SET stopped = NULL, max_cost = coalesce(:max_cost, max_cost) WHERE id = :batch"
-    execute(connection, sql, max_cost=max_cost, batch=batch)
-
-
-def skip(connection: sa.Connection, batch: str, numbers: Iterable[int]) -> int:
-    """End waiting orders without sending them, and return their number."""
-    sql = (
-        "UPDATE flora_orders SET state = 'skipped', ended = NOW() WHERE batch = :batch AND number = :number "
-        "AND state = 'waiting'"
-    )
-    return sum(execute(connection, sql, batch=batch, number=number) for number in numbers)
-
-
-def requeue_failed(connection: sa.Connection, batch: str, name: str) -> int:
-    """Queue orders that failed or were refused once more, under new keys; return their number."""
-    sql = (
-        "UPDATE flora_orders SET state = 'waiting', attempt = attempt + 1, key = CAST(:prefix AS TEXT) "
-        "|| CAST(number AS TEXT) || '.' || CAST(attempt + 1 AS TEXT), run_id = NULL, recovered = NULL, quoted = NULL, "
-        "charged = NULL, sent = NULL, ended = NULL, outcome = NULL, files = NULL, owner = NULL "
-        "WHERE batch = :batch AND state IN ('failed', 'refused')"
-    )
-    count = execute(connection, sql, batch=batch, prefix=f"{name}.{batch}.")
-    if count:
-        resume(connection, batch)
-    return count
 
 
 def delete_idle(connection: sa.Connection, batch: str) -> None:
@@ -259,15 +227,6 @@ def delete(connection: sa.Connection, batch: str) -> None:
     """Delete a batch and its orders."""
     execute(connection, "DELETE FROM flora_orders WHERE batch = :batch", batch=batch)
     execute(connection, "DELETE FROM flora_batches WHERE id = :batch", batch=batch)
-
-
-def list_lost_executors(connection: sa.Connection, batch: str) -> list[str]:
-    """Return the executors that hold orders of a batch and are gone."""
-    sql = (
-        "SELECT DISTINCT owner FROM flora_orders WHERE batch = :batch AND state IN ('sending', 'running') "
-        "AND owner IS NOT NULL AND owner NOT IN LIVING()"
-    )
-    return sorted({row.owner.rpartition("/")[0] for row in select(connection, sql, batch=batch)})
 
 
 def past_costs(connection: sa.Connection) -> dict[tuple[str, str | None], float]:

@@ -8,9 +8,9 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -21,6 +21,9 @@ from flora_async.durable._store import schema
 from flora_async.errors import ConfigurationError, DatabaseError, FloraError
 
 T = TypeVar("T")
+
+Waiting: TypeAlias = tuple[Callable[[sa.Connection], object], asyncio.Future[Any]]
+"""A change that waits for its transaction, and its caller's future."""
 
 log = logging.getLogger("flora_async")
 
@@ -62,32 +65,6 @@ def prepare(sql: str, dialect: str) -> sa.TextClause:
     return sa.text(sql.replace("NOW()", "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"))
 
 
-class Write(Generic[T]):
-    """A change that waits for its transaction, and the caller's result."""
-
-    def __init__(self, change: Callable[[sa.Connection], T]) -> None:
-        self._change = change
-        self._outcome: T | FloraError
-        self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-    def apply(self, connection: sa.Connection) -> None:
-        """Make the change; one that is refused leaves the others of its transaction alone."""
-        try:
-            self._outcome = self._change(connection)
-        except FloraError as error:
-            self._outcome = error
-
-    def settle(self, error: DatabaseError | None = None) -> None:
-        """Return the result to the caller, if it still waits."""
-        outcome = error or self._outcome
-        if self.answer.done():
-            return
-        if isinstance(outcome, FloraError):
-            self.answer.set_exception(outcome)
-        else:
-            self.answer.set_result(outcome)
-
-
 class Database:
     """The transactions of one process on a database. All writes that wait share the next transaction."""
 
@@ -99,7 +76,7 @@ class Database:
         self.outages: int = 0
         """Number of transactions that were repeated."""
         self._opened = False
-        self._pending: list[Write[Any]] = []
+        self._pending: list[Waiting] = []
         self._writing: asyncio.Task[None] | None = None
 
     async def open(self, *, create: bool) -> None:
@@ -130,29 +107,32 @@ class Database:
 
         Once begun it is made, also if the caller is cancelled, and after the writes before it.
         """
-        one = Write(change)
-        self._pending.append(one)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        self._pending.append((change, answer))
         if self._writing is None or self._writing.done():
-            self._writing = asyncio.get_running_loop().create_task(self._write_pending())
-        return await one.answer
+            self._writing = loop.create_task(self._write_pending())
+        return await answer
 
     async def _write_pending(self) -> None:
         while self._pending:
             group, self._pending = self._pending, []
             await self._commit(group)
 
-    async def _commit(self, group: list[Write[Any]]) -> None:
-        error = None
+    async def _commit(self, group: list[Waiting]) -> None:
         try:
-            await self._run(partial(_apply, group), writes=True)
-        except DatabaseError as failure:
+            results = await self._run(lambda c: [_result_of(change, c) for change, _ in group], writes=True)
+        except DatabaseError as error:
             if len(group) > 1 and self.trouble is None:
                 for each in group:
                     await self._commit([each])
                 return
-            error = failure
-        for each in group:
-            each.settle(error)
+            results = [error] * len(group)
+        for (_, answer), result in zip(group, results, strict=True):
+            if isinstance(result, FloraError) and not answer.done():
+                answer.set_exception(result)
+            elif not answer.done():  # else its caller was cancelled
+                answer.set_result(result)
 
     async def _run(self, work: Callable[[sa.Connection], T], *, writes: bool) -> T:
         began = time.monotonic()
@@ -179,9 +159,12 @@ class Database:
             return work(connection)
 
 
-def _apply(group: list[Write[Any]], connection: sa.Connection) -> None:
-    for each in group:
-        each.apply(connection)
+def _result_of(change: Callable[[sa.Connection], object], connection: sa.Connection) -> object:
+    """Return the result of a change, or its refusal, which leaves the others of its transaction alone."""
+    try:
+        return change(connection)
+    except FloraError as error:
+        return error
 
 
 def is_outage(error: sa_exc.DBAPIError) -> bool:

@@ -47,27 +47,18 @@ class Item(Struct, frozen=True):
     is_new: bool = False
     """Whether this process is the first that sends it."""
 
-    @property
-    def held(self) -> dict[str, object]:
-        """Return the parameters of a statement about the order and its owner."""
-        return {"batch": self.batch, "number": self.number, "owner": self.owner}
-
 
 # -- processes
 
 
 def beat(connection: sa.Connection, process: str) -> None:
     """Record a sign of life."""
-    executor = process.rpartition("/")[0]
-    execute(
-        connection,
+    executor, host, pid = process.rpartition("/")[0], socket.gethostname(), os.getpid()
+    sql = (
         "INSERT INTO flora_workers (process, executor, host, pid, seen) VALUES (:process, :executor, :host, :pid, "
-        "NOW()) ON CONFLICT (process) DO UPDATE SET seen = NOW()",
-        process=process,
-        executor=executor,
-        host=socket.gethostname(),
-        pid=os.getpid(),
+        "NOW()) ON CONFLICT (process) DO UPDATE SET seen = NOW()"
     )
+    execute(connection, sql, process=process, executor=executor, host=host, pid=pid)
     execute(connection, "DELETE FROM flora_workers WHERE seen < NOW() - 86400")
 
 
@@ -88,13 +79,11 @@ def reassign(connection: sa.Connection, executor: str) -> int:
             f"reassigned after {REASSIGN_AFTER:.0f} s without a sign of life, and are taken over after {LOST_AFTER:.0f}"
         )
     execute(connection, "DELETE FROM flora_workers WHERE executor = :executor", executor=executor)
-    return execute(
-        connection,
+    sql = (
         "UPDATE flora_orders SET owner = NULL WHERE state IN ('sending', 'running') "
-        "AND substr(owner, 1, :length) = :prefix",
-        length=len(executor) + 1,
-        prefix=f"{executor}/",
+        "AND substr(owner, 1, :length) = :prefix"
     )
+    return execute(connection, sql, length=len(executor) + 1, prefix=f"{executor}/")
 
 
 # -- claims
@@ -125,32 +114,25 @@ def claim(connection: sa.Connection, batch: str, limit: int, process: str) -> tu
         if next_start > now:
             return [], next_start - now
         limit = min(limit, int((now - next_start) * rate) + 1)
-    found = select(
-        connection,
+    sql = (
         "SELECT number, key, body, kind, model FROM flora_orders WHERE batch = :batch AND state = 'waiting' "
-        "ORDER BY number LIMIT :limit",
-        batch=batch,
-        limit=limit,
+        "ORDER BY number LIMIT :limit"
     )
+    found = select(connection, sql, batch=batch, limit=limit)
     if row.max_cost is not None:
         found = _select_affordable(connection, batch, found, row.max_cost)
     if not found:
         return [], None
     sent = time.time()
-    execute(
-        connection,
+    sql = (
         "UPDATE flora_orders SET state = 'sending', owner = :process, sent = :sent WHERE batch = :batch "
-        "AND state = 'waiting' AND number <= :last",
-        process=process,
-        sent=sent,
-        batch=batch,
-        last=found[-1].number,
+        "AND state = 'waiting' AND number <= :last"
     )
+    execute(connection, sql, process=process, sent=sent, batch=batch, last=found[-1].number)
     if rate is not None:
         next_start += len(found) / rate
-        execute(
-            connection, "UPDATE flora_batches SET next_start = :next WHERE id = :batch", next=next_start, batch=batch
-        )
+        sql = "UPDATE flora_batches SET next_start = :next WHERE id = :batch"
+        execute(connection, sql, next=next_start, batch=batch)
     items = [
         Item(
             process, batch, row.name, each.number, each.key, each.body, "sending", sent, None, None, row.settings, True
@@ -208,58 +190,43 @@ def take_over(connection: sa.Connection, limit: int, process: str, only: str | N
     )
     items = [Item(process, *row) for row in rows]
     for item in items:
-        execute(
-            connection, "UPDATE flora_orders SET owner = :owner WHERE batch = :batch AND number = :number", **item.held
-        )
+        update(connection, item, "owner = :owner", "state <> 'waiting'")
     return items
+
+
+def update(connection: sa.Connection, item: Item, values: str, condition: str, **parameters: object) -> bool:
+    """Change the row of an order, where a condition about it holds; return whether it does."""
+    template = "UPDATE flora_orders SET VALUES WHERE batch = :batch AND number = :number AND CONDITION"
+    sql = template.replace("VALUES", values).replace("CONDITION", condition)
+    named = {"batch": item.batch, "number": item.number, "owner": item.owner}
+    return execute(connection, sql, **named, **parameters) > 0
 
 
 def renew(connection: sa.Connection, item: Item) -> bool:
     """Return, before a POST, whether the order is still its owner's and the batch is not stopped."""
     beat(connection, item.owner)
-    held = execute(
-        connection,
-        "UPDATE flora_orders SET owner = owner WHERE batch = :batch AND number = :number AND owner = :owner "
-        "AND state = 'sending' AND EXISTS (SELECT 1 FROM flora_batches WHERE id = :batch AND stopped IS NULL)",
-        **item.held,
-    )
-    return held > 0
+    going_on = "EXISTS (SELECT 1 FROM flora_batches WHERE id = :batch AND stopped IS NULL)"
+    return update(connection, item, "owner = owner", f"state = 'sending' AND owner = :owner AND {going_on}")
 
 
 def put_back(connection: sa.Connection, item: Item) -> None:
     """Let an order wait again: it was not sent, or FLORA started nothing."""
-    execute(
-        connection,
-        "UPDATE flora_orders SET state = 'waiting', owner = NULL, sent = NULL WHERE batch = :batch "
-        "AND number = :number AND owner = :owner AND state = 'sending'",
-        **item.held,
-    )
+    values = "state = 'waiting', owner = NULL, sent = NULL"
+    update(connection, item, values, "state = 'sending' AND owner = :owner")
 
 
 def release(connection: sa.Connection, item: Item) -> None:
     """Leave an order in flight to other processes, or to a later time."""
-    execute(
-        connection,
-        "UPDATE flora_orders SET owner = NULL WHERE batch = :batch AND number = :number AND owner = :owner",
-        **item.held,
-    )
+    update(connection, item, "owner = NULL", "owner = :owner")
 
 
 def release_others(connection: sa.Connection, process: str, in_hand: Collection[tuple[str, int]]) -> None:
     """Release the orders of a process but those *in_hand*: it holds them unknowingly, or ends."""
-    held = select(
-        connection,
-        "SELECT batch, number FROM flora_orders WHERE state IN ('sending', 'running') AND owner = :process",
-        process=process,
-    )
-    for batch, number in held:
+    sql = "SELECT batch, number FROM flora_orders WHERE state IN ('sending', 'running') AND owner = :process"
+    for batch, number in select(connection, sql, process=process):
         if (batch, number) not in in_hand:
-            execute(
-                connection,
-                "UPDATE flora_orders SET owner = NULL WHERE batch = :batch AND number = :number",
-                batch=batch,
-                number=number,
-            )
+            sql = "UPDATE flora_orders SET owner = NULL WHERE batch = :batch AND number = :number"
+            execute(connection, sql, batch=batch, number=number)
 
 
 # -- runs and ends
@@ -271,38 +238,29 @@ def start(connection: sa.Connection, item: Item, run_id: str, quoted: float | No
     A response of FLORA that names the run decides, whichever process has the order by now, and an order that was only
     matched with the run is unknown again.
     """
-    values = {**item.held, "run": run_id, "quoted": quoted, "recovered": recovered}
     if not recovered:
-        execute(
-            connection,
+        sql = (
             "UPDATE flora_orders SET state = 'unknown', run_id = NULL, owner = NULL, charged = NULL, ended = NOW() "
-            "WHERE run_id = :run AND recovered AND NOT (batch = :batch AND number = :number)",
-            **values,
+            "WHERE run_id = :run AND recovered AND NOT (batch = :batch AND number = :number)"
         )
-    changed = execute(
-        connection,
-        "UPDATE flora_orders SET state = 'running', run_id = :run, recovered = :recovered, quoted = :quoted, "
-        "ended = NULL, outcome = NULL, owner = coalesce(owner, :owner) WHERE batch = :batch AND number = :number "
-        "AND (state = 'running' AND run_id = :run OR state = 'sending' AND owner = :owner "
-        "OR NOT :recovered AND state IN ('sending', 'unknown') AND run_id IS NULL) AND NOT EXISTS (SELECT 1 "
-        "FROM flora_orders WHERE run_id = :run AND NOT (batch = :batch AND number = :number))",
-        **values,
+        execute(connection, sql, run=run_id, batch=item.batch, number=item.number)
+    values = (
+        "state = 'running', run_id = :run, recovered = :recovered, quoted = :quoted, ended = NULL, outcome = NULL, "
+        "owner = coalesce(owner, :owner)"
     )
-    return changed > 0
+    condition = (
+        "(state = 'running' AND run_id = :run OR state = 'sending' AND owner = :owner "
+        "OR NOT :recovered AND state IN ('sending', 'unknown') AND run_id IS NULL) AND NOT EXISTS (SELECT 1 "
+        "FROM flora_orders WHERE run_id = :run AND NOT (batch = :batch AND number = :number))"
+    )
+    return update(connection, item, values, condition, run=run_id, quoted=quoted, recovered=recovered)
 
 
 def end(connection: sa.Connection, item: Item, state: State, charged: float | None, outcome: str) -> None:
     """Record the end of an order, unless another process has decided about it."""
-    execute(
-        connection,
-        "UPDATE flora_orders SET state = :state, owner = NULL, ended = NOW(), outcome = :outcome, "
-        "charged = coalesce(:charged, quoted) WHERE batch = :batch AND number = :number "
-        "AND (state = 'running' OR state = 'sending' AND owner = :owner)",
-        **item.held,
-        state=state,
-        charged=charged,
-        outcome=outcome,
-    )
+    values = "state = :state, owner = NULL, ended = NOW(), outcome = :outcome, charged = coalesce(:charged, quoted)"
+    condition = "(state = 'running' OR state = 'sending' AND owner = :owner)"
+    update(connection, item, values, condition, state=state, charged=charged, outcome=outcome)
 
 
 def has_waiting(connection: sa.Connection, batch: str) -> bool:
@@ -330,9 +288,3 @@ def list_ended(connection: sa.Connection, batch: str, after: tuple[float, int], 
         "ORDER BY ended, number LIMIT :limit"
     )
     return select(connection, sql, batch=batch, ended=after[0], number=after[1], limit=limit)
-
-
-def record_files(connection: sa.Connection, batch: str, number: int, files: str) -> None:
-    """Record where the outputs of an order were saved."""
-    sql = "UPDATE flora_orders SET files = :files WHERE batch = :batch AND number = :number"
-    execute(connection, sql, files=files, batch=batch, number=number)

@@ -38,6 +38,7 @@ class Worker:
         only: str | None,
     ) -> None:
         self.process: str = f"{executor}/{uuid.uuid4().hex}"
+        self.flora = flora
         self._database = database
         self._concurrency = concurrency
         self._only = only
