@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from flora_async import Flora, errors
 from flora_async._arguments import check_count, check_seconds, check_usd
-from flora_async.durable._store import batches, orders
+from flora_async.durable._store import batches
 from flora_async.durable._store.batches import BatchSettings, BatchStatus, BatchWriter
 from flora_async.durable._store.database import Database, execute, select
 from flora_async.durable._store.outcomes import decode_outcome, restore_error, store_error
@@ -26,7 +26,6 @@ T = TypeVar("T")
 
 POLL_INTERVAL = 0.25
 """Seconds between reads of a batch that is waited for."""
-PAGE = 500
 COMMIT_DELAY = 5.0
 """Seconds for which an end can be invisible to others after its time: its transaction is not committed."""
 
@@ -104,7 +103,10 @@ class Batch:
         Raises:
             ConfigurationError: an order cannot be sent, or the batch exists with other orders. Nothing was sent.
         """
-        settings = BatchSettings(rate=_seconds("rate", rate), run_timeout=_seconds("run_timeout", run_timeout))
+        settings = BatchSettings(
+            rate=None if rate is None else check_seconds("rate", rate),
+            run_timeout=None if run_timeout is None else check_seconds("run_timeout", run_timeout),
+        )
         await self.add(_without_columns(orders), max_cost=max_cost, settings=settings)
         return await self.finished()
 
@@ -125,7 +127,7 @@ class Batch:
         try:
             page: list[dict[str, object]] = []
             async for order, columns in orders:
-                page += writer.rows([(_checked(worker.flora, order, writer.total), columns)])
+                page.append(writer.row(_checked(worker.flora, order, writer.total), columns))
                 if len(page) == batches.STORE_PAGE:
                     await database.write(partial(batches.insert_orders, rows=page))
                     page = []
@@ -152,7 +154,7 @@ class Batch:
 
     async def _change(self, change: Callable[..., T]) -> T:
         """Make a change, as a function of a connection and ``batch``, the id."""
-        changed = await self._database.write(lambda c: change(c, batch=batches.find_locked(c, self.name)))
+        changed = await self._database.write(lambda c: change(c, batch=batches.find(c, self.name)))
         if self._worker is not None:
             self._worker.wake()
         return changed
@@ -282,7 +284,8 @@ class BatchOutcomes:
     async def _read_next(self, *, last: bool) -> None:
         """Read orders in input order up to the first that has not ended; *last*: pass over those."""
         while not self._ahead:
-            page = await self._read(partial(orders.list_from, first=self._place, limit=PAGE))
+            sql = "SELECT * FROM flora_orders WHERE batch = :batch AND number >= :first ORDER BY number LIMIT 500"
+            page = await self._read(partial(select, sql=sql, first=self._place))
             for row in page:
                 if row.state not in ENDED and not last:
                     return
@@ -294,12 +297,16 @@ class BatchOutcomes:
 
     async def _read_latest(self) -> None:
         """Read orders in completion order, and again those that ended lately."""
-        after = self._latest - COMMIT_DELAY, -1
-        while not self._ahead and (page := await self._read(partial(orders.list_ended, after=after, limit=PAGE))):
+        sql = (
+            "SELECT * FROM flora_orders WHERE batch = :batch AND (ended > :ended OR ended = :ended "
+            "AND number > :number) ORDER BY ended, number LIMIT 500"
+        )
+        ended, number = self._latest - COMMIT_DELAY, -1
+        while not self._ahead and (page := await self._read(partial(select, sql=sql, ended=ended, number=number))):
             self._ahead.extend(row for row in page if row.number not in self._seen)
             self._seen.update(row.number for row in page)
-            after = page[-1].ended, page[-1].number
-            self._latest = max(self._latest, after[0])
+            ended, number = page[-1].ended, page[-1].number
+            self._latest = max(self._latest, ended)
 
 
 def _to_outcome(row: sa.Row[Any]) -> BatchOutcome:
@@ -335,7 +342,3 @@ def _checked(flora: Flora, order: object, number: int) -> Order:
         return flora.generations.validate(order)
     except errors.ConfigurationError as error:
         raise errors.ConfigurationError(f"order {number}: {error}") from None
-
-
-def _seconds(name: str, value: float | None) -> float | None:
-    return None if value is None else check_seconds(name, value)

@@ -91,8 +91,8 @@ class Batches:
         if not await self._database.read(lambda c: batches.find_unfinished(c, total)):
             return None
         writer = BatchWriter("", "")
-        async for order in orders:
-            writer.rows([order])
+        async for order, columns in orders:
+            writer.row(order, columns)
         return await self._database.read(lambda c: batches.find_unfinished(c, total, writer.digest))
 
     async def past_costs(self) -> dict[tuple[str, str | None], float]:

@@ -6,7 +6,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -109,17 +109,18 @@ class BatchWriter:
         )
         execute(connection, sql, id=self.id, storer=self._process, now=time.time())
 
-    def rows(self, page: Iterable[tuple[Order, Mapping[str, Any]]]) -> list[dict[str, object]]:
-        """Return orders as rows, numbered, each with its key."""
-        rows: list[dict[str, object]] = []
-        for order, columns in page:
-            body, extra = msgspec.json.encode(order), msgspec.json.encode(columns) if columns else b""
-            self._digest.update(body + b"\n" + extra + b"\n")
-            row = {"batch": self.id, "number": self.total, "key": f"{self.name}.{self.id}.{self.total}"}
-            row |= {"kind": order.type, "model": order.model, "body": body.decode(), "columns": extra.decode() or None}
-            rows.append(row)
-            self.total += 1
-        return rows
+    def row(self, order: Order, columns: Mapping[str, Any]) -> dict[str, object]:
+        """Return the next order as a row, numbered, with its key."""
+        body, extra = msgspec.json.encode(order), msgspec.json.encode(columns) if columns else b""
+        self._digest.update(body + b"\n" + extra + b"\n")
+        row = {"batch": self.id, "number": self.total, "key": f"{self.name}.{self.id}.{self.total}"}
+        self.total += 1
+        return row | {
+            "kind": order.type,
+            "model": order.model,
+            "body": body.decode(),
+            "columns": extra.decode() or None,
+        }
 
     def finish(
         self, connection: sa.Connection, settings: BatchSettings, max_cost: float | None
@@ -155,20 +156,14 @@ def insert_orders(connection: sa.Connection, rows: list[dict[str, object]]) -> N
             "INSERT INTO flora_orders (batch, number, attempt, key, kind, model, body, columns, state) "
             "VALUES (:batch, :number, 0, :key, :kind, :model, :body, :columns, 'waiting') ON CONFLICT DO NOTHING"
         )
-        connection.execute(prepare(sql, connection.dialect.name), rows)
+        connection.execute(prepare(connection, sql), rows)
 
 
 def find(connection: sa.Connection, name: str) -> str:
-    """Return the id of a batch."""
-    for row in select(connection, "SELECT id FROM flora_batches WHERE name = :name", name=name):
+    """Return the id of a batch; where this transaction writes, no other one changes the batch before its end."""
+    for row in select(connection, "SELECT id FROM flora_batches WHERE name = :name FOR UPDATE", name=name):
         return str(row.id)
     raise errors.ConfigurationError(f"there is no batch {name!r} in this database")
-
-
-def find_locked(connection: sa.Connection, name: str) -> str:
-    """Return the id of a batch, which no other transaction changes until this one ends."""
-    select(connection, "SELECT 1 FROM flora_batches WHERE name = :name FOR UPDATE", name=name)
-    return find(connection, name)
 
 
 def find_unfinished(connection: sa.Connection, total: int, digest: str | None = None) -> str | None:

@@ -22,6 +22,11 @@ from flora_async.errors import ConfigurationError, DatabaseError, FloraError
 
 T = TypeVar("T")
 
+_CLOCKS = {
+    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
+    "postgresql": "CAST(extract(epoch FROM clock_timestamp()) AS double precision)",
+}
+
 Waiting: TypeAlias = tuple[Callable[[sa.Connection], object], asyncio.Future[Any]]
 """A change that waits for its transaction, and its caller's future."""
 
@@ -45,24 +50,27 @@ CLOSE_TIMEOUT = 10.0
 def execute(connection: sa.Connection, sql: str, **values: object) -> int:
     """Run a statement, and return the number of changed rows.
 
-    ``NOW()`` in it is the database's clock in Unix seconds, ``LIVING()`` the processes that are alive, and only
-    PostgreSQL sees ``FOR UPDATE``.
+    ``NOW()`` in it is the database's clock in Unix seconds, ``LIVING()`` the processes that are alive, and
+    ``FOR UPDATE`` counts on PostgreSQL, in transactions that write.
     """
-    return connection.execute(prepare(sql, connection.dialect.name), values).rowcount
+    return connection.execute(prepare(connection, sql), values).rowcount
 
 
 def select(connection: sa.Connection, sql: str, **values: object) -> list[Any]:
     """Return the rows of a query."""
-    return list(connection.execute(prepare(sql, connection.dialect.name), values))
+    return list(connection.execute(prepare(connection, sql), values))
+
+
+def prepare(connection: sa.Connection, sql: str) -> sa.TextClause:
+    """Return a statement in the dialect of a connection; it is compiled once."""
+    locks = connection.dialect.name == "postgresql" and connection.get_execution_options()["writes"]
+    return _prepare(sql if locks else sql.partition("FOR UPDATE")[0], connection.dialect.name)
 
 
 @cache
-def prepare(sql: str, dialect: str) -> sa.TextClause:
-    """Return a statement in a dialect; it is compiled once."""
+def _prepare(sql: str, dialect: str) -> sa.TextClause:
     sql = sql.replace("LIVING()", "(SELECT process FROM flora_workers WHERE seen > NOW() - 15)")
-    if dialect == "sqlite":
-        return sa.text(sql.partition("FOR UPDATE")[0].replace("NOW()", "((julianday('now') - 2440587.5) * 86400.0)"))
-    return sa.text(sql.replace("NOW()", "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"))
+    return sa.text(sql.replace("NOW()", _CLOCKS[dialect]))
 
 
 class Database:

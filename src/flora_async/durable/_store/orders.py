@@ -133,10 +133,9 @@ def claim(connection: sa.Connection, batch: str, limit: int, process: str) -> tu
         next_start += len(found) / rate
         sql = "UPDATE flora_batches SET next_start = :next WHERE id = :batch"
         execute(connection, sql, next=next_start, batch=batch)
+    name, settings = row.name, row.settings
     items = [
-        Item(
-            process, batch, row.name, each.number, each.key, each.body, "sending", sent, None, None, row.settings, True
-        )
+        Item(process, batch, name, each.number, each.key, each.body, "sending", sent, None, None, settings, is_new=True)
         for each in found
     ]
     return items, None if rate is None else max(0.0, next_start - now)
@@ -158,36 +157,29 @@ def _select_affordable(connection: sa.Connection, batch: str, found: list[Any], 
 
 def read_costs(connection: sa.Connection, batch: str) -> dict[PriceKey, KindCosts]:
     """Return the costs of a batch so far, by type and model, as sums over its orders."""
-    rows = select(
-        connection,
-        "SELECT kind, model, coalesce(sum(charged) FILTER (WHERE state IN ('completed', 'failed')), 0) AS charged, "
-        "max(charged) FILTER (WHERE state = 'completed') AS highest_charge, "
-        "count(*) FILTER (WHERE state = 'sending') AS unanswered, "
-        "count(*) FILTER (WHERE state = 'running') AS running, "
-        "coalesce(sum(quoted) FILTER (WHERE state = 'running'), 0) AS quoted, "
-        "max(quoted) FILTER (WHERE state = 'running') AS highest_quote, "
-        "count(*) FILTER (WHERE state = 'unknown') AS doubtful "
-        "FROM flora_orders WHERE batch = :batch AND state <> 'waiting' GROUP BY kind, model",
-        batch=batch,
+    sql = (
+        "SELECT kind, model, coalesce(sum(charged) FILTER (WHERE state IN ('completed', 'failed')), 0), "
+        "max(charged) FILTER (WHERE state = 'completed'), count(*) FILTER (WHERE state = 'sending'), "
+        "count(*) FILTER (WHERE state = 'running'), coalesce(sum(quoted) FILTER (WHERE state = 'running'), 0), "
+        "max(quoted) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state = 'unknown') "
+        "FROM flora_orders WHERE batch = :batch AND state <> 'waiting' GROUP BY kind, model"
     )
-    names = KindCosts.__struct_fields__
+    names = KindCosts.__struct_fields__  # in this order
+    rows = select(connection, sql, batch=batch)
     return {(kind, model): KindCosts(**dict(zip(names, sums, strict=True))) for kind, model, *sums in rows}
 
 
 def take_over(connection: sa.Connection, limit: int, process: str, only: str | None) -> list[Item]:
     """Claim orders in flight whose process is gone. One that was sent is left where its batch is stopped."""
     beat(connection, process)
-    rows = select(
-        connection,
+    sql = (
         "SELECT o.batch, b.name, o.number, o.key, o.body, o.state, o.sent, o.run_id, o.quoted, b.settings "
         "FROM flora_orders o JOIN flora_batches b ON b.id = o.batch WHERE b.name = coalesce(:only, b.name) "
         "AND (o.owner IS NULL OR o.owner NOT IN LIVING()) AND (o.state = 'sending' AND b.stopped IS NULL "
         "OR o.state = 'running' AND coalesce(b.stopped, '') NOT LIKE :unreadable) LIMIT :limit "
-        "FOR UPDATE OF o SKIP LOCKED",
-        only=only,
-        unreadable=f"{UNREADABLE}%",
-        limit=limit,
+        "FOR UPDATE OF o SKIP LOCKED"
     )
+    rows = select(connection, sql, only=only, unreadable=f"{UNREADABLE}%", limit=limit)
     items = [Item(process, *row) for row in rows]
     for item in items:
         update(connection, item, "owner = :owner", "state <> 'waiting'")
@@ -209,23 +201,18 @@ def renew(connection: sa.Connection, item: Item) -> bool:
     return update(connection, item, "owner = owner", f"state = 'sending' AND owner = :owner AND {going_on}")
 
 
-def put_back(connection: sa.Connection, item: Item) -> None:
-    """Let an order wait again: it was not sent, or FLORA started nothing."""
-    values = "state = 'waiting', owner = NULL, sent = NULL"
-    update(connection, item, values, "state = 'sending' AND owner = :owner")
-
-
-def release(connection: sa.Connection, item: Item) -> None:
-    """Leave an order in flight to other processes, or to a later time."""
-    update(connection, item, "owner = NULL", "owner = :owner")
+def leave(connection: sa.Connection, item: Item, *, doubtful: bool) -> None:
+    """Let an order wait again; if it may have been accepted, leave it to be sent again under its key."""
+    values = "owner = NULL" if doubtful else "state = 'waiting', owner = NULL, sent = NULL"
+    update(connection, item, values, "owner = :owner" if doubtful else "owner = :owner AND state = 'sending'")
 
 
 def release_others(connection: sa.Connection, process: str, in_hand: Collection[tuple[str, int]]) -> None:
     """Release the orders of a process but those *in_hand*: it holds them unknowingly, or ends."""
-    sql = "SELECT batch, number FROM flora_orders WHERE state IN ('sending', 'running') AND owner = :process"
-    for batch, number in select(connection, sql, process=process):
+    held = "SELECT batch, number FROM flora_orders WHERE state IN ('sending', 'running') AND owner = :process"
+    sql = "UPDATE flora_orders SET owner = NULL WHERE batch = :batch AND number = :number"
+    for batch, number in select(connection, held, process=process):
         if (batch, number) not in in_hand:
-            sql = "UPDATE flora_orders SET owner = NULL WHERE batch = :batch AND number = :number"
             execute(connection, sql, batch=batch, number=number)
 
 
@@ -263,28 +250,7 @@ def end(connection: sa.Connection, item: Item, state: State, charged: float | No
     update(connection, item, values, condition, state=state, charged=charged, outcome=outcome)
 
 
-def has_waiting(connection: sa.Connection, batch: str) -> bool:
-    """Return whether a batch has orders that were not sent."""
-    sql = "SELECT 1 FROM flora_orders WHERE batch = :batch AND state = 'waiting' LIMIT 1"
-    return bool(select(connection, sql, batch=batch))
-
-
 def list_runs(connection: sa.Connection, since: float) -> list[str]:
     """Return the runs of all orders that were sent since a time, of whichever batch."""
     sql = "SELECT run_id FROM flora_orders WHERE run_id IS NOT NULL AND sent >= :since"
     return [row.run_id for row in select(connection, sql, since=since)]
-
-
-def list_from(connection: sa.Connection, batch: str, first: int, limit: int) -> list[Any]:
-    """Return the orders from a number on, whatever their state."""
-    sql = "SELECT * FROM flora_orders WHERE batch = :batch AND number >= :first ORDER BY number LIMIT :limit"
-    return select(connection, sql, batch=batch, first=first, limit=limit)
-
-
-def list_ended(connection: sa.Connection, batch: str, after: tuple[float, int], limit: int) -> list[Any]:
-    """Return orders that ended after a time, or at that time and with a higher number, in completion order."""
-    sql = (
-        "SELECT * FROM flora_orders WHERE batch = :batch AND (ended > :ended OR ended = :ended AND number > :number) "
-        "ORDER BY ended, number LIMIT :limit"
-    )
-    return select(connection, sql, batch=batch, ended=after[0], number=after[1], limit=limit)

@@ -15,7 +15,7 @@ from flora_async._pacing import PollFactory
 from flora_async._transport import check_before_post
 from flora_async.durable._store import batches, orders
 from flora_async.durable._store.batches import BatchSettings
-from flora_async.durable._store.database import Database
+from flora_async.durable._store.database import Database, select
 from flora_async.durable._store.orders import LOST_AFTER, Item
 from flora_async.durable._store.outcomes import encode_outcome
 from flora_async.durable._store.schema import State
@@ -155,19 +155,18 @@ class OrderProcessor:
         await self._database.write(lambda c: batches.stop(c, item.batch, reason))
 
     async def _leave(self, item: Item, *, doubtful: bool) -> None:
-        """Let the order wait again, or, if it may have been accepted, leave it to be sent again under its key."""
-        leave = orders.release if doubtful else orders.put_back
-        await self._database.write(lambda c: leave(c, item))
+        await self._database.write(lambda c: orders.leave(c, item, doubtful=doubtful))
 
     async def _judge_forbidden(self, item: Item, order: Order) -> policy.Verdict:
         """Return whether a 403 concerns this order or the key: wait for what FLORA says to other orders."""
+        waiting = "SELECT 1 FROM flora_orders WHERE batch = :batch AND state = 'waiting' LIMIT 1"
         suspects = self.forbidden.setdefault(item.batch, {})
         suspects[item.number] = f"{order.type} {order.model}"
         try:
             while not self._accepted:
                 if len(set(suspects.values())) > 1 or len(suspects) >= MAX_FORBIDDEN:
                     return "stop"
-                if not self.creating and not await self._database.read(lambda c: orders.has_waiting(c, item.batch)):
+                if not self.creating and not await self._database.read(lambda c: select(c, waiting, batch=item.batch)):
                     return "stop" if len(suspects) > 1 else "refused"
                 await asyncio.sleep(LOOK_INTERVAL)
             return "refused"

@@ -142,7 +142,7 @@ class Worker:
             log.exception("an order of %s failed here, it is tried again", item.name, exc_info=error)
             await asyncio.sleep(FAULT_PAUSE)
             with suppress(errors.DatabaseError):
-                await self._database.write(lambda c: orders.release(c, item))
+                await self._database.write(lambda c: orders.leave(c, item, doubtful=True))
         finally:
             del self._tasks[item.batch, item.number]
             self.in_hand[item.batch] -= 1
