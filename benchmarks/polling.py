@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from simulation import LOOK_SECONDS, Simulated, SimulatedFlora, run_virtually, started
 
-from flora_async._watcher import Watcher
+from flora_async._polling.poller import Watcher
 
 REQUEST_WORTH = 0.25
 """Seconds of waiting that one request is worth."""

@@ -14,9 +14,9 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from flora_async import APIConnectionError, NotFoundError, RateLimitError
-from flora_async._entries import Look, Scope, Subject
-from flora_async._limiter import Limiter
-from flora_async._watcher import Eyes
+from flora_async._http.rate_limit import Limiter
+from flora_async._polling.poller import Eyes
+from flora_async._polling.targets import Look, Scope, Subject
 from flora_async.models import Generation, GenerationPage, Output, PageMeta, Run
 
 T = TypeVar("T")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import polars
 
-from flora_async import Flora, export
+from flora_async import Flora
+from flora_async.export import Exported, to_parquet
 
 AGAIN = timedelta(days=2)
 
@@ -30,12 +31,12 @@ def history(folder: Path) -> polars.LazyFrame:
     return files.unique("run_id", keep="first", maintain_order=True)
 
 
-async def sync(folder: Path) -> export.Exported:
+async def sync(folder: Path) -> Exported:
     """Add a file with what is new."""
     done = nights(folder)
     newest = history(folder).select(polars.max("created")).collect().item() if done else None
     async with Flora() as flora:
-        return await export.to_parquet(
+        return await to_parquet(
             flora.generations.list(limit=100),
             folder / f"{len(done):06}.parquet",
             since=newest - AGAIN if newest else None,

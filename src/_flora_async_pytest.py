@@ -20,8 +20,8 @@ import pytest
 
 if TYPE_CHECKING:
     from flora_async import Flora
-    from flora_async._virtual import SingleTaskRunner
     from flora_async.sandbox import Sandbox
+    from flora_async.sandbox._virtual_time import SingleTaskRunner
 
 HURRY = 0.01
 """The time scale of a sandbox in real time."""
@@ -217,7 +217,7 @@ def _runner(item: pytest.Item, *, virtual: bool) -> SingleTaskRunner:
     """Return what runs a test and its fixtures, on one loop that is closed after all of them."""
     runner = item.stash.get(_RUNNER, None)
     if runner is None:
-        from flora_async._virtual import SingleTaskRunner
+        from flora_async.sandbox._virtual_time import SingleTaskRunner
 
         runner = item.stash[_RUNNER] = SingleTaskRunner(virtual=virtual)
         item.addfinalizer(functools.partial(_end, item))

@@ -39,9 +39,9 @@ from flora_async import (
     RunWatch,
     StartedRun,
     WaitEnded,
-    export,
     telemetry,
 )
+from flora_async.export import Exported, record_batches, rows, to_arrow, to_pandas, to_parquet, to_polars
 from flora_async.sandbox import Sandbox
 
 
@@ -178,14 +178,14 @@ async def see() -> None:
     """Make tables of the history, and look inside."""
     async with Flora(on_event=hear) as flora, Flora(on_event=telemetry.observe()):
         listing = flora.generations.list(limit=100)
-        assert_type(await export.to_parquet(listing, "h.parquet"), export.Exported)
-        async for batch in export.record_batches(listing):
+        assert_type(await to_parquet(listing, "h.parquet"), Exported)
+        async for batch in record_batches(listing):
             assert_type(batch, pyarrow.RecordBatch)
         runs = [generation async for generation in listing]
-        assert_type(export.rows(runs), list[dict[str, object]])
-        assert_type(export.to_arrow(runs), pyarrow.Table)
-        assert_type(export.to_pandas(runs), pandas.DataFrame)
-        assert_type(export.to_polars(runs), polars.DataFrame)
+        assert_type(rows(runs), list[dict[str, object]])
+        assert_type(to_arrow(runs), pyarrow.Table)
+        assert_type(to_pandas(runs), pandas.DataFrame)
+        assert_type(to_polars(runs), polars.DataFrame)
 
 
 async def sandbox() -> None:

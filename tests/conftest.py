@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from flora_async._virtual import VirtualLoop
+from flora_async.sandbox._virtual_time import VirtualLoop
 
 OFFICIAL_CLIENT = "@flora-ai/flora@0.11.0"
 

@@ -12,16 +12,28 @@ from typing import Any
 
 from multidict import CIMultiDict
 
-from flora_async import FloraError, GenerationPage, _addresses, _wire, webhooks
+from flora_async import FloraError, GenerationPage, webhooks
+from flora_async._http import urls
+from flora_async._http.requests import Request, retrieve_request
+from flora_async._http.responses import (
+    Answer,
+    http_date,
+    read_page,
+    read_response,
+    read_run,
+    read_started_run,
+    salvaged_run_id,
+    unpacked,
+)
 
-ORIGIN = _addresses.parse_base_url("https://app.flora.ai/api/v1")
-REQUEST = _wire.Request(method="GET", url="https://app.flora.ai/api/v1/runs/run_1")
+ORIGIN = urls.parse_base_url("https://app.flora.ai/api/v1")
+REQUEST = Request(method="GET", url="https://app.flora.ai/api/v1/runs/run_1")
 READERS = (
-    partial(_wire.read_run, "run_1"),
-    _wire.read_started_run,
-    _wire.read_page,
-    partial(_wire.read_response, dict),
-    partial(_wire.read_response, GenerationPage),
+    partial(read_run, "run_1"),
+    read_started_run,
+    read_page,
+    partial(read_response, dict),
+    partial(read_response, GenerationPage),
 )
 STATUSES = (200, 201, 204, 302, 400, 409, 429, 500, 503, 999)
 ENCODINGS = ("", "gzip", "deflate", "br")
@@ -35,8 +47,8 @@ def read(body: bytes, header: str, choice: int) -> None:
     headers = CIMultiDict(
         {"Content-Encoding": encoding, "Retry-After": header, "Date": header, "Location": header, "request-id": header}
     )
-    answer = _wire.Answer(request=REQUEST, status=status, headers=headers, body=body)
-    READERS[choice % len(READERS)](_wire.unpacked(answer, LIMIT))
+    answer = Answer(request=REQUEST, status=status, headers=headers, body=body)
+    READERS[choice % len(READERS)](unpacked(answer, LIMIT))
 
 
 def verify(body: bytes, header: str, choice: int) -> None:
@@ -47,15 +59,15 @@ def verify(body: bytes, header: str, choice: int) -> None:
 
 def place(body: bytes, header: str, choice: int) -> None:
     """Read text as each kind of address."""
-    target = _addresses.poll_target(ORIGIN, header)
+    target = urls.poll_target(ORIGIN, header)
     assert target is None or target.startswith("https://app.flora.ai/api/v1/")
-    _addresses.named_origin(header)
-    _wire.http_date(header)
-    _wire.salvaged_run_id(201, body)
+    urls.named_origin(header)
+    http_date(header)
+    salvaged_run_id(201, body)
     readers: tuple[Any, ...] = (
-        partial(_addresses.media_url, ORIGIN),
-        _addresses.parse_base_url,
-        partial(_wire.retrieve_request, ORIGIN),
+        partial(urls.media_url, ORIGIN),
+        urls.parse_base_url,
+        partial(retrieve_request, ORIGIN),
     )
     readers[choice % 3](header)
 

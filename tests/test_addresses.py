@@ -3,7 +3,7 @@
 import pytest
 
 from flora_async import ConfigurationError, DownloadError
-from flora_async._addresses import check_proxy, is_public, media_url, named_origin, parse_base_url, poll_target, secure
+from flora_async._http.urls import check_proxy, is_public, media_url, named_origin, parse_base_url, poll_target, secure
 
 FLORA = parse_base_url("https://app.flora.ai/api/v1")
 LOCAL = parse_base_url("http://127.0.0.1:8080/api/v1")

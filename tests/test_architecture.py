@@ -1,11 +1,11 @@
-"""The house: imports go one way, and each room keeps to its own."""
+"""What no linter holds: import time, threads, annotations and the public names. Import directions are contracts."""
 
 import ast
 import inspect
 import subprocess
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -14,22 +14,7 @@ import pyarrow
 import pytest
 
 import flora_async
-from flora_async import export
-
-ORDER = """
-    _version _lazy _render models errors _outcomes _aio _events _arguments _addresses _wire _pacing _clock _costs
-    _sweep
-    _matching webhooks _closing _limiter _sessions _transport _entries _waits _watcher _polling _many _inbox _history
-    _saving _catalogue _file_names _downloads _recovery _generations _client __init__ export telemetry durable sandbox
-    _virtual cli
-"""
-ROOMS = ORDER.split()
-"""The order: a room imports only from rooms before it. A new room takes its place here."""
-
-SANDBOX_MAY = {"sandbox", "_aio", "_render", "models", "errors", "webhooks"}
-AIOHTTP_MAY = {"_sessions", "sandbox"}
-LATE = {("_transport", "_sessions"), ("cli.commands", "sandbox")}
-"""The imports that wait until they are needed, and may stand under TYPE_CHECKING: aiohttp comes with them."""
+from flora_async.export import to_arrow, to_pandas
 
 
 def sources() -> dict[str, str]:
@@ -39,11 +24,6 @@ def sources() -> dict[str, str]:
         ".".join(path.relative_to(root).with_suffix("").parts): path.read_text(encoding="utf-8")
         for path in sorted(root.rglob("*.py"))
     }
-
-
-def room_of(module: str) -> str:
-    """Say which room a module is in."""
-    return module.partition(".")[0]
 
 
 def imports(tree: ast.AST, *, typing_only: bool = False) -> Iterator[tuple[str, str, bool]]:
@@ -60,90 +40,11 @@ def imports(tree: ast.AST, *, typing_only: bool = False) -> Iterator[tuple[str, 
             yield from imports(node, typing_only=guarded)
 
 
-def faults(modules: Mapping[str, str]) -> list[str]:
-    """Say what is wrong with the imports of a package."""
-    found: list[str] = []
-    edges: dict[str, set[str]] = {}
-    for module, text in modules.items():
-        room = room_of(module)
-        if room not in ROOMS:
-            found.append(f"{room} is a new room: give it its place in ROOMS")
-            continue
-        for source, name, guarded in imports(ast.parse(text)):
-            if source.startswith("."):
-                found.append(f"{module} imports relatively")
-            if source.partition(".")[0] != "flora_async":
-                continue
-            below = source.removeprefix("flora_async").removeprefix(".")
-            target = below or (name if name in ROOMS else "__init__")
-            edges.setdefault(module, set()).add(target)
-            if guarded and (module, target) not in LATE:
-                found.append(f"{module} imports {target} for its types only")
-            if room_of(target) != room and ROOMS.index(room_of(target)) > ROOMS.index(room):
-                found.append(f"{module} imports {target}, which comes later")
-            if room == "sandbox" and room_of(target) not in SANDBOX_MAY:
-                found.append(f"{module} imports {target}, which a sandbox must not know")
-    return found + [f"{module} is in a circle" for module in edges if _reaches(edges, module, module)]
-
-
-def _reaches(edges: Mapping[str, set[str]], start: str, end: str) -> bool:
-    seen: set[str] = set()
-    ahead = list(edges.get(start, ()))
-    while ahead:
-        module = ahead.pop()
-        if module == end:
-            return True
-        if module not in seen:
-            seen.add(module)
-            ahead.extend(edges.get(module, ()))
-    return False
-
-
-def test_imports_go_one_way() -> None:
-    """In the order of the rooms, without a circle, without a detour for types."""
-    assert faults(sources()) == []
-
-
-@pytest.mark.parametrize(
-    ("planted", "fault"),
-    [
-        ({"models": "from flora_async import errors"}, "models imports errors, which comes later"),
-        ({"models": "from flora_async.errors import FloraError"}, "models imports errors, which comes later"),
-        ({"_wire": "def f():\n    import flora_async._client"}, "_wire imports _client, which comes later"),
-        ({"errors": "from flora_async import Flora"}, "errors imports __init__, which comes later"),
-        ({"_wire": "from . import errors"}, "_wire imports relatively"),
-        ({"_attic": ""}, "_attic is a new room: give it its place in ROOMS"),
-        (
-            {"cli": "if TYPE_CHECKING:\n    from flora_async.models import Run"},
-            "cli imports models for its types only",
-        ),
-        (
-            {"sandbox.server": "from flora_async import _wire"},
-            "sandbox.server imports _wire, which a sandbox must not know",
-        ),
-        (
-            {
-                "sandbox.a": "from flora_async.sandbox.b import x",
-                "sandbox.b": "from flora_async.sandbox.a import y",
-            },
-            "sandbox.a is in a circle",
-        ),
-    ],
-)
-def test_the_check_finds_what_it_is_for(planted: dict[str, str], fault: str) -> None:
-    """Each kind of fault, planted."""
-    assert fault in faults(planted)
-
-
-def test_only_one_room_knows_aiohttp() -> None:
-    """And nobody enters it before a client is opened."""
+def test_aiohttp_is_imported_when_the_first_request_is_sent() -> None:
+    """No module imports the module with the sockets at its top."""
     for module, text in sources().items():
-        tree = ast.parse(text)
-        names = {source.partition(".")[0] for source, _, guarded in imports(tree) if not guarded}
-        if names & {"aiohttp", "yarl", "multidict"}:
-            assert room_of(module) in AIOHTTP_MAY, module
-        top = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
-        assert "flora_async._sessions" not in top, module
+        top = [node.module for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
+        assert "flora_async._http.session" not in top, module
 
 
 def foreign_threads(text: str) -> list[str]:
@@ -173,7 +74,7 @@ def test_foreign_threads_are_found(text: str) -> None:
 def test_threads_are_those_of_this_package() -> None:
     """All blocking calls run in ``_aio.run_in_thread``: pools that callers share can be full of callers."""
     found = {module for module, text in sources().items() if foreign_threads(text)}
-    assert found <= {"_aio", "_virtual"}  # where threads are made, and the loop that passes them on
+    assert found <= {"_aio", "sandbox._virtual_time"}  # where threads are made, and the loop that passes them on
 
 
 def test_importing_the_package_loads_neither_aiohttp_nor_an_extra() -> None:
@@ -210,17 +111,17 @@ def public_callables() -> Iterator[Callable[..., object]]:
 def test_annotations_of_public_callables_resolve() -> None:
     """Dependency injection and tool decorators can ask for the types of every public function and method."""
     found = set(public_callables())
-    assert {flora_async.Flora.__init__, flora_async.Flora.generate, export.to_pandas} <= found
+    assert {flora_async.Flora.__init__, flora_async.Flora.generate, to_pandas} <= found
     for function in found:
         assert typing.get_type_hints(function) is not None
     assert typing.get_type_hints(flora_async.Flora.__init__)["session"] == aiohttp.ClientSession | None
-    assert typing.get_type_hints(export.to_arrow)["return"] is pyarrow.Table
+    assert typing.get_type_hints(to_arrow)["return"] is pyarrow.Table
 
 
 def test_annotations_resolve_without_the_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where pandas is not installed, a function that returns a frame returns Any."""
     monkeypatch.setitem(sys.modules, "pandas", None)
-    assert typing.get_type_hints(export.to_pandas)["return"] is typing.Any
+    assert typing.get_type_hints(to_pandas)["return"] is typing.Any
 
 
 def test_every_module_says_what_lives_there() -> None:
@@ -235,7 +136,7 @@ def test_the_front_door_hands_on_all_that_is_public() -> None:
     assert len(set(names)) == len(names)
     assert [name for name in names if name.startswith("_")] == ["__version__"]
     assert all(hasattr(flora_async, name) for name in names)
-    for module in (flora_async.models, flora_async.errors, flora_async._events):
+    for module in (flora_async.models, flora_async.errors, flora_async.events):
         public = {
             name
             for name, value in vars(module).items()

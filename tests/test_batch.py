@@ -15,11 +15,12 @@ import pytest
 from killing import check_billing, read_lines, said, start, write_orders
 from programs import complaints_of
 
-from flora_async import _pacing
+from flora_async._http import retry
+from flora_async._polling import schedule
 from flora_async.cli import main
 from flora_async.durable import _batch
 from flora_async.durable._worker import processor, worker
-from flora_async.sandbox import Sandbox, media
+from flora_async.sandbox import Sandbox, _media
 
 pytestmark = pytest.mark.flora_sandbox(time_scale=0.005)
 
@@ -30,8 +31,8 @@ def environment(monkeypatch: pytest.MonkeyPatch, flora_sandbox: Sandbox, tmp_pat
     monkeypatch.setenv("FLORA_BASE_URL", flora_sandbox.base_url)
     monkeypatch.setenv("FLORA_API_KEY", flora_sandbox.api_key)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_pacing, "POLL_FLOOR", 0.02)
-    monkeypatch.setattr(_pacing, "RETRY_FIRST", 0.01)
+    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.02)
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.01)
     for module in (processor, worker):
         monkeypatch.setattr(module, "LOOK_INTERVAL", 0.05)
     monkeypatch.setattr(_batch, "POLL_INTERVAL", 0.05)
@@ -245,7 +246,7 @@ def test_outputs_that_cannot_be_saved(batch: Any, tmp_path: Path, monkeypatch: p
     orders.write_text('{"type":"image","prompt":"x","workspace_id":"ws_1","project_id":"prj_1"}')
     assert folder in batch("run", orders, "--out", "r", "--download", "orders.jsonl", code=2)
     with monkeypatch.context() as patch:
-        patch.setattr(media, "render", None)  # the host of the outputs answers 500
+        patch.setattr(_media, "render", None)  # the host of the outputs answers 500
         assert "were not saved" in batch("run", orders, "--out", "r", "--download", "saved", code=1)
     assert "500" in read_lines(tmp_path / "r")[0]["download_error"]
     batch("resume")

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from scripted import Scripted, answer, hang_up, run, silence, started
 
-from flora_async import ConfigurationError, Flora, Order, ResponseDecodeError, StartedRun, _pacing
+from flora_async import ConfigurationError, Flora, Order, ResponseDecodeError, StartedRun
+from flora_async._http import retry
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -172,8 +173,8 @@ async def test_a_raw_post_has_a_body(method: str, body: bytes) -> None:
 
 async def test_a_raw_post_under_a_key_waits_as_a_create_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two requests under one key at once may both execute."""
-    monkeypatch.setattr(_pacing, "RESEND_PAUSE", 0.3)
-    monkeypatch.setattr(_pacing, "RETRY_FIRST", 0.001)
+    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.3)
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
     async with Scripted() as server, Flora("sk_1", base_url=server.base_url) as flora:
         server.on("POST", "/techniques/tech_1/runs", hang_up, answer({}))
         began = asyncio.get_running_loop().time()

@@ -8,7 +8,7 @@ from scripted import Scripted, answer
 from test_faults import fails
 
 from flora_async import ConfigurationError, Flora, Model, ModelOption, ModelParam, PaginationError
-from flora_async._catalogue import faults
+from flora_async._resources.catalog import faults
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 from chaos import Chaos, Verdict, judged
 
-from flora_async import CreateOutcomeUnknownError, Flora, FloraError, _pacing
+from flora_async import CreateOutcomeUnknownError, Flora, FloraError
+from flora_async._http import retry
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -27,11 +28,11 @@ SHARE = 0.3
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pauses short, but longer than answers take."""
-    for name in ("RETRY_FIRST", "RESEND_PAUSE"):
-        monkeypatch.setattr(_pacing, name, 0.02)
-    monkeypatch.setattr(_pacing, "RESEND_PAUSE_AFTER_TIMEOUT", 0.2)
-    monkeypatch.setattr(_pacing, "RECOVERY_PAUSES", (0.1, 0.1))
-    monkeypatch.setattr(_pacing, "RECOVERY_CONFIRM", 0.1)
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.02)
+    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.02)
+    monkeypatch.setattr(retry, "RESEND_PAUSE_AFTER_TIMEOUT", 0.2)
+    monkeypatch.setattr(retry, "RECOVERY_PAUSES", (0.1, 0.1))
+    monkeypatch.setattr(retry, "RECOVERY_CONFIRM", 0.1)
 
 
 async def order_all(sandbox: Sandbox, chaos: Chaos, count: int) -> Verdict:

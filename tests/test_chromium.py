@@ -14,7 +14,7 @@ from browser import Browser, chromium
 from test_render import output, page, run
 
 from flora_async import ConfigurationError, Flora
-from flora_async._render.cards import table
+from flora_async._html.cards import table
 from flora_async.cli import gallery
 from flora_async.sandbox import Sandbox
 

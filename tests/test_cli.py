@@ -19,7 +19,7 @@ from PIL import Image
 from programs import complaints_of
 
 from flora_async import Flora
-from flora_async.cli import main, parsing
+from flora_async.cli import arguments, main
 
 pytestmark = pytest.mark.anyio
 
@@ -200,7 +200,7 @@ sys.exit(main(["sandbox", "--port", "0"]))
 
 def test_every_help_text_has_an_example_that_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
     """The examples are parsed by the command that shows them."""
-    for words in parsing.EXAMPLES:
+    for words in arguments.EXAMPLES:
         with pytest.raises(SystemExit) as ended:
             main([*words.split(), "--help"])
         assert ended.value.code == 0
@@ -212,7 +212,7 @@ def test_every_help_text_has_an_example_that_can_be_typed(capsys: pytest.Capture
             if ">" in typed:
                 typed = typed[: typed.index(">")]
             if typed[-1] != "--help":
-                assert parsing.parse(typed[1:]).command == typed[1]
+                assert arguments.parse(typed[1:]).command == typed[1]
 
 
 def test_every_command_has_an_example() -> None:
@@ -222,4 +222,4 @@ def test_every_command_has_an_example() -> None:
         below = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
         return [parser.prog, *(name for choices in below for each in choices.values() for name in names(each))]
 
-    assert {" ".join(name.split()[1:]) for name in names(parsing.parser())} == set(parsing.EXAMPLES)
+    assert {" ".join(name.split()[1:]) for name in names(arguments.parser())} == set(arguments.EXAMPLES)

@@ -35,8 +35,8 @@ from flora_async import (
     ResponseDecodeError,
     RunTimeoutError,
     StartedRun,
-    _pacing,
 )
+from flora_async._http import rate_limit, retry
 
 pytestmark = pytest.mark.anyio
 
@@ -47,10 +47,12 @@ KEY = "sk_test_not-for-your-eyes"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pauses short and settings explicit."""
-    for name in ("RETRY_FIRST", "RATE_LIMIT_PAUSE", "RESEND_PAUSE", "RESEND_PAUSE_AFTER_TIMEOUT"):
-        monkeypatch.setattr(_pacing, name, 0.001)
-    monkeypatch.setattr(_pacing, "RATE_FLOOR", 1000.0)
-    monkeypatch.setattr(_pacing, "RECOVERY_PAUSES", (0.001, 0.001))
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
+    monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.001)
+    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.001)
+    monkeypatch.setattr(retry, "RESEND_PAUSE_AFTER_TIMEOUT", 0.001)
+    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 1000.0)
+    monkeypatch.setattr(retry, "RECOVERY_PAUSES", (0.001, 0.001))
     for variable in ("FLORA_API_KEY", "FLORA_BASE_URL"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -513,7 +515,7 @@ async def test_close_under_an_ambiguous_create_does_not_hide_it(server: Scripted
     server.on("POST", "/generate", hang_up)
     flora = Flora(KEY, base_url=server.base_url)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_pacing, "RESEND_PAUSE", 20.0)
+        patch.setattr(retry, "RESEND_PAUSE", 20.0)
         create = asyncio.create_task(flora.generations.create(**ORDER))
         while not server.asked:
             await asyncio.sleep(0.001)

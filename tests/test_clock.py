@@ -2,7 +2,7 @@
 
 import pytest
 
-from flora_async._clock import ServerClock
+from flora_async._http.clock import ServerClock
 
 
 def test_an_unknown_clock_is_the_wall_clock() -> None:

@@ -25,8 +25,8 @@ from flora_async import (
     PermissionDeniedError,
     RunFailedError,
     RunTimeoutError,
-    _pacing,
 )
+from flora_async._http import rate_limit, retry
 from flora_async.durable import Batches, _batch, adopt
 from flora_async.durable._store import database as database_module
 from flora_async.durable._store.database import Database
@@ -42,10 +42,12 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pauses short."""
-    for name in ("RETRY_FIRST", "RATE_LIMIT_PAUSE", "RESEND_PAUSE", "RECOVERY_CONFIRM"):
-        monkeypatch.setattr(_pacing, name, 0.01)
-    monkeypatch.setattr(_pacing, "RECOVERY_PAUSES", (0.01, 0.01))
-    monkeypatch.setattr(_pacing, "RATE_FLOOR", 1000.0)
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.01)
+    monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "RECOVERY_CONFIRM", 0.01)
+    monkeypatch.setattr(retry, "RECOVERY_PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 1000.0)
     monkeypatch.setattr(policy, "FIRST_PAUSE", 0.02)
     monkeypatch.setattr(policy, "LONGEST_PAUSE", 0.1)
     for module in (processor, worker):
@@ -354,7 +356,7 @@ async def test_the_client_does_not_send_again_what_others_took_over(
 ) -> None:
     """The claim is renewed also before the attempts that the client itself makes after a 503."""
     monkeypatch.setattr(processor, "LOST_AFTER", 0.0)
-    monkeypatch.setattr(_pacing, "RETRY_FIRST", 0.5)
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.5)
     sandbox.fail_next(503, method="POST")
     async with Flora(sandbox.api_key, base_url=sandbox.base_url) as flora, Batches(flora, database=url) as batches:
         running = asyncio.create_task(batches["mugs"].run(orders(1)))

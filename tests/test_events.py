@@ -34,8 +34,8 @@ from flora_async import (
     RunTimeoutError,
     WaitBegan,
     WaitEnded,
-    _pacing,
 )
+from flora_async._http import retry
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -79,7 +79,7 @@ def told() -> Told:
 @pytest.fixture
 async def flora(server: Scripted, told: Told, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Flora]:
     """Give a client that tells."""
-    monkeypatch.setattr(_pacing, "RETRY_FIRST", 0.001)
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
     async with Flora("sk_1", base_url=server.base_url, poll=often, on_event=told.append) as client:
         yield client
 

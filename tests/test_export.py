@@ -36,10 +36,22 @@ from flora_async import (
     InternalServerError,
     Output,
     Run,
-    _pacing,
-    _saving,
     export,
 )
+from flora_async._http import retry
+from flora_async.export import (
+    Exported,
+    _checkpoint,
+    record_batches,
+    rows,
+    to_arrow,
+    to_csv,
+    to_jsonl,
+    to_pandas,
+    to_parquet,
+    to_polars,
+)
+from flora_async.export._checkpoint import Write
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -71,7 +83,7 @@ ODD = generation(
 )
 BROKEN = {"run_id": "run_0", "status": 7}
 LAST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
-WRITERS = {"jsonl": export.to_jsonl, "csv": export.to_csv, "parquet": export.to_parquet}
+WRITERS = {"jsonl": to_jsonl, "csv": to_csv, "parquet": to_parquet}
 
 
 @pytest.fixture
@@ -84,7 +96,7 @@ async def server() -> AsyncIterator[Scripted]:
 @pytest.fixture
 async def flora(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Flora]:
     """Give a client of it."""
-    monkeypatch.setattr(_pacing, "RETRY_FIRST", 0.001)
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
     async with Flora("sk_1", base_url=server.base_url) as client:
         yield client
 
@@ -126,8 +138,8 @@ def cursors(server: Scripted) -> list[str | None]:
 async def test_json_lines(flora: Flora, server: Scripted, tmp_path: Path) -> None:
     """All columns of each run; times in UTC, what no datetime holds as its nearest end; texts as they are."""
     server.on("GET", "/generations", items(DONE, ODD))
-    exported = await export.to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
-    assert exported == export.Exported(path=tmp_path / "h.jsonl", rows=2, broken=0)
+    exported = await to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
+    assert exported == Exported(path=tmp_path / "h.jsonl", rows=2, broken=0)
     done, odd = (json.loads(line) for line in exported.path.read_text(encoding="utf-8").splitlines())
     assert list(done) == list(odd) == COLUMNS
     assert done == {
@@ -152,7 +164,7 @@ async def test_json_lines(flora: Flora, server: Scripted, tmp_path: Path) -> Non
 async def test_csv(flora: Flora, server: Scripted, tmp_path: Path) -> None:
     """Outputs as JSON, nothing as nothing; what a spreadsheet takes for a formula with an apostrophe in front."""
     server.on("GET", "/generations", items(DONE, ODD))
-    exported = await export.to_csv(flora.generations.list(), tmp_path / "h.csv")
+    exported = await to_csv(flora.generations.list(), tmp_path / "h.csv")
     with exported.path.open(encoding="utf-8", newline="") as file:
         header, done, odd = csv.reader(file)
     assert header == COLUMNS
@@ -168,7 +180,7 @@ async def test_csv(flora: Flora, server: Scripted, tmp_path: Path) -> None:
 async def test_parquet_is_read_by_all(flora: Flora, server: Scripted, tmp_path: Path) -> None:
     """By pyarrow and pandas, with times that know that they are UTC."""
     server.on("GET", "/generations", items(DONE, ODD))
-    path = (await export.to_parquet(flora.generations.list(), tmp_path / "h.parquet")).path
+    path = (await to_parquet(flora.generations.list(), tmp_path / "h.parquet")).path
     table = pyarrow.parquet.read_table(path)
     assert table.column_names == COLUMNS
     for name in ("created", "started", "completed"):
@@ -198,15 +210,15 @@ RUNS = [
 def test_runs_in_memory_as_a_frame() -> None:
     """Of records with any kind of run; the way that comes to mind first gives one column of objects."""
     assert pandas.DataFrame(RUNS).shape[1] != len(COLUMNS)
-    for frame in (export.to_pandas(RUNS), pandas.DataFrame(export.rows(RUNS))):
+    for frame in (to_pandas(RUNS), pandas.DataFrame(rows(RUNS))):
         assert list(frame.columns) == COLUMNS
         assert frame["created"][0] == pandas.Timestamp(MOMENT)
         assert frame["workspace_id"][0] == "ws_1"
-    wide = export.to_arrow(RUNS)
+    wide = to_arrow(RUNS)
     assert wide.column_names == COLUMNS
     assert wide["created"].to_pylist() == [MOMENT, LAST]
     assert wide["outputs"].to_pylist() == [[{"output_id": "output_1", "type": "text", "url": "a text"}], []]
-    assert wide.to_pylist() == export.rows(RUNS)
+    assert wide.to_pylist() == rows(RUNS)
 
 
 DAYS = {
@@ -230,12 +242,12 @@ DAYS = {
 @pytest.mark.parametrize("day", DAYS)
 def test_columns_have_one_type_whatever_the_day_holds(day: str) -> None:
     """Frames of any runs, and of none, have the same columns with the same types."""
-    frame, usual = export.to_pandas(DAYS[day]), export.to_pandas(DAYS["usual"])
+    frame, usual = to_pandas(DAYS[day]), to_pandas(DAYS["usual"])
     assert list(frame.columns) == COLUMNS
     assert list(frame.dtypes) == list(usual.dtypes)
     texts = ["run_id", "status", "model_id", "project_id", "workspace_id", "error_code", "error_message"]
     assert {str(frame[name].dtype) for name in texts} == {"str"}
-    assert export.to_arrow(DAYS[day]).schema == export.to_arrow(DAYS["usual"]).schema
+    assert to_arrow(DAYS[day]).schema == to_arrow(DAYS["usual"]).schema
 
 
 @pytest.mark.parametrize("days", list(itertools.permutations(DAYS, 2)))
@@ -246,11 +258,11 @@ def test_parquet_files_of_two_days_can_be_read_as_one(days: tuple[str, str], tmp
     frames.mkdir()
     tables.mkdir()
     for name, day in enumerate(days):
-        export.to_pandas(DAYS[day]).drop(columns="outputs").to_parquet(frames / f"{name}.parquet")
-        pyarrow.parquet.write_table(export.to_arrow(DAYS[day]), tables / f"{name}.parquet")
+        to_pandas(DAYS[day]).drop(columns="outputs").to_parquet(frames / f"{name}.parquet")
+        pyarrow.parquet.write_table(to_arrow(DAYS[day]), tables / f"{name}.parquet")
     together = pandas.read_parquet(frames)
     assert len(together) == number
-    assert list(together.dtypes) == list(export.to_pandas([]).drop(columns="outputs").dtypes)
+    assert list(together.dtypes) == list(to_pandas([]).drop(columns="outputs").dtypes)
     assert len(pandas.read_parquet(tables)) == number
 
 
@@ -260,19 +272,19 @@ async def test_polars_has_the_same_frames(flora: Flora, server: Scripted, tmp_pa
     import polars  # here, for it is large, and not installed with what the other tests need
 
     server.on("GET", "/generations", items(DONE, ODD))
-    path = (await export.to_parquet(flora.generations.list(), tmp_path / "h.parquet")).path
+    path = (await to_parquet(flora.generations.list(), tmp_path / "h.parquet")).path
     read = polars.read_parquet(path)
     assert [read[name].dtype for name in ("created", "started", "completed")] == 3 * [polars.Datetime("us", "UTC")]
     assert read.to_dicts() == pyarrow.parquet.read_table(path).to_pylist()
-    wide = export.to_polars(RUNS)
+    wide = to_polars(RUNS)
     assert wide.columns == COLUMNS
     assert wide["created"].to_list() == [MOMENT, LAST]
-    assert wide.to_dicts() == export.rows(RUNS)
+    assert wide.to_dicts() == rows(RUNS)
     tables = tmp_path / "tables"
     tables.mkdir()
     for day, runs in DAYS.items():
-        assert export.to_polars(runs).schema == wide.schema
-        pyarrow.parquet.write_table(export.to_arrow(runs), tables / f"{day}.parquet")
+        assert to_polars(runs).schema == wide.schema
+        pyarrow.parquet.write_table(to_arrow(runs), tables / f"{day}.parquet")
     assert len(polars.read_parquet(tables)) == sum(map(len, DAYS.values()))
 
 
@@ -296,7 +308,7 @@ async def test_broken_items_are_counted(
 async def test_a_run_that_pages_shift_to_is_written_once(flora: Flora, server: Scripted, tmp_path: Path) -> None:
     """As in every walk."""
     server.on("GET", "/generations", page("run_3", "run_2", cursor="a"), page("run_2", "run_1"))
-    exported = await export.to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
+    exported = await to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
     assert ids(exported.path) == ["run_3", "run_2", "run_1"]
 
 
@@ -305,7 +317,7 @@ async def test_only_what_is_newer(flora: Flora, server: Scripted, tmp_path: Path
     rows = [generation(f"run_{age}", created_at=1790000000 - 3600 * age) for age in range(6)]
     server.on("GET", "/generations", items(*rows[:2], cursor="a"), items(*rows[2:4], cursor="b"), silence)
     since = datetime.fromtimestamp(1790000000, UTC) - timedelta(hours=1)
-    exported = await export.to_jsonl(flora.generations.list(), tmp_path / "h.jsonl", since=since)
+    exported = await to_jsonl(flora.generations.list(), tmp_path / "h.jsonl", since=since)
     assert ids(exported.path) == ["run_0", "run_1"]
 
 
@@ -350,9 +362,9 @@ async def test_an_export_that_failed_goes_on(flora: Flora, server: Scripted, tmp
     path.write_text("old")
     server.on("GET", "/generations", page("run_2", cursor="a"), *[error(500)] * 3, page("run_1"))
     with pytest.raises(InternalServerError):
-        await export.to_jsonl(flora.generations.list(), path)
+        await to_jsonl(flora.generations.list(), path)
     assert path.read_text() == "old"
-    await export.to_jsonl(flora.generations.list(), path)
+    await to_jsonl(flora.generations.list(), path)
     assert ids(path) == ["run_2", "run_1"]
     assert cursors(server) == [None, "a", "a", "a", "a"]
 
@@ -364,10 +376,10 @@ async def test_killed_while_the_file_was_written(flora: Flora, server: Scripted,
     part = tmp_path / "h.jsonl.part"
     part.mkdir()  # in the way of the file before it has its name
     with pytest.raises(ExportError, match=r"cannot write .*h\.jsonl: "):
-        await export.to_jsonl(flora.generations.list(), path)
+        await to_jsonl(flora.generations.list(), path)
     assert names(tmp_path) == ["h.jsonl.pages", "h.jsonl.part"]
     part.rmdir()
-    await export.to_jsonl(flora.generations.list(), path)
+    await to_jsonl(flora.generations.list(), path)
     assert ids(path) == ["run_2", "run_1"]
     assert cursors(server) == [None, "a"]
 
@@ -378,7 +390,7 @@ async def test_only_a_regular_file_is_replaced(flora: Flora, server: Scripted, t
     path = tmp_path / "h.jsonl"
     path.mkdir() if there == "folder" else os.mkfifo(path)
     with pytest.raises(ExportError, match="not replaced"):
-        await export.to_jsonl(flora.generations.list(), path)
+        await to_jsonl(flora.generations.list(), path)
     assert names(tmp_path) == ["h.jsonl"]
     assert not server.asked
 
@@ -388,10 +400,10 @@ async def test_a_timeout_of_the_history_is_that_timeout(server: Scripted, tmp_pa
     server.on("GET", "/generations", page("run_2", cursor="a"), silence)
     async with Flora("sk_1", base_url=server.base_url, timeout=0.1, max_retries=0) as flora:
         with pytest.raises(APITimeoutError):
-            await export.to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
+            await to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
     server.on("GET", "/generations", page("run_1"))
     async with Flora("sk_1", base_url=server.base_url) as flora:
-        await export.to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
+        await to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
     assert ids(tmp_path / "h.jsonl") == ["run_2", "run_1"]
 
 
@@ -413,7 +425,7 @@ async def test_no_file_is_closed_under_its_thread(
         steps.append(f"{name} ended")
 
     @contextmanager
-    def slow(part: Path) -> Iterator[_saving.Write]:
+    def slow(part: Path) -> Iterator[Write]:
         with part.open("wb"):
             step("opening")
             try:
@@ -422,7 +434,7 @@ async def test_no_file_is_closed_under_its_thread(
                 step("closing")
 
     monkeypatch.setattr(export, "_json_lines", slow)
-    task = asyncio.create_task(export.to_jsonl(flora.generations.list(), path))
+    task = asyncio.create_task(to_jsonl(flora.generations.list(), path))
     while not inside.is_set():
         await asyncio.sleep(0.001)
     for _ in range(2):
@@ -445,13 +457,13 @@ async def test_a_page_that_was_cut_while_it_was_written(
     path, pages = tmp_path / "h.jsonl", tmp_path / "h.jsonl.pages"
     server.on("GET", "/generations", page("run_3", cursor="a"), page("run_2", cursor="b"), *[error(500)] * 3)
     with pytest.raises(InternalServerError):
-        await export.to_jsonl(flora.generations.list(), path)
+        await to_jsonl(flora.generations.list(), path)
     lines = pages.read_bytes().splitlines(keepends=True)
     assert len(lines) == 3
     pages.write_bytes(b"".join(lines[:kept]) + lines[kept][:-9])
     rest = [page("run_3", cursor="a"), page("run_2", cursor="b"), page("run_1")]
     server.on("GET", "/generations", *rest[max(0, kept - 1) :])
-    await export.to_jsonl(flora.generations.list(), path)
+    await to_jsonl(flora.generations.list(), path)
     assert ids(path) == ["run_3", "run_2", "run_1"]
     assert cursors(server)[5:] == [None, "a", "b"][max(0, kept - 1) :]
 
@@ -463,13 +475,13 @@ async def test_a_cursor_that_flora_has_forgotten(
     path = tmp_path / "h.jsonl"
     server.on("GET", "/generations", page("run_2", cursor="a"), *[error(500)] * 3, error(400), page("run_9"))
     with pytest.raises(InternalServerError):
-        await export.to_jsonl(flora.generations.list(), path)
-    await export.to_jsonl(flora.generations.list(), path)
+        await to_jsonl(flora.generations.list(), path)
+    await to_jsonl(flora.generations.list(), path)
     assert ids(path) == ["run_9"]
     assert "begins anew" in caplog.text
     server.on("GET", "/generations", error(400))
     with pytest.raises(BadRequestError):
-        await export.to_jsonl(flora.generations.list(), path)
+        await to_jsonl(flora.generations.list(), path)
 
 
 async def test_an_export_goes_on_with_its_own_listing_only(flora: Flora, server: Scripted, tmp_path: Path) -> None:
@@ -477,25 +489,25 @@ async def test_an_export_goes_on_with_its_own_listing_only(flora: Flora, server:
     path, pages = tmp_path / "h.jsonl", tmp_path / "h.jsonl.pages"
     server.on("GET", "/generations", page("run_2", cursor="a"), error(401))
     with pytest.raises(Exception, match="some_code"):
-        await export.to_jsonl(flora.generations.list(status="failed"), path)
+        await to_jsonl(flora.generations.list(status="failed"), path)
     with pytest.raises(ExportError, match="of another listing"):
-        await export.to_jsonl(flora.generations.list(), path)
+        await to_jsonl(flora.generations.list(), path)
     with pytest.raises(ExportError, match="of another listing"):
-        await export.to_jsonl(flora.generations.list(status="failed"), path, since=MOMENT)
+        await to_jsonl(flora.generations.list(status="failed"), path, since=MOMENT)
     pages.write_bytes(pages.read_bytes() + b"{}\n")
     with pytest.raises(ExportError, match="damaged"):
-        await export.to_jsonl(flora.generations.list(status="failed"), path)
+        await to_jsonl(flora.generations.list(status="failed"), path)
 
 
 async def test_cancelling_leaves_no_half_file(
     flora: Flora, server: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the file is written; the pages stay."""
-    monkeypatch.setattr(_saving, "BATCH", 1)
+    monkeypatch.setattr(_checkpoint, "BATCH", 1)
     server.on("GET", "/generations", *[page(f"run_{number}", cursor=str(number)) for number in range(9)], page("run_9"))
     path = tmp_path / "h.csv"
     async with asyncio.TaskGroup() as group:
-        export_ = group.create_task(export.to_csv(flora.generations.list(), path))
+        export_ = group.create_task(to_csv(flora.generations.list(), path))
         with anyio.fail_after(30):
             while not (tmp_path / "h.csv.part").exists():
                 await asyncio.sleep(0)
@@ -519,7 +531,7 @@ async def test_record_batches(flora: Flora, server: Scripted, monkeypatch: pytes
         page("run_2"),
         page(),
     )
-    async with export.record_batches(flora.generations.list()) as batches:
+    async with record_batches(flora.generations.list()) as batches:
         seen = [(batch["run_id"].to_pylist(), batches.next_cursor, batches.broken) async for batch in batches]
     assert seen == [(["run_6", "run_5", "run_4"], "b", 1), (["run_3", "run_2"], None, 1)]
 
@@ -528,7 +540,7 @@ async def test_record_batches_after_an_error(flora: Flora, server: Scripted, mon
     """What was read before it is in the next batch."""
     monkeypatch.setattr(export, "BATCH", 2)
     server.on("GET", "/generations", page("run_2", cursor="a"), *[error(500)] * 3, page("run_1"))
-    batches = export.record_batches(flora.generations.list())
+    batches = record_batches(flora.generations.list())
     with pytest.raises(InternalServerError):
         await anext(batches)
     assert (await anext(batches))["run_id"].to_pylist() == ["run_2", "run_1"]
@@ -543,14 +555,14 @@ async def test_bad_arguments(flora: Flora, server: Scripted, tmp_path: Path) -> 
     """Are told before anything is asked."""
     listing: Any = flora.generations.list()
     with pytest.raises(ConfigurationError, match="time zone"):
-        await export.to_csv(listing, tmp_path / "h.csv", since=datetime(2026, 1, 1))  # noqa: DTZ001
+        await to_csv(listing, tmp_path / "h.csv", since=datetime(2026, 1, 1))  # noqa: DTZ001
     with pytest.raises(ExportError, match=r"cannot write .*: No such file or directory"):
-        await export.to_csv(listing, tmp_path / "nowhere" / "h.csv")
+        await to_csv(listing, tmp_path / "nowhere" / "h.csv")
     listing = RUNS
     with pytest.raises(ConfigurationError, match=r"pass a listing, flora.generations.list\(...\), not list"):
-        await export.to_csv(listing, tmp_path / "h.csv")
+        await to_csv(listing, tmp_path / "h.csv")
     with pytest.raises(ConfigurationError, match="pass a listing"):
-        export.record_batches(listing)
+        record_batches(listing)
     assert server.asked == []
 
 
@@ -564,12 +576,12 @@ async def test_what_is_not_installed_is_named(
     """In one sentence, with the command that mends it."""
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigurationError, match=re.escape(mend)):
-        {"pandas": export.to_pandas, "polars": export.to_polars, "pyarrow": export.to_arrow}[module](RUNS)
+        {"pandas": to_pandas, "polars": to_polars, "pyarrow": to_arrow}[module](RUNS)
     if module == "pyarrow":
         with pytest.raises(ConfigurationError, match=re.escape(mend)):
-            await export.to_parquet(flora.generations.list(), tmp_path / "h.parquet")
+            await to_parquet(flora.generations.list(), tmp_path / "h.parquet")
         with pytest.raises(ConfigurationError, match=re.escape(mend)):
-            export.record_batches(flora.generations.list())
+            record_batches(flora.generations.list())
 
 
 def test_importing_it_loads_no_extra() -> None:
@@ -676,7 +688,7 @@ async def test_the_history_of_a_sandbox(tmp_path: Path) -> None:
         started = [generation.run_id async for generation in flora.generations.list()]
         async for _ in flora.as_completed(started):
             pass
-        exported = await export.to_parquet(flora.generations.list(), tmp_path / "h.parquet")
+        exported = await to_parquet(flora.generations.list(), tmp_path / "h.parquet")
     failed, done = pyarrow.parquet.read_table(exported.path).to_pylist()
     assert (failed["status"], failed["error_code"]) == ("failed", "safety_blocked")
     assert done["outputs"][0]["type"] == "text"

@@ -60,8 +60,9 @@ from flora_async import (
     Run,
     RunFailedError,
     RunTimeoutError,
-    _pacing,
 )
+from flora_async._http import retry
+from flora_async._polling import schedule
 
 pytestmark = pytest.mark.anyio
 
@@ -382,7 +383,7 @@ async def test_case_029_a_server_that_closes_idle_connections(monkeypatch: pytes
         asyncio.get_running_loop().call_later(0.03, writer.transport.close)
         return True
 
-    monkeypatch.setattr("flora_async._sessions.CREATE_KEEPALIVE", 0.01)
+    monkeypatch.setattr("flora_async._http.session.CREATE_KEEPALIVE", 0.01)
     async with Raw(brief) as server, Flora(KEY, base_url=server.base_url, max_retries=0) as flora:
         for _ in range(100):
             await flora.generations.create(**ORDER)
@@ -731,14 +732,14 @@ async def test_case_094_a_proxy_that_is_not_there() -> None:
 
 async def test_case_095_a_run_that_is_not_yet_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """For ten seconds after its creation that means nothing; later it ends the wait."""
-    monkeypatch.setattr(_pacing, "POLL_FLOOR", 0.01)
-    monkeypatch.setattr(_pacing, "POLL_CAP", 0.02)
+    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
+    monkeypatch.setattr(schedule, "POLL_CAP", 0.02)
     async with Scripted() as server, Flora(KEY, base_url=server.base_url) as flora:
         server.on("POST", "/generate", answer(started(), 201))
         server.on("GET", f"/runs/{RUN_ID}", error(404, "not_found"), error(404, "not_found"), answer(run()))
         begun = await flora.generations.create(**ORDER)
         assert (await flora.wait_for_run(begun)).succeeded
-        monkeypatch.setattr(_pacing, "NOT_FOUND_GRACE", 0.0)
+        monkeypatch.setattr(retry, "NOT_FOUND_GRACE", 0.0)
         failure = await fails(flora.wait_for_run("run_unknown"))
         assert (type(failure), failure.run_id) == (NotFoundError, "run_unknown")
 
@@ -746,8 +747,8 @@ async def test_case_095_a_run_that_is_not_yet_known(monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def poll_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look often."""
-    monkeypatch.setattr(_pacing, "POLL_FLOOR", 0.01)
-    monkeypatch.setattr(_pacing, "POLL_CAP", 0.02)
+    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
+    monkeypatch.setattr(schedule, "POLL_CAP", 0.02)
 
 
 @pytest.mark.usefixtures("poll_quickly")

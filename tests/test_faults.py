@@ -34,8 +34,8 @@ from flora_async import (
     RateLimitError,
     ResponseDecodeError,
     ResponseTooLargeError,
-    _pacing,
 )
+from flora_async._http import rate_limit, retry
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -47,10 +47,13 @@ STARTED = started()
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pauses short."""
-    for name in ("RETRY_FIRST", "RATE_LIMIT_PAUSE", "RESEND_PAUSE", "RESEND_PAUSE_AFTER_TIMEOUT", "RECOVERY_CONFIRM"):
-        monkeypatch.setattr(_pacing, name, 0.001)
-    monkeypatch.setattr(_pacing, "RECOVERY_PAUSES", (0.001,))
-    monkeypatch.setattr(_pacing, "RATE_FLOOR", 1000.0)
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
+    monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.001)
+    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.001)
+    monkeypatch.setattr(retry, "RESEND_PAUSE_AFTER_TIMEOUT", 0.001)
+    monkeypatch.setattr(retry, "RECOVERY_CONFIRM", 0.001)
+    monkeypatch.setattr(retry, "RECOVERY_PAUSES", (0.001,))
+    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 1000.0)
 
 
 @pytest.fixture(autouse=True)

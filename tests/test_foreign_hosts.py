@@ -12,7 +12,9 @@ import pytest
 from scripted import RUN_ID, Scripted, answer, generation, run, started
 from secrets_of import KEY
 
-from flora_async import Flora, FloraError, Run, _pacing
+from flora_async import Flora, FloraError, Run
+from flora_async._http import retry
+from flora_async._polling import schedule
 
 pytestmark = pytest.mark.anyio
 
@@ -93,8 +95,9 @@ async def stranger() -> AsyncIterator[Heard]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pauses short."""
-    for name in ("RETRY_FIRST", "RESEND_PAUSE", "POLL_FLOOR"):
-        monkeypatch.setattr(_pacing, name, 0.001)
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
+    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.001)
+    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.001)
 
 
 @pytest.mark.parametrize("trick", TRICKS)

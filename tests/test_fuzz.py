@@ -11,7 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from scripted import tasks_of_ours
 from secrets_of import KEY, assert_secret
 
-from flora_async import CreateOutcomeUnknownError, Flora, FloraError, _pacing
+from flora_async import CreateOutcomeUnknownError, Flora, FloraError
+from flora_async._http import rate_limit, retry
+from flora_async._polling import schedule
 from flora_async.sandbox import Sandbox
 
 ORDER: dict[str, Any] = {"type": "text", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1"}
@@ -152,12 +154,15 @@ class Client(RuleBasedStateMachine):
 
 def test_a_client_in_any_order_of_doings(monkeypatch: Any) -> None:
     """Only our errors, in bounded time; no key in them, and no task left."""
-    for name in ("RETRY_FIRST", "RATE_LIMIT_PAUSE", "RESEND_PAUSE", "RESEND_PAUSE_AFTER_TIMEOUT", "RECOVERY_CONFIRM"):
-        monkeypatch.setattr(_pacing, name, 0.002)
-    monkeypatch.setattr(_pacing, "RECOVERY_PAUSES", (0.005,))
-    monkeypatch.setattr(_pacing, "POLL_FLOOR", 0.01)
-    monkeypatch.setattr(_pacing, "POLL_CAP", 0.02)
-    monkeypatch.setattr(_pacing, "RATE_FLOOR", 100.0)
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.002)
+    monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.002)
+    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.002)
+    monkeypatch.setattr(retry, "RESEND_PAUSE_AFTER_TIMEOUT", 0.002)
+    monkeypatch.setattr(retry, "RECOVERY_CONFIRM", 0.002)
+    monkeypatch.setattr(retry, "RECOVERY_PAUSES", (0.005,))
+    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
+    monkeypatch.setattr(schedule, "POLL_CAP", 0.02)
+    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 100.0)
     machine = Client.TestCase
     machine.settings = settings(
         max_examples=25, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)

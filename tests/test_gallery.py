@@ -20,10 +20,10 @@ from flora_async import (
     GenerationPage,
     PageMeta,
     ResponseDecodeError,
-    _pacing,
 )
+from flora_async._polling import schedule
 from flora_async.cli import gallery, main
-from flora_async.cli.parsing import UsageError
+from flora_async.cli.arguments import UsageError
 from flora_async.sandbox import Sandbox
 
 Command = Callable[[str], str]
@@ -39,8 +39,8 @@ def command(
     monkeypatch.setenv("FLORA_BASE_URL", flora_sandbox.base_url)
     monkeypatch.setenv("FLORA_API_KEY", "sk_live_of_a_test")
     monkeypatch.chdir(tmp_path)
-    for pause in ("POLL_FLOOR", "POLL_CAP"):
-        monkeypatch.setattr(_pacing, pause, 0.01)
+    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
+    monkeypatch.setattr(schedule, "POLL_CAP", 0.01)
 
     def run(line: str, code: int = 0) -> str:
         assert main(shlex.split(line)) == code

@@ -10,7 +10,8 @@ import anyio
 import pytest
 from scripted import Scripted, answer, run, started, tasks_of_ours
 
-from flora_async import ConfigurationError, Flora, InsufficientCreditsError, Order, Outcome, RunFailedError, _pacing
+from flora_async import ConfigurationError, Flora, InsufficientCreditsError, Order, Outcome, RunFailedError
+from flora_async._polling import schedule
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -19,8 +20,8 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Poll quickly."""
-    for name in ("POLL_FLOOR", "POLL_CAP"):
-        monkeypatch.setattr(_pacing, name, 0.01)
+    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
+    monkeypatch.setattr(schedule, "POLL_CAP", 0.01)
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from flora_async import (
     ModelRef,
     PageMeta,
     PaginationError,
-    _history,
-    _pacing,
 )
-from flora_async._history import GenerationList
+from flora_async._http import retry
+from flora_async._resources import pagination
+from flora_async._resources.pagination import GenerationList
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +39,7 @@ async def server() -> AsyncIterator[Scripted]:
 @pytest.fixture
 async def flora(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Flora]:
     """Give a client of it."""
-    monkeypatch.setattr(_pacing, "RETRY_FIRST", 0.001)
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
     async with Flora("sk_1", base_url=server.base_url) as client:
         yield client
 
@@ -350,7 +350,7 @@ async def test_closing_the_client_ends_its_walks(flora: Flora, server: Scripted)
 
 async def test_what_a_walk_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Items far back may be forgotten; those just handed out are not."""
-    monkeypatch.setattr(_history, "REMEMBERED", 2)
+    monkeypatch.setattr(pagination, "REMEMBERED", 2)
     pages: dict[str | None, GenerationPage] = {None: a_page("run_0", cursor="1")}
     for number in range(1, 50):
         cursor = str(number + 1) if number < 49 else None

@@ -11,9 +11,10 @@ import pytest
 from aiohttp import web
 from scripted import Scripted, answer, run, started
 
-from flora_async import ConfigurationError, Flora, Inbox, WebhookVerificationError, _inbox, _pacing, _watcher
-from flora_async._virtual import VirtualLoop
-from flora_async.sandbox import Sandbox, callbacks
+from flora_async import ConfigurationError, Flora, Inbox, WebhookVerificationError, webhooks
+from flora_async._polling import poller, schedule
+from flora_async.sandbox import Sandbox, _webhooks
+from flora_async.sandbox._virtual_time import VirtualLoop
 from flora_async.webhooks import sign
 
 pytestmark = pytest.mark.anyio
@@ -81,8 +82,8 @@ async def test_a_call_back_that_comes_first() -> None:
 
 async def test_a_call_back_that_is_ahead_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is looked at as usual from there on."""
-    monkeypatch.setattr(_pacing, "POLL_FLOOR", 0.01)
-    monkeypatch.setattr(_pacing, "POLL_CAP", 0.01)
+    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
+    monkeypatch.setattr(schedule, "POLL_CAP", 0.01)
     async with Scripted() as server, Flora("any", base_url=server.base_url) as flora:
         running = answer(run("running", run_id="run_1"))
         server.on("POST", "/generate", answer(started("run_1"), 201))
@@ -164,15 +165,15 @@ async def test_strangers_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_safety_net() -> None:
     """Looks long after the end should have come, then ever more rarely."""
-    net = _pacing.safety_net(20.0)
+    net = schedule.safety_net(20.0)
     next(net)
-    gaps = [net.send(_pacing.Sighting(0.0, None)) for _ in range(6)]
+    gaps = [net.send(schedule.Sighting(0.0, None)) for _ in range(6)]
     assert 54 <= gaps[0] <= 66
     assert 108 <= gaps[1] <= 132
     assert all(270 <= gap <= 330 for gap in gaps[3:])
-    late = _pacing.safety_net(600.0)
+    late = schedule.safety_net(600.0)
     next(late)
-    assert 180 <= late.send(_pacing.Sighting(1000.0, None)) <= 220, "some of it has passed"
+    assert 180 <= late.send(schedule.Sighting(1000.0, None)) <= 220, "some of it has passed"
 
 
 class Counting(Sandbox):
@@ -238,8 +239,8 @@ def test_lost_call_backs(waits: int) -> None:
 
 async def test_what_nobody_waits_for_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nobody ever waits: what is remembered of call-backs has a bound."""
-    monkeypatch.setattr(_watcher, "HEARD", 10)
-    monkeypatch.setattr(_inbox, "REMEMBERED", 10)
+    monkeypatch.setattr(poller, "HEARD", 10)
+    monkeypatch.setattr(webhooks, "REMEMBERED", 10)
     async with Flora("any") as flora:
         inbox = flora.inbox(SECRET)
         for number in range(50):
@@ -262,7 +263,7 @@ async def test_the_sandbox_that_is_started_again() -> None:
 
 async def test_the_sandbox_repeats_what_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """As FLORA does, signed, and the same delivery."""
-    monkeypatch.setattr(callbacks, "REPEATS", (0.0, 0.05, 0.05, 0.05))
+    monkeypatch.setattr(_webhooks, "REPEATS", (0.0, 0.05, 0.05, 0.05))
     came: list[bytes] = []
 
     def refuse(body: bytes, _headers: dict[str, str]) -> None:

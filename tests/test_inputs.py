@@ -39,10 +39,10 @@ from flora_async import (
     Run,
     RunFailedError,
     StartedRun,
-    _arguments,
-    _wire,
 )
-from flora_async._addresses import parse_base_url
+from flora_async._http.requests import create_request, plain_request
+from flora_async._http.urls import parse_base_url
+from flora_async._validation import check_count, check_flag, check_limit, check_seconds, check_usd, encode
 from flora_async.export import record_batches
 from flora_async.sandbox import Sandbox
 
@@ -111,7 +111,7 @@ async def flora(sandbox: Sandbox) -> AsyncIterator[Flora]:
 def sent(params: object) -> Any:
     """Return the params that FLORA would read."""
     order = Order(type="image", prompt="a mug", params=params, **PLACE)  # type: ignore[arg-type]
-    body = _wire.create_request(FLORA, order, "key").body
+    body = create_request(FLORA, order, "key").body
     return json.loads(body or b"")["params"]
 
 
@@ -218,7 +218,7 @@ def test_values_of_other_types_are_refused_with_their_place(value: object, fix: 
     assert fix in message
     assert refusal({"a": [{}, (value,)]}).startswith("params['a'][1][0] ")
     with pytest.raises(ConfigurationError, match=r"^json\['x'\] "):
-        _arguments.encode("json", {"x": value})
+        encode("json", {"x": value})
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_params_near_the_end_of_the_stack() -> None:
 def test_what_is_sent_is_a_snapshot() -> None:
     """Params that change after the call do not change a retry."""
     params = {"a": [1]}
-    request = _wire.create_request(FLORA, Order(type="image", prompt="x", params=params, **PLACE), "key")
+    request = create_request(FLORA, Order(type="image", prompt="x", params=params, **PLACE), "key")
     params["a"].append(2)
     assert request.order is not None
     assert request.order.params == {"a": [1]}
@@ -274,7 +274,7 @@ VALUES = st.recursive(
 def test_no_params_leave_the_package_by_another_error(params: dict[str, Any]) -> None:
     """Whatever params hold, they are sent as valid JSON or refused by a ConfigurationError."""
     try:
-        body = _arguments.encode("params", params)
+        body = encode("params", params)
     except ConfigurationError as error:
         assert str(error).startswith("params")
     else:
@@ -315,7 +315,7 @@ async def test_an_order_of_odd_text_does_not_end_the_others(flora: Flora) -> Non
 @pytest.mark.parametrize("kind", [Kind.IMAGE, OldKind.IMAGE, Text("image")])
 def test_types_are_any_str(kind: Any) -> None:
     """The type of an order can be a member of a StrEnum."""
-    request = _wire.create_request(FLORA, Order(type=kind, prompt="x", **PLACE), "key")
+    request = create_request(FLORA, Order(type=kind, prompt="x", **PLACE), "key")
     assert json.loads(request.body or b"")["type"] == "image"
 
 
@@ -337,18 +337,18 @@ def test_text_arguments_of_other_types(changes: dict[str, Any], fix: str) -> Non
     """What is no str is refused, and the error names the fix."""
     order: dict[str, Any] = {"type": "image", "prompt": "x", **PLACE, **changes}
     with pytest.raises(ConfigurationError, match=fix):
-        _wire.create_request(FLORA, Order(**order), "key")
+        create_request(FLORA, Order(**order), "key")
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
     """Settings take numpy's scalars, and keep Python's own."""
-    assert type(_arguments.check_limit(np.int64(5))) is int
-    assert _arguments.check_count("n", np.uint8(3), least=1) == 3
-    assert _arguments.check_seconds("timeout", np.float32(0.5)) == 0.5
-    assert _arguments.check_usd("max_cost", np.float64(2)) == 2.0
-    assert _arguments.check_flag("flag", np.bool_(True)) is True
+    assert type(check_limit(np.int64(5))) is int
+    assert check_count("n", np.uint8(3), least=1) == 3
+    assert check_seconds("timeout", np.float32(0.5)) == 0.5
+    assert check_usd("max_cost", np.float64(2)) == 2.0
+    assert check_flag("flag", np.bool_(True)) is True
     query: dict[str, Any] = {"a": np.int64(1), "b": np.bool_(False), "c": Kind.IMAGE}
-    request = _wire.plain_request(FLORA, "GET", "/x", params=query, json=None, idempotency_key=None)
+    request = plain_request(FLORA, "GET", "/x", params=query, json=None, idempotency_key=None)
     assert request.url.endswith("?a=1&b=false&c=image")
 
 
@@ -356,7 +356,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def test_numbers_that_are_none(value: Any) -> None:
     """A bool, a NaN, an array and text are no seconds, and a timedelta is told how to become some."""
     with pytest.raises(ConfigurationError, match="total_seconds" if isinstance(value, timedelta) else "timeout"):
-        _arguments.check_seconds("timeout", value)
+        check_seconds("timeout", value)
 
 
 # -- an Order as the argument

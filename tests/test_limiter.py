@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import run_virtually
 
-from flora_async import ClientClosedError, FloraError, InternalServerError, RateLimitError, _pacing
-from flora_async._limiter import Lane, Limiter
-from flora_async._pacing import Estimates, Rate, RetryBudget
+from flora_async import ClientClosedError, FloraError, InternalServerError, RateLimitError
+from flora_async._http import rate_limit, retry
+from flora_async._http.rate_limit import Lane, Limiter, Rate
+from flora_async._http.retry import RetryBudget
+from flora_async._polling import durations
+from flora_async._polling.durations import Estimates
 
 
 async def turns(lane: Lane, count: int, *, answered: bool = False) -> list[float]:
@@ -64,7 +67,7 @@ async def call(flora: Admitting, limiter: Limiter, lane: Lane, *, tries: int = 3
         if taken:
             return loop.time() - began
         failures.append(RateLimitError("too many", status=429, retry_after=1.0))
-        pause = _pacing.pause_before_retry(failures, retries=tries - 1, repeatable=True, billable=False, elapsed=0.0)
+        pause = retry.pause_before_retry(failures, retries=tries - 1, repeatable=True, billable=False, elapsed=0.0)
         if pause is None:
             raise failures[-1]
         await asyncio.sleep(pause)
@@ -225,14 +228,14 @@ def test_a_rate_is_cut_once_for_all_that_was_under_way_and_has_a_floor() -> None
     assert rate.value(11.0) == pytest.approx(70.0)
     for second in range(50):
         rate.refuse(20.0 + second, until=21.0 + second, sent=20.0 + second, answered=())
-    assert rate.value(70.0) == _pacing.RATE_FLOOR
+    assert rate.value(70.0) == rate_limit.RATE_FLOOR
 
 
 def test_a_rate_begins_with_what_flora_took() -> None:
     """Answers that come after the refusal, to requests from before it, count too; those to later requests do not."""
     rate = Rate()
     rate.refuse(10.0, until=11.0, sent=9.99, answered=[8.0, 9.5])
-    assert rate.value(11.0) == pytest.approx(_pacing.RATE_FIRST * 0.7)
+    assert rate.value(11.0) == pytest.approx(rate_limit.RATE_FIRST * 0.7)
     for _ in range(19):
         rate.admit(9.9)
     rate.admit(10.5)
@@ -337,7 +340,7 @@ def test_an_outage_is_not_made_worse() -> None:
     for _ in range(200):
         budget.earn()
         again += budget.spend() + budget.spend()
-    assert again <= 200 * _pacing.RETRY_SHARE + _pacing.RETRY_BUDGET
+    assert again <= 200 * retry.RETRY_SHARE + retry.RETRY_BUDGET
 
 
 @pytest.mark.anyio
@@ -352,7 +355,7 @@ async def test_a_client_in_an_outage() -> None:
         server.on("GET", "/runs/run_1", error(503))
         ends = await asyncio.gather(*(flora.generations.retrieve("run_1") for _ in range(200)), return_exceptions=True)
         assert {type(end) for end in ends} == {InternalServerError}
-        assert len(server.asked) <= 200 * 1.2 + _pacing.RETRY_BUDGET + 1
+        assert len(server.asked) <= 200 * 1.2 + retry.RETRY_BUDGET + 1
 
 
 def test_estimates_are_learned_by_type_and_model() -> None:
@@ -370,7 +373,7 @@ def test_estimates_are_learned_by_type_and_model() -> None:
 
 def test_what_is_learned_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """And strange numbers teach nothing strange."""
-    monkeypatch.setattr(_pacing, "LEARNED_MODELS", 3)
+    monkeypatch.setattr(durations, "LEARNED_MODELS", 3)
     estimates = Estimates()
     for number in range(10):
         estimates.learn("image", f"m{number}", -5.0, float("inf"))

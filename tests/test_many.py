@@ -22,10 +22,11 @@ from flora_async import (
     RunFailedError,
     RunLike,
     RunTimeoutError,
-    _pacing,
 )
-from flora_async._virtual import VirtualLoop
+from flora_async._http import rate_limit, retry
+from flora_async._polling import schedule
 from flora_async.sandbox import Sandbox
+from flora_async.sandbox._virtual_time import VirtualLoop
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -33,9 +34,12 @@ pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pauses short."""
-    for name in ("RETRY_FIRST", "RATE_LIMIT_PAUSE", "RESEND_PAUSE", "POLL_FLOOR", "POLL_CAP"):
-        monkeypatch.setattr(_pacing, name, 0.01)
-    monkeypatch.setattr(_pacing, "RATE_FLOOR", 1000.0)
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.01)
+    monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.01)
+    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
+    monkeypatch.setattr(schedule, "POLL_CAP", 0.01)
+    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 1000.0)
 
 
 @pytest.fixture
@@ -231,7 +235,7 @@ async def test_runs_as_they_finish(sandbox: Sandbox, flora: Flora) -> None:
 @pytest.mark.virtual_time
 async def test_outcomes_of_runs_that_do_not_end(flora: Flora, monkeypatch: pytest.MonkeyPatch) -> None:
     """A time-out and a run that is not there are outcomes; a failed record needs no request."""
-    monkeypatch.setattr(_pacing, "NOT_FOUND_GRACE", 0.05)
+    monkeypatch.setattr(retry, "NOT_FOUND_GRACE", 0.05)
     slow = await flora.generations.create(type="text", prompt="[slow]", workspace_id="ws_1", project_id="prj_1")
     outcomes = {outcome.run_id: outcome async for outcome in flora.as_completed([slow, "run_nowhere"], timeout=0.5)}
     assert isinstance(outcomes[slow.run_id].error, RunTimeoutError)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scripted import generation
 
 from flora_async import Generation, Order
-from flora_async._matching import Claim, could_be, judge
+from flora_async._resources.matching import Claim, could_be, judge
 
 
 def row(run_id: str, at: float = 100.0, **more: Any) -> Generation:

@@ -8,16 +8,16 @@ import av
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from flora_async.sandbox import media
-from flora_async.sandbox.chance import chance
-from flora_async.sandbox.prose import text
+from flora_async.sandbox import _media
+from flora_async.sandbox._chance import chance
+from flora_async.sandbox._texts import text
 
 STRANGE = ["", "   ", "\u0000", "a" * 5000, "日本語のプロンプト 🎨", "half \ud83d", "{prompt} %s {0}", "line\nbreak"]
 
 
 def picture(prompt: str, seed: int = 0) -> Image.Image:
     """Open a picture."""
-    image = Image.open(io.BytesIO(media.render("image", prompt, seed).content))
+    image = Image.open(io.BytesIO(_media.render("image", prompt, seed).content))
     image.load()
     return image
 
@@ -49,19 +49,19 @@ def picture_of(frame: Any) -> Image.Image:
 
 def test_videos() -> None:
     """An MP4 that browsers play and begin early: H.264, 4:2:0, its index first; it moves."""
-    content = media.render("video", "a mug", 0).content
+    content = _media.render("video", "a mug", 0).content
     assert content.index(b"moov") < content.index(b"mdat")
     with av.open(io.BytesIO(content), "r") as video:
         stream: Any = video.streams.video[0]
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
         frames = [picture_of(frame) for frame in video.decode(video=0)]
-    assert len(frames) == media.VIDEO_FRAMES
+    assert len(frames) == _media.VIDEO_FRAMES
     assert sum(ImageStat.Stat(ImageChops.difference(frames[0], frames[-1])).mean) > 5
 
 
 def test_tunes() -> None:
     """A WAV of a few seconds, mono, 16 bit, neither silent nor clipped."""
-    with wave.open(io.BytesIO(media.render("audio", "a mug", 0).content)) as sound:
+    with wave.open(io.BytesIO(_media.render("audio", "a mug", 0).content)) as sound:
         assert (sound.getnchannels(), sound.getsampwidth()) == (1, 2)
         samples = memoryview(sound.readframes(sound.getnframes())).cast("h")
         assert 2 < sound.getnframes() / sound.getframerate() < 10
@@ -71,10 +71,10 @@ def test_tunes() -> None:
 @pytest.mark.parametrize("kind", ["image", "video", "audio"])
 def test_the_same_again(kind: Any) -> None:
     """For the same prompt and seed, byte by byte; for another, another."""
-    first = media.render(kind, "again", 3)
-    media.render.cache_clear()
-    assert media.render(kind, "again", 3) == first
-    assert media.render(kind, "again", 4) != first
+    first = _media.render(kind, "again", 3)
+    _media.render.cache_clear()
+    assert _media.render(kind, "again", 3) == first
+    assert _media.render(kind, "again", 4) != first
 
 
 @pytest.mark.parametrize("prompt", STRANGE)

@@ -31,17 +31,17 @@ from flora_async import (
     RunFailedError,
     RunTimeoutError,
     UnprocessableEntityError,
-    _pacing,
-    _wire,
 )
-from flora_async._addresses import parse_base_url
-from flora_async.cli import parsing
+from flora_async._http import retry
+from flora_async._http.requests import check_order
+from flora_async._http.urls import parse_base_url
+from flora_async.cli import arguments
 from flora_async.cli.order_files import OrderLine, fill, open_orders
 from flora_async.durable._store import database, outcomes, schema
 from flora_async.durable._worker import policy
 from flora_async.models import FieldError
 
-VALIDATE = partial(_wire.check_order, parse_base_url("https://app.flora.ai/api/v1"))
+VALIDATE = partial(check_order, parse_base_url("https://app.flora.ai/api/v1"))
 PLACE = {"workspace_id": "ws_1", "project_id": "prj_1"}
 
 
@@ -203,8 +203,8 @@ def test_what_follows_from_a_failed_create(failure: FloraError, doubtful: bool, 
 
 def test_a_key_is_not_used_to_its_last_second() -> None:
     """FLORA's clock may be another."""
-    assert policy.key_is_fresh(0.0, _pacing.KEY_SECONDS - policy.KEY_MARGIN - 1)
-    assert not policy.key_is_fresh(0.0, _pacing.KEY_SECONDS - policy.KEY_MARGIN)
+    assert policy.key_is_fresh(0.0, retry.KEY_SECONDS - policy.KEY_MARGIN - 1)
+    assert not policy.key_is_fresh(0.0, retry.KEY_SECONDS - policy.KEY_MARGIN)
 
 
 def test_pauses_grow_to_a_cap() -> None:
@@ -244,7 +244,7 @@ def test_an_error_of_another_kind_through_the_database() -> None:
 def test_an_address_is_told_without_its_password() -> None:
     """Whoever reads over a shoulder, or a log, learns the place only."""
     url = "postgresql://anybody:hush@127.0.0.1/orders"
-    for shown in (database.without_password(url), parsing.without_password(url)):
+    for shown in (database.without_password(url), arguments.without_password(url)):
         assert shown == "postgresql://anybody:***@127.0.0.1/orders"
 
 

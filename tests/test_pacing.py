@@ -26,9 +26,10 @@ from flora_async import (
     ResponseDecodeError,
     ResponseTooLargeError,
     Run,
-    _pacing,
 )
-from flora_async._pacing import Sighting
+from flora_async._http import retry
+from flora_async._polling import schedule
+from flora_async._polling.schedule import Sighting
 
 REFUSED = APIConnectionError("refused", sent="not_sent")
 CUT = APIConnectionError("cut", sent="maybe_sent")
@@ -48,7 +49,7 @@ BAD = BadRequestError("bad", status=400)
 def pause(failure: FloraError, *, failures: int = 1, billable: bool = False, **changes: Any) -> float | None:
     """Say how long to pause after *failure*."""
     settings: dict[str, Any] = {"retries": 2, "repeatable": True, "elapsed": 1.0, **changes}
-    return _pacing.pause_before_retry([failure] * failures, billable=billable, **settings)
+    return retry.pause_before_retry([failure] * failures, billable=billable, **settings)
 
 
 @pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, BUSY, BROKEN, SLOW_DOWN])
@@ -79,14 +80,14 @@ def test_creates_that_may_have_arrived_are_sent_again_a_second_later(failure: Fl
     """Under the same key, so that they cannot be billed twice."""
     delay = pause(failure, billable=True)
     assert delay is not None
-    assert delay >= _pacing.RESEND_PAUSE
+    assert delay >= retry.RESEND_PAUSE
 
 
 def test_creates_that_timed_out_wait_longer() -> None:
     """Two requests under one key at once may both execute."""
     delay = pause(LATE, billable=True)
     assert delay is not None
-    assert delay >= _pacing.RESEND_PAUSE_AFTER_TIMEOUT
+    assert delay >= retry.RESEND_PAUSE_AFTER_TIMEOUT
 
 
 @pytest.mark.parametrize("failure", [REFUSED, BUSY, SLOW_DOWN])
@@ -104,8 +105,8 @@ def test_creates_that_were_refused(failure: FloraError) -> None:
 @pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, BUSY])
 def test_no_create_is_sent_again_after_half_an_hour(failure: FloraError) -> None:
     """FLORA forgets keys; long before it does we stop."""
-    assert pause(failure, billable=True, elapsed=_pacing.RESEND_WINDOW) is None
-    assert pause(failure, elapsed=_pacing.RESEND_WINDOW) is not None
+    assert pause(failure, billable=True, elapsed=retry.RESEND_WINDOW) is None
+    assert pause(failure, elapsed=retry.RESEND_WINDOW) is not None
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -128,7 +129,7 @@ def test_a_429_without_a_word_pauses_a_second() -> None:
 @given(st.integers(1, 5000))
 def test_delays_grow_and_are_capped(failures: int) -> None:
     """Exponential, with jitter, at most 30 seconds, never none."""
-    delay = _pacing.retry_delay(failures)
+    delay = retry.retry_delay(failures)
     top = min(0.5 * 2 ** min(failures - 1, 100), 30)
     assert top / 2 <= delay <= top
 
@@ -142,13 +143,13 @@ def test_delays_grow_and_are_capped(failures: int) -> None:
 )
 def test_what_may_have_arrived(failure: FloraError, arrived: bool) -> None:
     """Doubt is about what FLORA can have accepted."""
-    assert _pacing.may_have_arrived(failure) is arrived
+    assert retry.may_have_arrived(failure) is arrived
 
 
 @pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, GARBAGE, UNDECODABLE, BUSY, BROKEN, SLOW_DOWN])
 def test_passing_faults_never_end_a_wait(failure: FloraError) -> None:
     """However old the run is."""
-    assert not _pacing.ends_wait(failure, age=1e9)
+    assert not schedule.ends_wait(failure, age=1e9)
 
 
 @pytest.mark.parametrize(
@@ -166,21 +167,21 @@ def test_passing_faults_never_end_a_wait(failure: FloraError) -> None:
 )
 def test_definite_failures_end_a_wait(failure: FloraError) -> None:
     """At once."""
-    assert _pacing.ends_wait(failure, age=0.0)
+    assert schedule.ends_wait(failure, age=0.0)
 
 
 def test_a_404_counts_from_ten_seconds_on() -> None:
     """A fresh run may not be known everywhere."""
     missing = NotFoundError("no", status=404)
-    assert not _pacing.ends_wait(missing, age=9.9)
-    assert _pacing.ends_wait(missing, age=10.1)
+    assert not schedule.ends_wait(missing, age=9.9)
+    assert schedule.ends_wait(missing, age=10.1)
 
 
 def test_the_pause_after_a_look_that_failed() -> None:
     """Retry-After always wins, however long; otherwise looks go on at least as often as ever."""
-    assert _pacing.pause_after_failed_look(RateLimitError("", status=429, retry_after=300.0), 1) == 300.0
-    assert _pacing.pause_after_failed_look(SLOW_DOWN, 1) >= 1.0
-    assert all(0 < _pacing.pause_after_failed_look(CUT, failures) <= _pacing.POLL_CAP for failures in range(1, 50))
+    assert schedule.pause_after_failed_look(RateLimitError("", status=429, retry_after=300.0), 1) == 300.0
+    assert schedule.pause_after_failed_look(SLOW_DOWN, 1) >= 1.0
+    assert all(0 < schedule.pause_after_failed_look(CUT, failures) <= schedule.POLL_CAP for failures in range(1, 50))
 
 
 # -- the schedule
@@ -192,16 +193,16 @@ def seen(progress: float = 0.0, started: float | None = None) -> Run:
     return Run(run_id="run_1", status="running", progress=progress, created_at=1000.0, started_at=began)
 
 
-def schedule(estimate: float | None) -> Generator[float, Sighting, None]:
+def primed(estimate: float | None) -> Generator[float, Sighting, None]:
     """Give a schedule that was primed as backoff primes its own."""
-    plan = _pacing.run_schedule(estimate)
+    plan = schedule.run_schedule(estimate)
     next(plan)
     return plan
 
 
 def unshaken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the jitter out."""
-    monkeypatch.setattr(_pacing, "POLL_JITTER", 0.0)
+    monkeypatch.setattr(schedule, "POLL_JITTER", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -223,19 +224,19 @@ def unshaken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_schedule(monkeypatch: pytest.MonkeyPatch, estimate: float | None, age: float, delay: float) -> None:
     """Without news of progress."""
     unshaken(monkeypatch)
-    assert schedule(estimate).send(Sighting(age, seen())) == pytest.approx(delay, rel=0.01)
+    assert primed(estimate).send(Sighting(age, seen())) == pytest.approx(delay, rel=0.01)
 
 
 def test_work_that_began_late_ends_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """The estimate counts from where work began."""
     unshaken(monkeypatch)
-    assert schedule(10.0).send(Sighting(20.0, seen(started=18.0))) == pytest.approx(0.65 * 8)
+    assert primed(10.0).send(Sighting(20.0, seen(started=18.0))) == pytest.approx(0.65 * 8)
 
 
 def test_progress_that_moves_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half done after 20 seconds means 20 to go, whatever the estimate was."""
     unshaken(monkeypatch)
-    plan = schedule(500.0)
+    plan = primed(500.0)
     plan.send(Sighting(10.0, seen(0, started=0.0)))
     assert plan.send(Sighting(20.0, seen(50, started=0.0))) == pytest.approx(12.0)
     assert plan.send(Sighting(32.0, seen(80, started=0.0))) == pytest.approx(0.65 * 8)
@@ -244,7 +245,7 @@ def test_progress_that_moves_is_believed(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_bar_that_stands_still_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot make the looks more frequent for ever."""
     unshaken(monkeypatch)
-    plan = schedule(None)
+    plan = primed(None)
     delays = [plan.send(Sighting(float(age), seen(99, started=0.0))) for age in range(1, 400, 10)]
     assert delays[-1] > 9
 
@@ -259,7 +260,7 @@ def test_any_run_is_looked_at_every_two_to_thirteen_seconds(
     estimate: float | None, sightings: list[tuple[float, float, float | None]]
 ) -> None:
     """Whatever FLORA says of estimate, progress and times."""
-    plan = schedule(estimate)
+    plan = primed(estimate)
     for age, progress, started in sightings:
         assert 2.0 <= plan.send(Sighting(age, seen(progress, started))) <= 13.3
 
@@ -276,7 +277,7 @@ def test_backoffs_own_generators_are_schedules() -> None:
         plan = make()
         next(plan)
         last = 9.0
-        assert [last := _pacing.next_delay(plan, last) for _ in range(4)] == delays
+        assert [last := schedule.next_delay(plan, last) for _ in range(4)] == delays
 
 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, "2", None, True])
@@ -287,4 +288,4 @@ def test_schedules_that_make_no_sense(value: Any) -> None:
         yield value
 
     with pytest.raises(ConfigurationError, match="schedule"):
-        _pacing.next_delay(plan(), 1.0)
+        schedule.next_delay(plan(), 1.0)

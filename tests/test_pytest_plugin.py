@@ -10,8 +10,8 @@ import pytest
 
 from flora_async import Flora
 from flora_async._aio import run_in_thread
-from flora_async._virtual import VirtualLoop
 from flora_async.sandbox import Sandbox
+from flora_async.sandbox._virtual_time import VirtualLoop
 
 pytest_plugins = ["pytester"]
 

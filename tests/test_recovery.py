@@ -21,8 +21,8 @@ from flora_async import (
     InternalServerError,
     Order,
     StartedRun,
-    _pacing,
 )
+from flora_async._http import retry
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -33,10 +33,11 @@ ORDER: dict[str, Any] = {"type": "image", "prompt": "a mug", "workspace_id": "ws
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pauses short."""
-    for name in ("RETRY_FIRST", "RESEND_PAUSE", "RESEND_PAUSE_AFTER_TIMEOUT"):
-        monkeypatch.setattr(_pacing, name, 0.001)
-    monkeypatch.setattr(_pacing, "RECOVERY_CONFIRM", 0.01)
-    monkeypatch.setattr(_pacing, "RECOVERY_PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
+    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.001)
+    monkeypatch.setattr(retry, "RESEND_PAUSE_AFTER_TIMEOUT", 0.001)
+    monkeypatch.setattr(retry, "RECOVERY_CONFIRM", 0.01)
+    monkeypatch.setattr(retry, "RECOVERY_PAUSES", (0.01, 0.01))
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import msgspec
 import pytest
 
 from flora_async import Generation, GenerationPage, Order, Run
-from flora_async._render.cards import card, table
-from flora_async._render.foreign import address, folded, text
-from flora_async._render.page import Totals, ending, opening, policy
-from flora_async.sandbox import front
-from flora_async.sandbox.runs import plan_run
+from flora_async._html.cards import card, table
+from flora_async._html.escape import address, folded, text
+from flora_async._html.page import Totals, ending, opening, policy
+from flora_async.sandbox import _front_page
+from flora_async.sandbox._runs import plan_run
 
 EMPTY = {"meta", "link", "input", "img", "br"}
 PAGE = """
@@ -144,7 +144,9 @@ def test_hostile_strings_on_the_front_page() -> None:
         )
         for string in hostile.STRINGS
     ]
-    read = check(front.page(runs, 100.0, "http://127.0.0.1:1/api/v1", total=900, older="/?cursor=x&status='\""), PAGE)
+    read = check(
+        _front_page.page(runs, 100.0, "http://127.0.0.1:1/api/v1", total=900, older="/?cursor=x&status='\""), PAGE
+    )
     assert len(read.all("script")) == 1
     for string in hostile.STRINGS:
         assert read.text.count(hostile.as_shown(string)) >= 3

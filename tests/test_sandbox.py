@@ -27,11 +27,12 @@ from flora_async import (
     RunFailedError,
     RunTimeoutError,
     UnprocessableEntityError,
-    _pacing,
 )
+from flora_async._http import rate_limit, retry
+from flora_async._polling import schedule
 from flora_async.models import Order
-from flora_async.sandbox import Sandbox, runs
-from flora_async.sandbox.runs import Runs, Selection, decode_cursor, encode_cursor, plan_run
+from flora_async.sandbox import Sandbox, _runs
+from flora_async.sandbox._runs import Runs, Selection, decode_cursor, encode_cursor, plan_run
 
 pytestmark = pytest.mark.anyio
 
@@ -41,9 +42,12 @@ ORDER: dict[str, Any] = {"type": "text", "prompt": "a mug", "workspace_id": "ws_
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pauses short."""
-    for name in ("RETRY_FIRST", "RATE_LIMIT_PAUSE", "RESEND_PAUSE", "POLL_FLOOR", "POLL_CAP"):
-        monkeypatch.setattr(_pacing, name, 0.01)
-    monkeypatch.setattr(_pacing, "RATE_FLOOR", 1000.0)
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.01)
+    monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.01)
+    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
+    monkeypatch.setattr(schedule, "POLL_CAP", 0.01)
+    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 1000.0)
 
 
 @pytest.fixture
@@ -90,7 +94,7 @@ async def test_a_run_from_order_to_output(flora: Flora, kind: Any) -> None:
     assert run.outputs[0].type == ("text" if kind == "text" else f"{kind}Url")
 
 
-def plan(prompt: str = "a mug", kind: Any = "image", scale: float = 1.0, **params: Any) -> runs.SandboxRun:
+def plan(prompt: str = "a mug", kind: Any = "image", scale: float = 1.0, **params: Any) -> _runs.SandboxRun:
     """Plan a run that is created at zero."""
     order = Order(type=kind, prompt=prompt, workspace_id="ws_1", project_id="prj_1", params=params)
     return plan_run(order, now=0.0, unix=1_790_000_000.0, time_scale=scale)
@@ -102,7 +106,7 @@ def test_a_run_is_a_function_of_time() -> None:
     whole = run.waiting + run.working
     assert 6 * 0.75 <= whole <= 6 * 1.25
     assert 0.85 <= run.estimate / whole <= 1.15
-    told = [runs.run_record(run, whole * (step + 0.5) / 100, "u") for step in range(120)]
+    told = [_runs.run_record(run, whole * (step + 0.5) / 100, "u") for step in range(120)]
     assert [record["status"] for record in told] == ["pending"] * 10 + ["running"] * 90 + ["completed"] * 20
     progress = [record["progress"] for record in told]
     assert progress == sorted(progress, key=lambda share: float(str(share)))
@@ -344,7 +348,7 @@ async def test_a_fault_of_its_own(
     sandbox: Sandbox, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is a 500 like FLORA's."""
-    monkeypatch.delattr("flora_async.sandbox.catalogue.MODELS")
+    monkeypatch.delattr("flora_async.sandbox._catalog.MODELS")
     async with http.get(sandbox.base_url + "/models") as answer:
         assert (answer.status, (await answer.json())["error"]["code"]) == (500, "internal_error")
 
@@ -367,9 +371,9 @@ async def test_a_used_key_is_rejected(sandbox: Sandbox, flora: Flora, monkeypatc
 
 def server_key_seconds() -> dict[str, float]:
     """Give how long keys are remembered."""
-    from flora_async.sandbox import server
+    from flora_async.sandbox import _server
 
-    return server.KEY_SECONDS
+    return _server.KEY_SECONDS
 
 
 async def test_a_used_key_is_answered_again() -> None:
@@ -555,7 +559,7 @@ def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
 async def test_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """It says what to install."""
     real = importlib.util.find_spec
-    monkeypatch.setattr("flora_async.sandbox.server.find_spec", lambda name: None if name == "av" else real(name))
+    monkeypatch.setattr("flora_async.sandbox._server.find_spec", lambda name: None if name == "av" else real(name))
     with pytest.raises(ConfigurationError, match=r"needs av: pip install 'flora-async\[sandbox\]'"):
         await Sandbox().start()
 
@@ -619,7 +623,7 @@ async def test_the_client_under_a_rate_limit(orders: int, seconds: float, monkey
         Flora(sandbox.api_key, base_url=sandbox.base_url) as flora,
     ):
         began = asyncio.get_running_loop().time()
-        runs = await asyncio.gather(*(flora.generate(**ORDER, timeout=None) for _ in range(orders)))
-        assert all(run.succeeded for run in runs)
+        _runs = await asyncio.gather(*(flora.generate(**ORDER, timeout=None) for _ in range(orders)))
+        assert all(run.succeeded for run in _runs)
         assert sandbox.accepted == orders
         assert asyncio.get_running_loop().time() - began >= seconds

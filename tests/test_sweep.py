@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flora_async._sweep import LEAST_PART, MAX_PARTS, Mark, Sweep, Wanted, count_worthwhile, split
+from flora_async._polling.sweep import LEAST_PART, MAX_PARTS, Mark, Sweep, Wanted, count_worthwhile, split
 
 NOW = 1000.0
 

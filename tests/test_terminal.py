@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 from programs import complaints_of
 
-from flora_async import _pacing, errors, export
-from flora_async.cli import main, showing
-from flora_async.cli.parsing import UsageError, read_params
+from flora_async import errors
+from flora_async._polling import schedule
+from flora_async.cli import main, output
+from flora_async.cli.arguments import UsageError, read_params
+from flora_async.export import COLUMNS
 from flora_async.sandbox import Sandbox
 
 CREATE = """flora generations create \\
@@ -50,8 +52,8 @@ pytestmark = pytest.mark.flora_sandbox(any_key=True)
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, flora_sandbox: Sandbox) -> None:
     """Point the command at a sandbox, and poll it as fast as its runs go."""
-    monkeypatch.setattr(_pacing, "POLL_FLOOR", 0.05)
-    monkeypatch.setattr(_pacing, "POLL_CAP", 0.05)
+    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.05)
+    monkeypatch.setattr(schedule, "POLL_CAP", 0.05)
     monkeypatch.setenv("FLORA_BASE_URL", flora_sandbox.base_url)
     monkeypatch.setenv("FLORA_API_KEY", "sk_live_of_a_test")
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")
@@ -184,7 +186,7 @@ def test_lists(run: Any) -> None:
     rows = run("x generations list --all --format csv").splitlines()
     assert rows[0].startswith("run_id,status,progress,created")
     assert len(rows) == 6
-    assert rows[0] == ",".join(export.COLUMNS)
+    assert rows[0] == ",".join(COLUMNS)
     assert "charged_cost" in run("x generations list --format table --status pending --workspace-id ws_1")
     whole = run("x generations list --all --limit 2")
     assert len(whole["generations"]) == 5
@@ -368,17 +370,17 @@ def test_nothing_of_others_is_markup(run: Any) -> None:
     """Brackets and colons of a text stay as they are in a table, and control characters steer no terminal."""
     run(f"x generations create {' '.join(ORDER)} text --prompt '{MARKUP}' --wait")
     assert MARKUP in run("x generations list --format table")
-    assert "\x1b" not in "".join(showing._one_line(f"a\x1b[31m\nb\u202e{MARKUP}"))
+    assert "\x1b" not in "".join(output._one_line(f"a\x1b[31m\nb\u202e{MARKUP}"))
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_ids_are_whole_at_any_width(width: int) -> None:
     """On a terminal a table fits its width, as long as the ids do; every id is whole."""
     widths = [24, 9, 16, 12, 8, 14, 8, 10, 200]
-    shown, needed = showing.fit_columns(showing.TABLE_COLUMNS, widths, width)
-    names = [showing.TABLE_COLUMNS[number] for number in shown]
+    shown, needed = output.fit_columns(output.TABLE_COLUMNS, widths, width)
+    names = [output.TABLE_COLUMNS[number] for number in shown]
     assert {"run_id", "model_id", "project_id"} <= set(names)
-    assert needed <= max(width, 24 + 14 + 8 + 3 * showing.GAP)
+    assert needed <= max(width, 24 + 14 + 8 + 3 * output.GAP)
     assert (width < 120) == (len(names) < 9)
 
 

@@ -32,9 +32,9 @@ from flora_async import (
     RunWatch,
     StartedRun,
     _client,
-    _pacing,
-    _watcher,
 )
+from flora_async._http import rate_limit, retry
+from flora_async._polling import poller, schedule
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -50,9 +50,10 @@ def often() -> Generator[float, Any, None]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pauses short."""
-    for name in ("RETRY_FIRST", "RATE_LIMIT_PAUSE", "RESEND_PAUSE"):
-        monkeypatch.setattr(_pacing, name, 0.001)
-    monkeypatch.setattr(_pacing, "RATE_FLOOR", 1000.0)
+    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
+    monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.001)
+    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.001)
+    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 1000.0)
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ async def test_the_default_schedule_goes_by_the_estimate(
     server: Scripted, monkeypatch: pytest.MonkeyPatch, estimate: float | None, first: float
 ) -> None:
     """Where FLORA gives none, by what is usual for the type."""
-    monkeypatch.setattr(_pacing, "POLL_JITTER", 0.0)
+    monkeypatch.setattr(schedule, "POLL_JITTER", 0.0)
     server.on("POST", "/generate", answer(started(estimated_seconds=estimate), 201)).on("GET", OWN, answer(run()))
     async with Flora("sk_1", base_url=server.base_url) as flora:
         waiting = asyncio.create_task(flora.wait_for_run(await flora.generations.create(**ORDER)))
@@ -247,7 +248,7 @@ async def test_passing_faults_do_not_end_a_wait(
     flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch, fault: Any
 ) -> None:
     """However many, of whatever kind; an unknown status likewise."""
-    monkeypatch.setattr(_pacing, "POLL_CAP", 0.01)
+    monkeypatch.setattr(schedule, "POLL_CAP", 0.01)
     server.on("GET", OWN, *[fault] * 8, answer(run()))
     assert (await flora.wait_for_run(RUN_ID)).succeeded
 
@@ -323,7 +324,7 @@ async def test_a_fresh_run_may_not_be_found_yet(
     assert (await flora.generate(**ORDER)).succeeded
     server.on("GET", OWN, *missing, answer(run()))
     assert (await flora.wait_for_run(RUN_ID)).succeeded
-    monkeypatch.setattr(_pacing, "NOT_FOUND_GRACE", 0.05)
+    monkeypatch.setattr(retry, "NOT_FOUND_GRACE", 0.05)
     server.on("GET", OWN, error(404))
     began = asyncio.get_running_loop().time()
     with pytest.raises(NotFoundError) as caught:
@@ -492,7 +493,7 @@ async def test_hanging_polls_hold_up_no_other_wait(server: Scripted) -> None:
 
 async def test_polls_that_are_slow_succeed_in_the_end(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that take turns in too few places wait longer each time, so that slow responses are not lost for ever."""
-    monkeypatch.setattr(_watcher, "MAX_POLLS", 4)
+    monkeypatch.setattr(poller, "MAX_POLLS", 4)
 
     async def slow(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(3)
@@ -654,7 +655,7 @@ async def test_a_lost_webhook_does_not_time_out_a_run_that_has_ended(server: Scr
 
     async def look(_request: web.Request) -> web.StreamResponse:
         polls.append(loop.time() - begins)
-        late = [poll for poll in polls if poll >= timeout - _watcher.LAST_POLL]
+        late = [poll for poll in polls if poll >= timeout - poller.LAST_POLL]
         return web.json_response(run() if len(late) > 1 else run("running"), status=503 if len(late) == 1 else 200)
 
     polls: list[float] = []
@@ -665,7 +666,7 @@ async def test_a_lost_webhook_does_not_time_out_a_run_that_has_ended(server: Scr
         begun = await flora.generations.create(**ORDER, callback_url="https://example.com/hook")
         ended = await flora.wait_for_run(begun, timeout=timeout)
     assert ended.succeeded
-    assert timeout - _watcher.LAST_POLL <= polls[-1] < timeout
+    assert timeout - poller.LAST_POLL <= polls[-1] < timeout
     assert len(polls) <= 6
 
 

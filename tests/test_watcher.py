@@ -15,10 +15,11 @@ from msgspec.structs import replace
 from simulation import PAGE_SECONDS, Simulated, SimulatedFlora, _Selector, run_virtually, started
 
 from flora_async import NotFoundError
-from flora_async._entries import Entry, Scope, Subject
-from flora_async._events import Event, WaitEnded
-from flora_async._polling import RunOutcomes
-from flora_async._watcher import Watcher
+from flora_async._polling.poller import Watcher
+from flora_async._polling.targets import Scope, Subject
+from flora_async._polling.tracked_run import Entry
+from flora_async._polling.waiting import RunOutcomes
+from flora_async.events import Event, WaitEnded
 from flora_async.models import Generation, GenerationPage, PageMeta
 
 RUNS = 150

@@ -36,21 +36,37 @@ from flora_async import (
     ResponseTooLargeError,
     Run,
     UnprocessableEntityError,
-    _arguments,
-    _wire,
 )
-from flora_async._addresses import parse_base_url
+from flora_async._http.requests import (
+    Request,
+    check_order,
+    create_request,
+    list_request,
+    plain_request,
+    retrieve_request,
+)
+from flora_async._http.responses import (
+    Answer,
+    http_date,
+    read_page,
+    read_response,
+    read_run,
+    read_started_run,
+    retry_after,
+)
+from flora_async._http.urls import parse_base_url
+from flora_async._validation import check_idempotency_key
 
 FLORA = parse_base_url("https://app.flora.ai/api/v1")
 LOCAL = parse_base_url("http://127.0.0.1:8080/api/v1")
-ASKED = _wire.Request(method="GET", url="https://app.flora.ai/api/v1/runs/run_abc123?x=1")
+ASKED = Request(method="GET", url="https://app.flora.ai/api/v1/runs/run_abc123?x=1")
 
 
-def told(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> _wire.Answer:
+def told(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
     """Give an answer of FLORA's."""
     raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
     all_headers = CIMultiDict({"request-id": "req_1", "content-length": str(len(raw)), **(headers or {})})
-    return _wire.Answer(request=ASKED, status=status, headers=all_headers, body=raw)
+    return Answer(request=ASKED, status=status, headers=all_headers, body=raw)
 
 
 def order(**changes: Any) -> Order:
@@ -74,7 +90,7 @@ def in_new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("run_id", ["run_1", "run_a.b:c~d", "run_ä", "run_..", "run_a&b=c", "run_" + "x" * 508])
 def test_ids_are_opaque_behind_their_prefix(run_id: str) -> None:
     """An id's alphabet is FLORA's business; it is encoded into one segment of the path."""
-    url = _wire.retrieve_request(FLORA, run_id).url
+    url = retrieve_request(FLORA, run_id).url
     assert url.startswith("https://app.flora.ai/api/v1/runs/run_")
     assert url.isascii()
     assert url.count("/") == 6
@@ -102,12 +118,12 @@ def test_ids_are_opaque_behind_their_prefix(run_id: str) -> None:
 def test_ids_that_cannot_be(run_id: Any) -> None:
     """Nothing that could leave its place in the path is sent; the error names the argument."""
     with pytest.raises(ConfigurationError, match="run_id"):
-        _wire.retrieve_request(FLORA, run_id)
+        retrieve_request(FLORA, run_id)
 
 
 def test_a_create_request() -> None:
     """The order is the body, the key a header's value, and the request may be repeated."""
-    request = _wire.create_request(FLORA, order(params={"seed": 7, "sizes": [1, 2.5]}), "key-1")
+    request = create_request(FLORA, order(params={"seed": 7, "sizes": [1, 2.5]}), "key-1")
     assert (request.method, request.url) == ("POST", "https://app.flora.ai/api/v1/generate")
     assert json.loads(request.body or b"")["params"] == {"seed": 7, "sizes": [1, 2.5]}
     assert request.idempotency_key == "key-1"
@@ -141,7 +157,7 @@ def test_a_create_request() -> None:
 def test_orders_that_are_refused_before_they_cost(changes: dict[str, Any], word: str) -> None:
     """The error says what is wrong."""
     with pytest.raises(ConfigurationError, match=word):
-        _wire.create_request(FLORA, order(**changes), "key-1")
+        create_request(FLORA, order(**changes), "key-1")
 
 
 def test_params_that_contain_themselves() -> None:
@@ -149,12 +165,12 @@ def test_params_that_contain_themselves() -> None:
     endless: dict[str, Any] = {}
     endless["self"] = endless
     with pytest.raises(ConfigurationError, match="params"):
-        _wire.create_request(FLORA, order(params=endless), "key-1")
+        create_request(FLORA, order(params=endless), "key-1")
 
 
 def test_params_that_json_can_say() -> None:
     """Params of JSON's own types are sent as they are."""
-    request = _wire.create_request(FLORA, order(params={"price": 1.5, "empty": {}, "none": None}), "key-1")
+    request = create_request(FLORA, order(params={"price": 1.5, "empty": {}, "none": None}), "key-1")
     assert json.loads(request.body or b"")["params"] == {"price": 1.5, "empty": {}, "none": None}
 
 
@@ -162,7 +178,7 @@ def test_params_that_json_can_say() -> None:
 def test_any_params_go_out_whole_or_not_at_all(params: dict[str, Any]) -> None:
     """Whatever is sent is what was given; everything else is a ConfigurationError."""
     try:
-        request = _wire.create_request(FLORA, order(params=params), "key-1")
+        request = create_request(FLORA, order(params=params), "key-1")
     except ConfigurationError:
         return
     assert json.loads(request.body or b"")["params"] == params
@@ -171,20 +187,20 @@ def test_any_params_go_out_whole_or_not_at_all(params: dict[str, Any]) -> None:
 @pytest.mark.parametrize("key", ["a", "A-Z_0.9:b", "x" * 255])
 def test_good_idempotency_keys(key: str) -> None:
     """What fits a header."""
-    assert _arguments.check_idempotency_key(key) == key
+    assert check_idempotency_key(key) == key
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a b", "a\n", "ä", "a\r\nX: y", None, 5])
 def test_refused_idempotency_keys(key: Any) -> None:
     """What does not."""
     with pytest.raises(ConfigurationError, match="idempotency_key"):
-        _arguments.check_idempotency_key(key)
+        check_idempotency_key(key)
 
 
 def list_url(**changes: Any) -> str:
     """Give the URL of a page."""
     nothing = dict.fromkeys(("cursor", "limit", "project_id", "status", "workspace_id"))
-    return _wire.list_request(FLORA, **{**nothing, **changes}).url
+    return list_request(FLORA, **{**nothing, **changes}).url
 
 
 def test_list_requests() -> None:
@@ -209,9 +225,9 @@ def test_list_requests_that_are_refused(changes: dict[str, Any]) -> None:
         list_url(**changes)
 
 
-def plain(method: Any, path: Any, params: Any = None, body: object = None, key: Any = None) -> _wire.Request:
+def plain(method: Any, path: Any, params: Any = None, body: object = None, key: Any = None) -> Request:
     """Give any request."""
-    return _wire.plain_request(FLORA, method, path, params=params, json=body, idempotency_key=key)
+    return plain_request(FLORA, method, path, params=params, json=body, idempotency_key=key)
 
 
 def test_plain_requests() -> None:
@@ -272,7 +288,7 @@ def test_documented_errors(status: int, code: str, kind: type[APIError]) -> None
     fields = [{"field": "prompt", "message": "Required", "new": 1}]
     body = {"error": {"code": code, "message": "A word.", "fields": fields, "new": 1}}
     with pytest.raises(APIError) as caught:
-        _wire.read_page(told(body, status, {"X-Word": "y", "Retry-After": "7"}))
+        read_page(told(body, status, {"X-Word": "y", "Retry-After": "7"}))
     error = caught.value
     assert type(error) is kind
     assert (error.status, error.code, error.message) == (status, code, "A word.")
@@ -296,7 +312,7 @@ def test_documented_errors(status: int, code: str, kind: type[APIError]) -> None
 def test_errors_in_other_shapes(body: bytes) -> None:
     """Proxies answer HTML, or nothing: the status still counts."""
     with pytest.raises(InternalServerError) as caught:
-        _wire.read_page(told(body, 502))
+        read_page(told(body, 502))
     assert caught.value.code is None
     assert caught.value.message
 
@@ -304,7 +320,7 @@ def test_errors_in_other_shapes(body: bytes) -> None:
 def test_null_parts_of_an_error() -> None:
     """A null code, message or list of fields is none."""
     with pytest.raises(NotFoundError) as caught:
-        _wire.read_page(told({"error": {"code": None, "message": None, "fields": None}}, 404))
+        read_page(told({"error": {"code": None, "message": None, "fields": None}}, 404))
     assert (caught.value.code, caught.value.fields) == (None, ())
 
 
@@ -312,7 +328,7 @@ def test_null_parts_of_an_error() -> None:
 def test_redirects_are_not_answers(status: int) -> None:
     """The error tells the foreign origin, not more."""
     with pytest.raises(ProtocolError, match=r"https://evil\.example") as caught:
-        _wire.read_page(told(b"", status, {"location": "https://evil.example/steal?token=1"}))
+        read_page(told(b"", status, {"location": "https://evil.example/steal?token=1"}))
     assert "token" not in str(caught.value)
     assert caught.value.status == status
 
@@ -321,26 +337,26 @@ def test_redirects_are_not_answers(status: int) -> None:
 def test_statuses_that_http_does_not_know(status: int) -> None:
     """They are no answer."""
     with pytest.raises(ProtocolError):
-        _wire.read_page(told({"generations": [], "meta": {}}, status))
+        read_page(told({"generations": [], "meta": {}}, status))
 
 
 def test_a_create_is_a_201_that_names_a_run() -> None:
     """And nothing else."""
-    assert _wire.read_started_run(told(started(), 201)).run_id == "run_abc123"
+    assert read_started_run(told(started(), 201)).run_id == "run_abc123"
     for status in (200, 202, 204):
         with pytest.raises(ProtocolError):
-            _wire.read_started_run(told(started(), status))
+            read_started_run(told(started(), status))
     for run_id in ("", "job_1", "run_", "run_\x00", "run_a/b"):
         with pytest.raises(ResponseDecodeError) as caught:
-            _wire.read_started_run(told(started(run_id), 201))
+            read_started_run(told(started(run_id), 201))
         assert caught.value.field == "$.run_id"
 
 
 def test_a_run_is_the_one_that_was_asked_for() -> None:
     """An answer about another run is no answer."""
-    assert _wire.read_run("run_abc123", told(run())).succeeded
+    assert read_run("run_abc123", told(run())).succeeded
     with pytest.raises(ProtocolError, match="run_other"):
-        _wire.read_run("run_abc123", told(run(run_id="run_other")))
+        read_run("run_abc123", told(run(run_id="run_other")))
 
 
 @pytest.mark.parametrize(
@@ -362,7 +378,7 @@ def test_a_run_is_the_one_that_was_asked_for() -> None:
 def test_undecodable_runs(body: object, field: str | None) -> None:
     """The error names the field, the URL without its query, and the request id."""
     with pytest.raises(ResponseDecodeError) as caught:
-        _wire.read_run("run_abc123", told(body))
+        read_run("run_abc123", told(body))
     assert caught.value.field == field
     assert caught.value.url == "https://app.flora.ai/api/v1/runs/run_abc123"
     assert caught.value.request_id == "req_1"
@@ -372,23 +388,23 @@ def test_undecodable_runs(body: object, field: str | None) -> None:
 def test_a_broken_item_names_its_place() -> None:
     """And does not take the others on its page with it."""
     items = [generation("run_1"), {**generation("run_2"), "workspace_id": None}]
-    page = _wire.read_page(told({"generations": items, "meta": {}}))
+    page = read_page(told({"generations": items, "meta": {}}))
     assert [generation.run_id for generation in page.generations] == ["run_1"]
     assert [(item.field, item.request_id) for item in page.broken] == [("$.generations[1].workspace_id", "req_1")]
 
 
 def test_any_answer_as_any_type() -> None:
     """Requests of one's own say what they expect; an empty answer is an empty object."""
-    response = _wire.read_response(GenerationPage, told({"generations": [], "meta": {}}, headers={"X-Word": "y"}))
+    response = read_response(GenerationPage, told({"generations": [], "meta": {}}, headers={"X-Word": "y"}))
     assert response.data.generations == ()
     assert (response.status, response.request_id, response.headers["x-word"]) == (200, "req_1", "y")
-    assert _wire.read_response(dict, told(b"", 204)).data == {}
+    assert read_response(dict, told(b"", 204)).data == {}
 
 
 @given(st.binary(max_size=200), st.integers(100, 999))
 def test_any_bytes_are_an_answer_or_an_error_of_ours(body: bytes, status: int) -> None:
     """Nothing but FloraError leaves the readers."""
-    for read in (_wire.read_page, _wire.read_started_run, partial(_wire.read_run, "run_1")):
+    for read in (read_page, read_started_run, partial(read_run, "run_1")):
         try:
             read(told(body, status))
         except FloraError as error:
@@ -404,7 +420,7 @@ JSON = st.recursive(
 def test_any_json_is_a_run_or_an_error_of_ours(changes: dict[str, Any]) -> None:
     """Wrong types are told, and never break."""
     try:
-        seen = _wire.read_run("run_abc123", told({**run(), **changes}))
+        seen = read_run("run_abc123", told({**run(), **changes}))
     except (ResponseDecodeError, ProtocolError) as error:
         assert changes, error
     else:
@@ -432,7 +448,7 @@ def test_any_json_is_a_run_or_an_error_of_ours(changes: dict[str, Any]) -> None:
 def test_retry_after(value: str, seconds: float | None, in_new_york: None) -> None:
     """Retry-After is seconds, or a date against the response's own, whatever the local time zone is."""
     headers = {"retry-after": value, "date": "Tue, 24 Nov 2026 10:00:00 GMT"}
-    assert _wire.retry_after(headers) == seconds
+    assert retry_after(headers) == seconds
 
 
 @pytest.mark.parametrize("headers", [{}, {"date": ""}, {"date": "soon"}])
@@ -440,9 +456,9 @@ def test_retry_after_a_date_without_a_date_header(headers: dict[str, str]) -> No
     """Without the response's own Date, a Retry-After date is measured from the time of reception."""
     late = {"retry-after": "Tue, 24 Nov 2026 10:00:30 GMT", **headers}
     now = datetime(2026, 11, 24, 10, tzinfo=UTC).timestamp()
-    assert _wire.retry_after(late, now) == 30.0
-    assert _wire.retry_after(late, now + 60) == 0.0
-    assert _wire.retry_after(late) is None
+    assert retry_after(late, now) == 30.0
+    assert retry_after(late, now + 60) == 0.0
+    assert retry_after(late) is None
 
 
 WORDS = st.sampled_from(
@@ -457,13 +473,13 @@ WORDS = st.sampled_from(
 @given(st.lists(WORDS | st.text(max_size=5), max_size=9), st.sampled_from(["", " "]))
 def test_no_date_is_too_odd(words: list[str], between: str) -> None:
     """Any text is a finite number of Unix seconds or no date, and never an error."""
-    seconds = _wire.http_date.__wrapped__(between.join(words))
+    seconds = http_date.__wrapped__(between.join(words))
     assert seconds is None or math.isfinite(seconds)
 
 
 def test_call_backs_on_this_machine() -> None:
     """A sandbox may call back over http."""
-    assert _wire.check_order(LOCAL, order(callback_url="http://127.0.0.1:9/hook"))
+    assert check_order(LOCAL, order(callback_url="http://127.0.0.1:9/hook"))
 
 
 # -- answers that are slow to read
@@ -488,7 +504,7 @@ def test_a_torn_text_costs_no_more_than_its_length(unit: bytes) -> None:
         answer = told(b'["' + unit * (size // len(unit)))
         began = time.perf_counter()
         with pytest.raises((ResponseTooLargeError, ResponseDecodeError)):
-            _wire.read_response(list, answer)
+            read_response(list, answer)
         return time.perf_counter() - began
 
     judge(2**20)
@@ -498,11 +514,11 @@ def test_a_torn_text_costs_no_more_than_its_length(unit: bytes) -> None:
 def test_commas_in_strings_are_no_values() -> None:
     """A text output of a million commas is read, also with escaped quotes beside them."""
     text = ',\\",\\\\' * 200_000
-    assert _wire.read_response(list[str], told(json.dumps([text, "x"]).encode())).data == [text, "x"]
+    assert read_response(list[str], told(json.dumps([text, "x"]).encode())).data == [text, "x"]
 
 
 def test_too_many_values_are_refused() -> None:
     """A list of as many numbers, strings or members as would hold up the event loop is not decoded."""
     for item in ("1", '""', '{"a":0,"b":0}', "[,]"):
         with pytest.raises(ResponseTooLargeError, match="more than 200000 values"):
-            _wire.read_response(list, told(f"[{','.join([item] * 250_000)}]".encode()))
+            read_response(list, told(f"[{','.join([item] * 250_000)}]".encode()))

@@ -15,4 +15,4 @@ def _list_data_files() -> list[tuple[str, str]]:
 
 
 datas = _list_data_files()
-hiddenimports = [name for name in ("flora_async._sessions", "av") if find_spec(name) is not None]
+hiddenimports = [name for name in ("flora_async._http.session", "av") if find_spec(name) is not None]

@@ -2,27 +2,14 @@
 
 import logging
 
-from flora_async._catalogue import Models, Projects, Workspaces
 from flora_async._client import Flora
-from flora_async._events import (
-    Event,
-    LookBegan,
-    LookEnded,
-    OnEvent,
-    RateLimited,
-    RequestEnded,
-    RetryPlanned,
-    RunCreated,
-    WaitBegan,
-    WaitEnded,
-)
-from flora_async._generations import Generations, OnCreate
-from flora_async._history import GenerationIterator, GenerationList, PageIterator
-from flora_async._inbox import Inbox
-from flora_async._many import Outcomes
+from flora_async._generate_many import Outcomes
 from flora_async._outcomes import CompletedOutcome, FailedOutcome, Outcome
-from flora_async._pacing import PollFactory, PollSchedule
-from flora_async._polling import OnUpdate, RunOutcomes, RunWatch
+from flora_async._polling.schedule import PollFactory, PollSchedule
+from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch
+from flora_async._resources.catalog import Models, Projects, Workspaces
+from flora_async._resources.generations import Generations, OnCreate
+from flora_async._resources.pagination import GenerationIterator, GenerationList, PageIterator
 from flora_async._version import __version__
 from flora_async.errors import (
     APIConnectionError,
@@ -54,6 +41,18 @@ from flora_async.errors import (
     UnprocessableEntityError,
     WebhookVerificationError,
 )
+from flora_async.events import (
+    Event,
+    LookBegan,
+    LookEnded,
+    OnEvent,
+    RateLimited,
+    RequestEnded,
+    RetryPlanned,
+    RunCreated,
+    WaitBegan,
+    WaitEnded,
+)
 from flora_async.models import (
     ActionId,
     ActionRef,
@@ -82,6 +81,7 @@ from flora_async.models import (
     TechniqueRef,
     Workspace,
 )
+from flora_async.webhooks import Inbox
 
 logging.getLogger("flora_async").addHandler(logging.NullHandler())
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from importlib import import_module
-from typing import TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar, TypeVarTuple
 
 from anyio import CancelScope, CapacityLimiter
 from anyio.lowlevel import RunVar, checkpoint_if_cancelled
+
+from flora_async import errors
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -105,3 +108,66 @@ def _executor() -> ThreadPoolExecutor:
         executor = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="flora-async")
         _executors.set(executor)
     return executor
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return asyncio's running event loop; ``None``: there is none, as under trio."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def bind_loop(bound: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    """Give the running event loop: asyncio's, and no other than the one that a client is *bound* to."""
+    loop = running_loop()
+    if loop is None:
+        raise errors.ConfigurationError("flora-async runs on asyncio: call it inside asyncio.run(...)")
+    if bound is not None and bound is not loop:
+        raise errors.ConfigurationError(
+            "this client belongs to another event loop: open one Flora(...) in each asyncio.run(...)"
+        )
+    return loop
+
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that the end of connections, or the event loop of another thread, is waited for."""
+
+
+class Closing(ABC):
+    """Something that is read with ``async for``, and closed at the end of ``async with``."""
+
+    usage: ClassVar[str] = "async for item in ..."
+    """How it is read: shown to those who await it or iterate over it without ``async``."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """End it. Again is fine."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    if not TYPE_CHECKING:  # type checkers refuse both by themselves
+
+        def __await__(self) -> NoReturn:
+            raise self._misuse("be awaited")
+
+        def __iter__(self) -> NoReturn:
+            raise self._misuse("be iterated over without async")
+
+    def _misuse(self, how: str) -> errors.ConfigurationError:
+        return errors.ConfigurationError(f"{type(self).__name__} cannot {how}. Use {self.usage}")
+
+
+async def close_at_home(loop: asyncio.AbstractEventLoop | None, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run *close* on the *loop* of what is to be closed, if that runs in another thread; else here."""
+    here = running_loop()
+    if loop is None or loop is here or not loop.is_running():
+        await close()
+        return
+    closing = asyncio.run_coroutine_threadsafe(close(), loop)
+    if here is not None:
+        await asyncio.wait([asyncio.wrap_future(closing)], timeout=CLOSE_TIMEOUT)

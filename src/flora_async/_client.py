@@ -15,8 +15,25 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, overloa
 
 from msgspec.structs import replace
 
-from flora_async import _addresses, _wire, errors
-from flora_async._arguments import (
+from flora_async import errors
+from flora_async._downloads import Downloads
+from flora_async._generate_many import OrderRunner, Outcomes
+from flora_async._http import urls
+from flora_async._http.auth import find_key
+from flora_async._http.requests import Request, list_request, order_of, plain_request, retrieve_request
+from flora_async._http.responses import Answer, check_decodable, http_date, read_page, read_response, read_run
+from flora_async._http.transport import Transport
+from flora_async._lazy import LazyModule
+from flora_async._outcomes import CompletedOutcome, OrderT
+from flora_async._polling.durations import Estimates
+from flora_async._polling.poller import Eyes, Watcher
+from flora_async._polling.schedule import PollFactory, check_schedule
+from flora_async._polling.targets import Look, Subject
+from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch, wait_for_run
+from flora_async._resources.catalog import Models, Projects, Workspaces
+from flora_async._resources.create_recovery import Recovery
+from flora_async._resources.generations import Generations, OnCreate
+from flora_async._validation import (
     check_callback,
     check_count,
     check_flag,
@@ -27,24 +44,10 @@ from flora_async._arguments import (
     check_text,
     check_timeout,
     check_usd,
-    find_key,
     setting,
 )
-from flora_async._catalogue import Models, Projects, Workspaces
-from flora_async._downloads import Downloads
-from flora_async._entries import Look, Subject
-from flora_async._events import OnEvent, teller
-from flora_async._generations import Generations, OnCreate
-from flora_async._inbox import Inbox
-from flora_async._lazy import LazyModule
-from flora_async._many import OrderRunner, Outcomes
-from flora_async._outcomes import CompletedOutcome, OrderT
-from flora_async._pacing import Estimates, PollFactory, check_schedule
-from flora_async._polling import OnUpdate, RunOutcomes, RunWatch, wait_for_run
-from flora_async._recovery import Recovery
-from flora_async._transport import Transport
 from flora_async._version import __version__
-from flora_async._watcher import Eyes, Watcher
+from flora_async.events import OnEvent, teller
 from flora_async.models import (
     Generation,
     GenerationPage,
@@ -57,6 +60,7 @@ from flora_async.models import (
     StartedRun,
     lacks_outputs,
 )
+from flora_async.webhooks import Inbox
 
 if TYPE_CHECKING:
     import aiohttp
@@ -141,7 +145,7 @@ class Flora:
         if fault is not None:
             raise errors.ConfigurationError(fault)
         check_flag("allow_insecure", allow_insecure)
-        self._origin = _addresses.parse_base_url(
+        self._origin = urls.parse_base_url(
             setting("base_url", base_url, "FLORA_BASE_URL") or DEFAULT_BASE_URL, allow_insecure=allow_insecure
         )
         self._allow_private_hosts = check_flag("allow_private_hosts", allow_private_hosts)
@@ -153,7 +157,7 @@ class Flora:
         tell = teller(on_event)
         self._poll = _checked_poll(poll)
         if proxy is not None:
-            _addresses.check_proxy(self._origin, check_text("proxy", proxy), allow_insecure=allow_insecure)
+            urls.check_proxy(self._origin, check_text("proxy", proxy), allow_insecure=allow_insecure)
         self._transport = Transport(
             key=key,
             version=__version__,
@@ -188,7 +192,7 @@ class Flora:
         self.models = Models(self._origin, self._transport)
         self._downloads = Downloads(
             open_media=self._transport.media,
-            check_url=partial(_addresses.media_url, self._origin, allow_private_hosts=allow_private_hosts),
+            check_url=partial(urls.media_url, self._origin, allow_private_hosts=allow_private_hosts),
             retrieve=self.generations.retrieve,
             pause=self._transport.pause,
             retries=retries,
@@ -386,7 +390,7 @@ class Flora:
         schedule = _checked_poll(poll) or self._poll
         if schedule is not None:
             check_schedule(schedule)
-        order = _wire.order_of(
+        order = order_of(
             order,
             {
                 "type": type,
@@ -521,19 +525,17 @@ class Flora:
         Raises:
             ConfigurationError: an argument cannot be used, *decode_as* included; nothing was sent.
         """
-        request = _wire.plain_request(
-            self._origin, method, path, params=params, json=json, idempotency_key=idempotency_key
-        )
-        _wire.check_decodable(decode_as)
-        return await self._transport.call(request, partial(_wire.read_response, decode_as))
+        request = plain_request(self._origin, method, path, params=params, json=json, idempotency_key=idempotency_key)
+        check_decodable(decode_as)
+        return await self._transport.call(request, partial(read_response, decode_as))
 
     async def _start(self, order: Order) -> StartedRun:
         return await self.generations.create(order)
 
     def _may_connect(self, address: str) -> bool:
-        if self._allow_private_hosts or _addresses.is_public(address):
+        if self._allow_private_hosts or urls.is_public(address):
             return True
-        return self._origin.loopback and _addresses.is_loopback(address)
+        return self._origin.loopback and urls.is_loopback(address)
 
     def _subjects(self, runs: RunLike | Iterable[RunLike]) -> list[Subject]:
         if isinstance(runs, str | StartedRun | Run):
@@ -580,12 +582,12 @@ class Flora:
 
     def _poll_target(self, run_id: str, poll_url: str) -> str | None:
         """Say where *poll_url* may be asked; ``None`` if that is nowhere, or the run's own address anyway."""
-        target = _addresses.poll_target(self._origin, poll_url)
+        target = urls.poll_target(self._origin, poll_url)
         if target is None and not self._told_foreign:
             self._told_foreign = True
             where = self._origin.url
             log.warning("a poll_url leads away from %s and is not used; said once", where, extra={"run_id": run_id})
-        return None if target == _wire.retrieve_request(self._origin, run_id).url else target
+        return None if target == retrieve_request(self._origin, run_id).url else target
 
     def _learn(self, run: Run, age: float) -> None:
         started = self._awaited.pop(run.run_id, None)
@@ -597,21 +599,21 @@ class Flora:
         self, cursor: str | None, scope: tuple[str | None, str | None], turn: float | None = None
     ) -> GenerationPage:
         workspace_id, project_id = scope
-        request = _wire.list_request(
+        request = list_request(
             self._origin, cursor=cursor, limit=100, project_id=project_id, status=None, workspace_id=workspace_id
         )
-        return await self._transport.call(request, _wire.read_page, retries=0, lane=self._transport.polls, turn=turn)
+        return await self._transport.call(request, read_page, retries=0, lane=self._transport.polls, turn=turn)
 
     async def _look(self, run_id: str, target: str | None, turn: float) -> Look:
-        own = _wire.retrieve_request(self._origin, run_id)
-        request = own if target is None else _wire.Request(method="GET", url=target)
+        own = retrieve_request(self._origin, run_id)
+        request = own if target is None else Request(method="GET", url=target)
         read = partial(_read_look, run_id)
         return await self._transport.call(request, read, retries=0, lane=self._transport.polls, turn=turn)
 
 
-def _read_look(run_id: str, answer: _wire.Answer) -> Look:
-    run = _wire.read_run(run_id, answer)
-    return Look(run, _age(run, _wire.http_date(answer.headers.get("date", "")) or time.time()))
+def _read_look(run_id: str, answer: Answer) -> Look:
+    run = read_run(run_id, answer)
+    return Look(run, _age(run, http_date(answer.headers.get("date", "")) or time.time()))
 
 
 def _age(run: Run, now: float) -> float:

@@ -18,10 +18,11 @@ from urllib.parse import urljoin
 
 from msgspec import Struct
 
-from flora_async import _pacing, errors
+from flora_async import errors
 from flora_async._aio import run_in_thread
 from flora_async._file_names import EXTENSIONS, content_coding, extension_of, file_stems
-from flora_async._transport import Media
+from flora_async._http import retry
+from flora_async._http.transport import Media
 from flora_async.models import Output, Run
 
 OpenMedia: TypeAlias = Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[Media]]
@@ -133,7 +134,7 @@ class Downloads:
             failures += 1
             if failures > self._retries:
                 raise failure
-            await self._pause(_pacing.retry_delay(failures))
+            await self._pause(retry.retry_delay(failures))
 
     async def _fresh_url(self, run_id: str, output: Output, expired: errors.FloraError) -> str:
         try:

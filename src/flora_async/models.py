@@ -294,7 +294,7 @@ def lacks_outputs(run: Run) -> bool:
 
 
 def _as_table(runs: Iterable[Run], caption: str) -> str:
-    from flora_async._render import cards  # which only notebooks need
+    from flora_async._html import cards  # which only notebooks need
 
     return cards.table([{**to_builtins(run), "created": run.created} for run in runs], caption)
 

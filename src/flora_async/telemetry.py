@@ -26,7 +26,8 @@ from __future__ import annotations
 from contextvars import ContextVar
 
 from flora_async import errors
-from flora_async._events import (
+from flora_async._version import __version__
+from flora_async.events import (
     Event,
     LookBegan,
     LookEnded,
@@ -38,7 +39,6 @@ from flora_async._events import (
     WaitBegan,
     WaitEnded,
 )
-from flora_async._version import __version__
 
 try:
     from opentelemetry import context, metrics, trace

@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from flora_async import errors
-from flora_async.cli import commands, parsing, showing
+from flora_async.cli import arguments, commands, output
 from flora_async.cli.demo import PROGRAM
 
 __all__ = ["PROGRAM", "main"]
@@ -20,7 +20,7 @@ FAILED, WRONG, BROKEN, LATE, INTERRUPTED, PIPE, TERMINATED = 1, 2, 3, 4, 130, 14
 terminated."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, or one of the above; never a traceback.
 
     It may be called in any thread and with any stdout and stderr, ``None`` included. Signals are handled in the main
@@ -28,11 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     session = commands.Session()
     options: argparse.Namespace | None = None
-    with showing.lossless_streams():
+    with output.lossless_streams():
         try:
-            options = parsing.parse(arguments)
+            options = arguments.parse(argv)
             code = asyncio.run(_ended_by_signals(commands.COMMANDS[options.command](options, session)))
-            showing.write("", flush=True)
+            output.write("", flush=True)
             return code
         except SystemExit:  # help was printed, or argparse has said what is wrong
             _flush_or_discard()
@@ -44,13 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)  # so that whoever sent it sees that it was heeded
             return TERMINATED
-        except showing.OutputError as error:
-            showing.discard("stdout")
+        except output.OutputError as error:
+            output.discard("stdout")
             said = [] if error.reader_gone else [str(error)]
             return _exit_with(PIPE if error.reader_gone else WRONG, *said, *session.unreported())
         except (errors.FloraError, OSError, ValueError) as error:
             going_on = session.going_on() if isinstance(error, errors.FloraError) else []
-            return _exit_with(_code_of(error), parsing.speak_of_flags(error, options), *going_on)
+            return _exit_with(_code_of(error), arguments.speak_of_flags(error, options), *going_on)
 
 
 def _code_of(error: Exception) -> int:
@@ -74,11 +74,11 @@ async def _ended_by_signals(command: Coroutine[Any, Any, int]) -> int:
 
 def _flush_or_discard() -> None:
     try:
-        showing.write("", flush=True)
-    except showing.OutputError:
-        showing.discard("stdout")
+        output.write("", flush=True)
+    except output.OutputError:
+        output.discard("stdout")
 
 
 def _exit_with(code: int, *messages: str) -> int:
-    showing.tell(*messages)
+    output.tell(*messages)
     return code

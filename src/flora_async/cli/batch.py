@@ -13,7 +13,7 @@ import msgspec
 
 from flora_async import Flora, Order, errors
 from flora_async._aio import run_in_thread
-from flora_async.cli import batch_progress, batch_results, parsing, showing
+from flora_async.cli import arguments, batch_progress, batch_results, output
 from flora_async.cli.order_files import STDIN, OrderFile, open_orders
 from flora_async.durable import Batch, Batches, BatchSettings, BatchStatus
 
@@ -49,28 +49,28 @@ async def _manage(options: argparse.Namespace, batches: Batches) -> int:
     """Run an operation that orders nothing."""
     if options.operation == "adopt":
         count = await batches.reassign(options.executor)
-        showing.tell(f"{count} orders of {options.executor} are left to the workers on this database")
+        output.tell(f"{count} orders of {options.executor} are left to the workers on this database")
         return DONE
     if options.operation == "list" or (options.operation == "status" and options.batch is None):
         plain = [_plain(status) for status in await batches.statuses()]
-        showing.show(plain[0] if len(plain) == 1 and options.operation == "status" else {"batches": plain})
+        output.show(plain[0] if len(plain) == 1 and options.operation == "status" else {"batches": plain})
         return DONE
     batch = batches[options.batch or await _only_batch(batches)]
     if options.operation == "status":
-        showing.show(_plain(await batch.status()))
+        output.show(_plain(await batch.status()))
     elif options.operation == "cancel":
         await batch.cancel()
-        showing.tell(f"{batch.name}: no more orders are sent; runs that were started continue and are billed")
+        output.tell(f"{batch.name}: no more orders are sent; runs that were started continue and are billed")
     elif options.operation == "skip":
-        showing.tell(f"{batch.name}: {await batch.skip(options.number)} of {len(options.number)} orders are skipped")
+        output.tell(f"{batch.name}: {await batch.skip(options.number)} of {len(options.number)} orders are skipped")
     else:
         await batch.delete()
-        showing.tell(f"{batch.name} is deleted")
+        output.tell(f"{batch.name} is deleted")
     return DONE
 
 
 def _plain(status: BatchStatus) -> dict[str, Any]:
-    return showing.plain(status, ended=status.ended)
+    return output.plain(status, ended=status.ended)
 
 
 async def _run(options: argparse.Namespace, session: Noted) -> int:
@@ -85,10 +85,10 @@ async def _run(options: argparse.Namespace, session: Noted) -> int:
     with open_orders(options.orders) as source:
         async with Flora(options.api_key) as flora:
             counts = await run_in_thread(_count, source, flora, options)
-            showing.tell(await _estimate(flora, options, counts))
+            output.tell(await _estimate(flora, options, counts))
             same = await _find_same(options, source, flora, counts.total()) if options.batch is None else None
             if same is not None:
-                raise parsing.UsageError(
+                raise arguments.UsageError(
                     f"the batch {same} has these orders, and is not finished: `flora-async batch resume --batch "
                     f"{same}` continues it; --batch NAME orders them all once more"
                 )
@@ -121,9 +121,9 @@ async def _continue(options: argparse.Namespace, session: Noted) -> int:
     async with Flora(options.api_key) as flora, _opened(flora, options, name) as batches:
         batch = batches[name]
         for executor in await batch.lost_executors():
-            showing.tell(f"{executor} is gone; its orders are taken over within seconds")
+            output.tell(f"{executor} is gone; its orders are taken over within seconds")
         if options.operation == "retry-failed":
-            showing.tell(f"{await batch.retry_failed()} orders of {name} are queued again")
+            output.tell(f"{await batch.retry_failed()} orders of {name} are queued again")
         await batch.resume(max_cost=options.max_cost, wait=False)
         return await _finish(batches, batch, flora, settings, options, session)
 
@@ -131,7 +131,7 @@ async def _continue(options: argparse.Namespace, session: Noted) -> int:
 def _check_files(options: argparse.Namespace, settings: BatchSettings, *inputs: Path) -> None:
     """Refuse files that cannot be written, or would replace others, before anything is stored."""
     if settings.out is None:
-        raise parsing.UsageError("missing --out FILE (where to write the results)")
+        raise arguments.UsageError("missing --out FILE (where to write the results)")
     database = options.database.removeprefix("sqlite:///")
     batch_results.check_out(settings.out, *(path for path in inputs if path != STDIN), Path(database))
     batch_results.check_download(settings.download)
@@ -156,21 +156,21 @@ async def _finish(
         part = batch_results.part_of(path)
         if status.finished:
             part.replace(path)
-        showing.tell(f"the results {'are' if status.finished else 'so far are'} in {path if status.finished else part}")
+        output.tell(f"the results {'are' if status.finished else 'so far are'} in {path if status.finished else part}")
     if unsaved:
-        showing.tell(f"the outputs of {unsaved} orders were not saved: `resume` tries again")
+        output.tell(f"the outputs of {unsaved} orders were not saved: `resume` tries again")
     return _report(status, options) or (INCOMPLETE if unsaved else DONE)
 
 
 def _resume_command(name: str, options: argparse.Namespace) -> str:
-    return f"flora-async batch resume --database {parsing.without_password(options.database)} --batch {name}"
+    return f"flora-async batch resume --database {arguments.without_password(options.database)} --batch {name}"
 
 
 def _report(status: BatchStatus, options: argparse.Namespace) -> int:
     """Print how the batch ended; return the exit code."""
-    showing.tell(batch_progress.describe(status))
+    output.tell(batch_progress.describe(status))
     if status.stopped is not None and not status.finished:
-        showing.tell(
+        output.tell(
             f"stopped with {status.waiting} orders left: {OWN_STOPS.get(status.stopped, status.stopped)}",
             f"continue with: {_resume_command(status.batch, options)}",
         )
@@ -200,9 +200,9 @@ def _count(source: OrderFile, flora: Flora, options: argparse.Namespace) -> Coun
             counts[line.order.type, line.order.model] += 1
     if wrong:
         more = [f"and {wrong - MAX_FAULTS} more"] if wrong > MAX_FAULTS else []
-        raise parsing.UsageError("\n  ".join([f"{options.orders}: nothing was ordered", *faults, *more]))
+        raise arguments.UsageError("\n  ".join([f"{options.orders}: nothing was ordered", *faults, *more]))
     if not counts:
-        raise parsing.UsageError(f"{options.orders}: there are no orders")
+        raise arguments.UsageError(f"{options.orders}: there are no orders")
     return counts
 
 
@@ -211,7 +211,7 @@ async def _orders(
 ) -> AsyncIterator[tuple[Order, Mapping[str, Any]]]:
     for line in source.read(flora.generations.validate, _defaults(options)):
         if line.order is None:
-            raise parsing.UsageError(f"{options.orders} has changed: line {line.number}: {line.fault}")
+            raise arguments.UsageError(f"{options.orders} has changed: line {line.number}: {line.fault}")
         yield line.order, line.columns
 
 
@@ -236,7 +236,7 @@ async def _estimate(flora: Flora, options: argparse.Namespace, counts: Counts) -
         try:
             rates = {m.model_id: m.estimated_credits for m in await flora.models.list() if m.estimated_credits}
         except errors.FloraError as error:
-            showing.tell(f"the list of models, with what they cost, cannot be read: {error}")
+            output.tell(f"the list of models, with what they cost, cannot be read: {error}")
     known = 0.0
     parts: list[str] = []
     for (kind, model), count in sorted(counts.items(), key=str):
@@ -261,4 +261,4 @@ async def _only_batch(batches: Batches) -> str:
     found = [status.batch for status in await batches.statuses()]
     if len(found) == 1:
         return found[0]
-    raise parsing.UsageError(f"which batch? --batch ID; there are: {', '.join(found) or 'none'}")
+    raise arguments.UsageError(f"which batch? --batch ID; there are: {', '.join(found) or 'none'}")

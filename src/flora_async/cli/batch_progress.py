@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from flora_async.cli import showing
+from flora_async.cli import output
 from flora_async.durable import Batch, Batches, BatchStatus
 
 TICK = 1.0
@@ -75,7 +75,7 @@ async def _keep_showing(batches: Batches, batch: Batch, show: Callable[[int, int
 @contextmanager
 def _display() -> Generator[Callable[[int, int, str], None]]:
     """Return a function that shows progress: a bar on a terminal that can, else a line after each change."""
-    if showing.is_live():
+    if output.is_live():
         try:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
@@ -93,6 +93,6 @@ def _display() -> Generator[Callable[[int, int, str], None]]:
         news = ended, text.partition(";")[2]
         if news not in shown:
             shown[:] = [news]
-            showing.tell(text)
+            output.tell(text)
 
     yield tell

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from flora_async import Flora, errors
-from flora_async.cli import showing
-from flora_async.cli.parsing import UsageError
+from flora_async.cli import output
+from flora_async.cli.arguments import UsageError
 from flora_async.durable import Batch, BatchOutcome, BatchSettings
 
 MAX_DOWNLOADS = 16
@@ -86,7 +86,7 @@ async def write_results(batch: Batch, flora: Flora, out: str, settings: BatchSet
 @contextmanager
 def _open_results(out: str) -> Generator[Callable[[str], object]]:
     if out == STDOUT:
-        yield partial(showing.write, flush=True)
+        yield partial(output.write, flush=True)
         return
     with part_of(Path(out)).open("w", encoding="utf-8", buffering=1) as lines:
         yield lines.write
@@ -110,7 +110,7 @@ async def _save(
     try:
         files = tuple(map(str, await flora.download(run, folder, on_existing="skip")))
     except errors.FloraError as error:
-        showing.tell(f"{run.run_id}: {error}")
+        output.tell(f"{run.run_id}: {error}")
         return outcome, str(error)
     await batch.record_files(outcome.index, files)
     return msgspec.structs.replace(outcome, files=files), None

@@ -11,8 +11,9 @@ import webbrowser
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from flora_async import Flora, Model, Order, Project, Run, Workspace, errors, export
-from flora_async.cli import demo, gallery, parsing, showing
+from flora_async import Flora, Model, Order, Project, Run, Workspace, errors
+from flora_async.cli import arguments, demo, gallery, output
+from flora_async.export import COLUMNS
 
 if TYPE_CHECKING:
     from flora_async.sandbox import Sandbox
@@ -87,8 +88,8 @@ async def _generations(options: argparse.Namespace, session: Session) -> int:
 
 
 async def _create(options: argparse.Namespace, session: Session) -> int:
-    params = parsing.read_params(options.params)
-    parsing.check_folder("--download", options.download)
+    params = arguments.read_params(options.params)
+    arguments.check_folder("--download", options.download)
     async with session.flora(options) as flora:
         started = await flora.generations.create(
             type=options.type,
@@ -102,20 +103,20 @@ async def _create(options: argparse.Namespace, session: Session) -> int:
         )
         session.created(started.run_id)
         if not (options.wait or options.download):
-            showing.show(showing.plain(started, estimated_seconds=started.estimated_seconds))
+            output.show(output.plain(started, estimated_seconds=started.estimated_seconds))
             return 0
         try:
-            with showing.progress() as move:
+            with output.progress() as move:
                 move(started.run_id, "ordered", 0)
-                run = await flora.wait_for_run(started, timeout=_patience(options), on_update=showing.moving(move))
+                run = await flora.wait_for_run(started, timeout=_patience(options), on_update=output.moving(move))
         except errors.RunFailedError as error:
-            showing.show(showing.plain(error.run))
+            output.show(output.plain(error.run))
             raise
         session.ended(run.run_id)
         try:
             await _save(flora, run, options)
         finally:
-            showing.show(showing.plain(run))  # whatever became of the files, the run was paid for
+            output.show(output.plain(run))  # whatever became of the files, the run was paid for
     return 0
 
 
@@ -126,12 +127,12 @@ def _patience(options: argparse.Namespace) -> float:
 async def _save(flora: Flora, run: Run, options: argparse.Namespace) -> None:
     if options.download is not None:
         for path in await flora.download(run, options.download, on_existing=options.on_existing):
-            showing.tell(f"saved {path}")
+            output.tell(f"saved {path}")
 
 
 async def _retrieve(options: argparse.Namespace, session: Session) -> int:
     async with session.flora(options) as flora:
-        showing.show(showing.plain(await flora.generations.retrieve(options.run_id)))
+        output.show(output.plain(await flora.generations.retrieve(options.run_id)))
     return 0
 
 
@@ -155,15 +156,15 @@ async def _list(options: argparse.Namespace, session: Session) -> int:
                 except errors.ResponseDecodeError as error:
                     if not (error.field or "").startswith("$.generations["):
                         raise
-                    showing.tell(f"left out an item that cannot be read: {error}")
+                    output.tell(f"left out an item that cannot be read: {error}")
                     code = 3
             else:
                 page = await anext(listing.pages())
-                meta = showing.plain(page.meta)
+                meta = output.plain(page.meta)
                 for generation in page.generations:
                     printed.add(generation)
                 for broken in page.broken:
-                    showing.tell(f"left out an item that cannot be read: {broken.reason} at {broken.field}")
+                    output.tell(f"left out an item that cannot be read: {broken.reason} at {broken.field}")
                     code = 3
             printed.end(meta)
     return code
@@ -173,19 +174,19 @@ class _Printed:
     """The history in one of the formats, printed as it is read."""
 
     def __init__(self, form: str) -> None:
-        self._document = showing.Document("generations") if form == "json" else None
+        self._document = output.Document("generations") if form == "json" else None
         self._form = form
-        columns = {"csv": export.COLUMNS, "table": showing.TABLE_COLUMNS}
-        self._rows = showing.Rows(form, columns[form]) if form in columns else None
+        columns = {"csv": COLUMNS, "table": output.TABLE_COLUMNS}
+        self._rows = output.Rows(form, columns[form]) if form in columns else None
 
     def add(self, run: Run) -> None:
         """Print a run."""
         if self._document is not None:
-            self._document.add(showing.plain(run))
+            self._document.add(output.plain(run))
         elif self._rows is not None:
-            self._rows.add(showing.row_of(run, self._form))
+            self._rows.add(output.row_of(run, self._form))
         else:
-            showing.show_line(showing.plain(run))
+            output.show_line(output.plain(run))
 
     def end(self, meta: dict[str, object]) -> None:
         """Print the end; *meta* is that of the last page."""
@@ -197,11 +198,11 @@ class _Printed:
 
 async def _wait(options: argparse.Namespace, session: Session) -> int:
     """Print each run as it ends. The failure of one does not touch the others."""
-    parsing.check_folder("--download", options.download)
+    arguments.check_folder("--download", options.download)
     for run_id in options.run:
         session.started(run_id)
     codes: set[int] = set()
-    show = showing.show if len(options.run) == 1 else showing.show_line
+    show = output.show if len(options.run) == 1 else output.show_line
     async with session.flora(options) as flora:
 
         async def one(run_id: str) -> None:
@@ -213,7 +214,7 @@ async def _wait(options: argparse.Namespace, session: Session) -> int:
             except errors.ConfigurationError:
                 raise
             except errors.FloraError as error:
-                showing.tell(f"{run_id}: {error}")
+                output.tell(f"{run_id}: {error}")
                 codes.add(4 if isinstance(error, errors.RunTimeoutError) else 3)
                 return
             session.ended(run_id)
@@ -221,13 +222,13 @@ async def _wait(options: argparse.Namespace, session: Session) -> int:
                 if run.succeeded:
                     codes.add(await _saved(flora, run, options))
             finally:
-                show(showing.plain(run))
+                show(output.plain(run))
 
-        with showing.progress() as move:
-            on_update = showing.moving(move)
+        with output.progress() as move:
+            on_update = output.moving(move)
             await asyncio.gather(*map(one, dict.fromkeys(options.run)))
     if 4 in codes:
-        showing.tell(*session.going_on())
+        output.tell(*session.going_on())
     return next((code for code in (3, 4, 1) if code in codes), 0)
 
 
@@ -236,19 +237,19 @@ async def _saved(flora: Flora, run: Run, options: argparse.Namespace) -> int:
     try:
         await _save(flora, run, options)
     except errors.FloraError as error:
-        showing.tell(f"{run.run_id}: {error}")
+        output.tell(f"{run.run_id}: {error}")
         return 3
     return 0
 
 
 async def _watch(options: argparse.Namespace, session: Session) -> int:
-    parsing.check_folder("--download", options.download)
+    arguments.check_folder("--download", options.download)
     codes = {0}
     for run_id in options.run:
         session.started(run_id)
     async with session.flora(options) as flora:
         async for seen in flora.watch_run(dict.fromkeys(options.run), timeout=options.timeout):
-            showing.show_line(showing.plain(seen))
+            output.show_line(output.plain(seen))
             if seen.finished:
                 session.ended(seen.run_id)
                 codes.add(await _saved(flora, seen, options) if seen.succeeded else 1)
@@ -257,25 +258,25 @@ async def _watch(options: argparse.Namespace, session: Session) -> int:
 
 async def _models(options: argparse.Namespace, session: Session) -> int:
     async with session.flora(options) as flora:
-        showing.show_list("models", await flora.models.list(type=options.type), Model, options.format)
+        output.show_list("models", await flora.models.list(type=options.type), Model, options.format)
     return 0
 
 
 async def _workspaces(options: argparse.Namespace, session: Session) -> int:
     async with session.flora(options) as flora:
-        showing.show_list("workspaces", await flora.workspaces.list(), Workspace, options.format)
+        output.show_list("workspaces", await flora.workspaces.list(), Workspace, options.format)
     return 0
 
 
 async def _projects(options: argparse.Namespace, session: Session) -> int:
     async with session.flora(options) as flora:
         listed = await flora.projects.list(workspace_id=options.workspace_id)
-        showing.show_list("projects", listed, Project, options.format)
+        output.show_list("projects", listed, Project, options.format)
     return 0
 
 
 async def _gallery(options: argparse.Namespace, session: Session) -> int:
-    parsing.check_output_file("--out", options.out, options.prompts)
+    arguments.check_output_file("--out", options.out, options.prompts)
     prompts = {} if options.prompts is None else gallery.read_prompts(options.prompts)
     async with session.flora(options) as flora:
         listing = flora.generations.list(
@@ -285,9 +286,9 @@ async def _gallery(options: argparse.Namespace, session: Session) -> int:
             workspace_id=options.workspace_id,
         )
         path = await gallery.write(listing, options.out, limit=options.limit, prompts=prompts)
-    showing.write(f"{path}\n", flush=True)
+    output.write(f"{path}\n", flush=True)
     if options.open and not webbrowser.open(path.as_uri()):
-        showing.tell("no browser was found to open it with")
+        output.tell("no browser was found to open it with")
     return 0
 
 
@@ -295,7 +296,7 @@ def _sandbox(options: argparse.Namespace, _session: Session) -> Coroutine[Any, A
     # Here, since aiohttp is a quarter of a second of imports, which no event loop should stand still for.
     from flora_async.sandbox import Sandbox
 
-    port = options.port if options.port is not None else 0 if options.program else parsing.SANDBOX_PORT
+    port = options.port if options.port is not None else 0 if options.program else arguments.SANDBOX_PORT
     any_key = options.api_key is None
     sandbox = Sandbox(port=port, api_key=options.api_key, any_key=any_key, time_scale=options.time_scale)
     return _serve(sandbox) if options.program is None else _run_beside(sandbox, options.program)
@@ -311,8 +312,8 @@ def _settings_of(sandbox: Sandbox) -> dict[str, str]:
 
 async def _serve(sandbox: Sandbox) -> int:
     async with sandbox:
-        showing.write("".join(f"export {name}={value}\n" for name, value in _settings_of(sandbox).items()), flush=True)
-        showing.tell(
+        output.write("".join(f"export {name}={value}\n" for name, value in _settings_of(sandbox).items()), flush=True)
+        output.tell(
             "a local FLORA for tests and demos: nothing is billed, nothing is kept; Ctrl-C ends it",
             "to use it, set the variables above in another terminal and start a program there;",
             "or start one with them: flora-async sandbox -- COMMAND",
@@ -332,7 +333,7 @@ async def _run_beside(sandbox: Sandbox, program: Sequence[str]) -> int:
         try:
             process = await asyncio.create_subprocess_exec(*program, env={**os.environ, **_settings_of(sandbox)})
         except OSError as error:
-            showing.tell(f"cannot run {program[0]}: {error.strerror or error}")
+            output.tell(f"cannot run {program[0]}: {error.strerror or error}")
             return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
         # A terminal sends Ctrl-C to the program too, which decides what to do about it.
         on_signal(signal.SIGINT, lambda: None)
@@ -365,8 +366,8 @@ async def _completion(options: argparse.Namespace, _session: Session) -> int:
     try:
         import shtab
     except ModuleNotFoundError:
-        raise showing.missing("cli", "shell completion needs shtab") from None
-    showing.write(f"{shtab.complete(parsing.parser(), shell=options.shell)}\n")
+        raise output.missing("cli", "shell completion needs shtab") from None
+    output.write(f"{shtab.complete(arguments.parser(), shell=options.shell)}\n")
     return 0
 
 

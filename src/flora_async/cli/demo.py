@@ -10,8 +10,8 @@ from typing import get_args
 import backoff
 
 from flora_async import Flora, GenerationType, Run
-from flora_async.cli import showing
-from flora_async.cli.showing import missing, write
+from flora_async.cli import output
+from flora_async.cli.output import missing, write
 
 PROMPTS = ("a ceramic mug on a sunlit table", "a lighthouse in a storm")
 FOLDER = Path("flora-demo")
@@ -37,7 +37,7 @@ asyncio.run(main())
 async def show(prompts: Sequence[str]) -> None:
     """Generate one of each type for each prompt, and show how it goes."""
     try:
-        bars = showing.live_bars("state", on_stderr=False)
+        bars = output.live_bars("state", on_stderr=False)
     except ModuleNotFoundError:
         raise missing("demo", "the demo needs rich") from None
     from flora_async.sandbox import Sandbox

@@ -15,10 +15,10 @@ import msgspec
 
 from flora_async import Generation, GenerationList, ResponseDecodeError
 from flora_async._aio import run_in_thread
-from flora_async._render.cards import card
-from flora_async._render.page import Totals, ending, opening
-from flora_async.cli import showing
-from flora_async.cli.parsing import UsageError, check_output_file
+from flora_async._html.cards import card
+from flora_async._html.page import Totals, ending, opening
+from flora_async.cli import output
+from flora_async.cli.arguments import UsageError, check_output_file
 
 AT_ONCE = 100
 """How many runs are held before they are written."""
@@ -95,7 +95,7 @@ async def write(listing: GenerationList, out: Path, *, limit: int | None, prompt
                 except ResponseDecodeError as error:
                     if not (error.field or "").startswith("$.generations["):
                         raise
-                    showing.tell(f"left out what cannot be read: {error}")
+                    output.tell(f"left out what cannot be read: {error}")
                     break
                 if len(held) == AT_ONCE:
                     await run_in_thread(partial(_add, cards, totals, held, prompts))
@@ -108,7 +108,7 @@ async def write(listing: GenerationList, out: Path, *, limit: int | None, prompt
 def _add(cards: IO[str], totals: Totals, generations: list[Generation], prompts: Mapping[str, str]) -> None:
     for generation in generations:
         known = {"created": generation.created, "prompt": prompts.get(generation.run_id)}
-        record = showing.plain(generation) | known
+        record = output.plain(generation) | known
         totals.add(record)
         cards.write(card(record))
 

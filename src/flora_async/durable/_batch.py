@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from msgspec import Struct
 
 from flora_async import Flora, errors
-from flora_async._arguments import check_count, check_seconds, check_usd
+from flora_async._validation import check_count, check_seconds, check_usd
 from flora_async.durable._store import batches
 from flora_async.durable._store.batches import BatchSettings, BatchStatus, BatchWriter
 from flora_async.durable._store.database import Database, execute, select

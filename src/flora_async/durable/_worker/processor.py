@@ -11,8 +11,8 @@ from contextlib import suppress
 import msgspec
 
 from flora_async import Flora, errors
-from flora_async._pacing import PollFactory
-from flora_async._transport import check_before_post
+from flora_async._http.transport import check_before_post
+from flora_async._polling.schedule import PollFactory
 from flora_async.durable._store import batches, orders
 from flora_async.durable._store.batches import BatchSettings
 from flora_async.durable._store.database import Database, select

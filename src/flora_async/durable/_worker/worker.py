@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 
 from flora_async import Flora, errors
-from flora_async._pacing import PollFactory
+from flora_async._polling.schedule import PollFactory
 from flora_async.durable._store import orders
 from flora_async.durable._store.database import CLOSE_TIMEOUT, Database
 from flora_async.durable._store.orders import Item

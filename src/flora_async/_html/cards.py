@@ -1,0 +1,159 @@
+"""A run as a card of a page: what it made, to be seen and heard, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from flora_async._html.escape import EXCERPT, address, folded, text
+
+Record: TypeAlias = Mapping[str, Any]
+
+STATUSES = ("completed", "running", "pending", "failed")
+TYPES = ("image", "video", "audio", "text")
+OTHER = "other"
+"""For what FLORA has learned since, and for runs whose type nobody knows before they have made something."""
+
+_KINDS = {"imageUrl": "image", "videoUrl": "video", "audioUrl": "audio", "text": "text", "documentUrl": "document"}
+
+
+def status_of(record: Record) -> str:
+    """Say under which status a run is found."""
+    return record["status"] if record["status"] in STATUSES else OTHER
+
+
+def types_of(record: Record) -> list[str]:
+    """Say under which types a run is found."""
+    kinds = [_KINDS.get(output["type"], OTHER) for output in record.get("outputs") or ()]
+    found = kinds or [record.get("type", OTHER)]
+    return sorted({kind if kind in TYPES else OTHER for kind in found})
+
+
+def card(record: Record) -> str:
+    """Write a run as an item of the list."""
+    status, types = status_of(record), types_of(record)
+    return (
+        f'<li class="card" data-run="{text(record["run_id"])}" data-status="{status}" data-types="{" ".join(types)}">'
+        f'<article><div class="about">{_heading(record, types)}{_facts(record)}</div>'
+        f'<div class="made">{_made(record)}</div></article></li>\n'
+    )
+
+
+def _heading(record: Record, types: Sequence[str]) -> str:
+    if prompt := record.get("prompt"):
+        return folded(prompt, "h2")
+    kind = types[0].capitalize() if types != [OTHER] else "Run"
+    model = _model(record)
+    return folded(f"{kind} by {model}" if model else f"{kind} {record['run_id']}", "h2")
+
+
+def _model(record: Record) -> str | None:
+    model: Record | None = record.get("model")
+    return model.get("model_id") if model else None
+
+
+def _facts(record: Record) -> str:
+    facts = [("Status", f'<span class="status">{text(record["status"])}</span>')]
+    if record.get("charged_cost") is not None:
+        facts.append(("Cost", usd(record["charged_cost"])))
+    facts.append(("Created", moment(record["created"])))
+    if model := _model(record):
+        facts.append(("Model", f'<bdi class="id">{text(model)}</bdi>'))
+    if project := record.get("project_id"):
+        facts.append(("Project", f'<bdi class="id">{text(project)}</bdi>'))
+    facts.append(("Run", f'<bdi class="id">{text(record["run_id"])}</bdi>'))
+    return f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{told}</dd></div>' for name, told in facts)}</dl>"
+
+
+def usd(cost: float) -> str:
+    """Write an amount: cents, and what is smaller where there is something."""
+    whole, _, parts = f"{cost:,.4f}".partition(".")
+    return f"{whole}.{parts[:2]}{parts[2:].rstrip('0')} USD"
+
+
+def moment(when: datetime) -> str:
+    """Write a time in UTC."""
+    return f'<time datetime="{when:%Y-%m-%dT%H:%M:%SZ}">{when:%Y-%m-%d %H:%M} UTC</time>'
+
+
+def _made(record: Record) -> str:
+    outputs = record.get("outputs") or ()
+    if outputs:
+        return "".join(_output(output, record) for output in outputs)
+    if record["status"] == "failed":
+        return f'<div class="failure">{failure(record)}</div>'
+    if record["status"] == "completed":
+        return '<p class="nothing">Nothing was made.</p>'
+    share = min(max(record["progress"], 0), 100)
+    return (
+        f'<p class="progress"><progress max="100" value="{share:g}" aria-label="Progress"></progress>{share:.0f} %</p>'
+    )
+
+
+def failure(record: Record) -> str:
+    """Say why a run has failed."""
+    code, message = record.get("error_code"), record.get("error_message")
+    told = [f"<strong>{text(code)}</strong>"] if code else []
+    return " ".join([*told, folded(message or ("" if code else "FLORA does not say why."))])
+
+
+def _output(output: Record, record: Record) -> str:
+    kind = _KINDS.get(output["type"], OTHER)
+    if kind == "text":
+        return f'<div class="text" dir="auto" tabindex="0" role="group" aria-label="Text">{text(output["url"])}</div>'
+    url = address(output["url"])
+    if url is None:
+        return f'<div class="unlinked">{unlinked(output)}</div>'
+    name = _named(kind, record)
+    if kind == "image":
+        return f'<a href="{url}" target="_blank" rel="noopener"><img src="{url}" alt="{name}" loading="lazy"></a>'
+    if kind in ("video", "audio"):
+        return f'<{kind} src="{url}" aria-label="{name}" controls preload="none"></{kind}>'
+    return f'<p class="link">{linked(output, url)}</p>'
+
+
+def _named(kind: str, record: Record) -> str:
+    """Say what a medium is, to those who do not see it."""
+    prompt = str(record.get("prompt") or "")
+    return text(f"{kind.capitalize()}: {prompt[:EXCERPT]}" if prompt else f"{kind.capitalize()} of {record['run_id']}")
+
+
+def linked(output: Record, url: str) -> str:
+    """Write a link that says what lies behind it."""
+    kind = _KINDS.get(output["type"], output["type"])
+    return f'<a href="{url}" target="_blank" rel="noopener noreferrer"><bdi>{text(kind)}</bdi></a>'
+
+
+def unlinked(output: Record) -> str:
+    """Show an address that nobody should follow."""
+    return f"<bdi>{text(output['type'])}</bdi> at an address that is not linked: {folded(output['url'])}"
+
+
+def table(records: Sequence[Record], caption: str) -> str:
+    """Write runs as a table for notebooks, which fetches nothing, styles nothing and runs nothing."""
+    names = ("run", "status", "created", "cost", "outputs")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    rows = "".join(f"<tr>{''.join(_cells(record))}</tr>" for record in records)
+    # Notebooks read formulas into what stands between dollars, which can hold links and styles; not here.
+    return (
+        f'<div class="tex2jax_ignore mathjax_ignore"><table><caption>{text(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _cells(record: Record) -> Iterator[str]:
+    model = _model(record)
+    yield f'<th scope="row"><bdi>{text(record["run_id"])}</bdi>{f"<br><bdi>{text(model)}</bdi>" if model else ""}</th>'
+    running = f" {record['progress']:.0f} %" if status_of(record) in ("running", OTHER) else ""
+    yield f"<td>{text(record['status'])}{running}</td>"
+    yield f"<td>{moment(record['created'])}</td>"
+    yield f"<td>{'' if record.get('charged_cost') is None else usd(record['charged_cost'])}</td>"
+    told = [failure(record)] if record["status"] == "failed" else []
+    for output in record.get("outputs") or ():
+        if output["type"] == "text":
+            told.append(folded(output["url"]))
+        else:
+            url = address(output["url"])
+            told.append(unlinked(output) if url is None else linked(output, url))
+    yield f"<td>{'<br>'.join(told)}</td>"

@@ -1,0 +1,203 @@
+"""Pure: build requests: URL, query, body, headers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, get_args
+from urllib.parse import quote, urlencode
+
+import msgspec
+from msgspec import Struct
+
+from flora_async import errors
+from flora_async._http.urls import ENCODED_PATH, Origin, dotted, secure
+from flora_async._validation import (
+    check_id,
+    check_idempotency_key,
+    check_limit,
+    check_text,
+    encode,
+    to_json_object,
+    unwrap_number,
+)
+from flora_async.models import (
+    GenerationType,
+    Order,
+)
+
+_TYPES: tuple[GenerationType, ...] = get_args(GenerationType)
+_MAX_CURSOR = 4096
+_UNRESERVED = re.compile(r"[A-Za-z0-9_.~-]+")
+_ID_IN_PATH = re.compile(r"(?<=/)(?:run|ws|prj|tech|asset|whd)_[^/]+")
+
+
+# -- what goes out -----------------------------------------------------------------------------------------------------
+
+
+class Request(Struct, frozen=True, gc=False, kw_only=True):
+    """One request, ready for the wire. With an *order* it is a create, which has rules of its own."""
+
+    method: str
+    url: str
+    body: bytes | None = None
+    idempotency_key: str | None = None
+    order: Order | None = None
+    template: str = "/runs/{id}"
+    """Its path below the base URL, without ids: what events tell."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether sending it twice does no more than sending it once."""
+        return self.idempotency_key is not None or not self.billable
+
+    @property
+    def billable(self) -> bool:
+        """Whether FLORA may start something that costs money when it receives the request."""
+        return self.method not in ("GET", "HEAD", "OPTIONS")
+
+    @property
+    def path(self) -> str:
+        """What it asks for, without its query: fit for a log."""
+        return self.url.partition("?")[0]
+
+
+def check_order(origin: Origin, order: Order) -> Order:
+    """Check an order before it is paid, and return it as it is sent: a plain Order of plain values.
+
+    Reference: "Start a generation", Parameters.
+    """
+    if order.callback_url is not None and not secure(origin, check_text("callback_url", order.callback_url)):
+        raise errors.ConfigurationError("callback_url must be an https URL, like https://example.com/flora")
+    return Order(
+        type=_check_type(order.type),
+        prompt=check_text("prompt", order.prompt),
+        workspace_id=check_id("workspace_id", order.workspace_id, "ws_"),
+        project_id=check_id("project_id", order.project_id, "prj_"),
+        model=None if order.model is None else check_text("model", order.model),
+        params=None if order.params is None else to_json_object("params", order.params),
+        callback_url=None if order.callback_url is None else check_text("callback_url", order.callback_url),
+    )
+
+
+def _check_type(kind: object) -> GenerationType:
+    if isinstance(kind, str) and kind in _TYPES:
+        return _TYPES[_TYPES.index(kind)]
+    kinds = ", ".join(map(repr, _TYPES))
+    fix = ". Use its .value" if isinstance(kind, Enum) else ""
+    raise errors.ConfigurationError(f"type must be one of {kinds}, not {kind!r}{fix}")
+
+
+def order_of(order: object, fields: Mapping[str, Any]) -> Order:
+    """Return the Order that a create was given: whole, or as *fields*, which are ``None`` where they were left out."""
+    given = [name for name, value in fields.items() if value is not None]
+    if order is None:
+        missing = [name for name in ("type", "prompt", "workspace_id", "project_id") if name not in given]
+        if missing:
+            raise errors.ConfigurationError(
+                f"the order lacks {', '.join(missing)}. Pass an Order, or type, prompt, workspace_id and project_id"
+            )
+        return Order(**fields)
+    if not isinstance(order, Order):
+        raise errors.ConfigurationError(
+            f"the positional argument must be an Order, not {type(order).__name__}. "
+            "Pass an Order, or type=..., prompt=..., workspace_id=..., project_id=..."
+        )
+    if given:
+        raise errors.ConfigurationError(
+            f"an Order has its fields already. Leave out {', '.join(given)}, or use msgspec.structs.replace(order, ...)"
+        )
+    return order
+
+
+def create_request(origin: Origin, order: Order, idempotency_key: str) -> Request:
+    """``POST /generate``, under one key for all its attempts."""
+    plain = check_order(origin, order)
+    return Request(
+        method="POST",
+        url=f"{origin.url}/generate",
+        body=msgspec.json.encode(plain),
+        idempotency_key=idempotency_key,
+        order=plain,
+        template="/generate",
+    )
+
+
+def retrieve_request(origin: Origin, run_id: str) -> Request:
+    """``GET /runs/{runId}``."""
+    place = check_id("run_id", run_id, "run_")
+    if not _UNRESERVED.fullmatch(place):
+        place = quote(place, safe="")
+    return Request(method="GET", url=f"{origin.url}/runs/{place}")
+
+
+def list_request(
+    origin: Origin,
+    *,
+    cursor: str | None,
+    limit: int | None,
+    project_id: str | None,
+    status: str | None,
+    workspace_id: str | None,
+) -> Request:
+    """``GET /generations``, one page of it."""
+    query: dict[str, str] = {}
+    if cursor is not None:
+        query["cursor"] = check_text("cursor", cursor, longest=_MAX_CURSOR)
+    if limit is not None:
+        query["limit"] = str(check_limit(limit))
+    if project_id is not None:
+        query["project_id"] = check_id("project_id", project_id, "prj_")
+    if status is not None:
+        query["status"] = check_text("status", status)
+    if workspace_id is not None:
+        query["workspace_id"] = check_id("workspace_id", workspace_id, "ws_")
+    return Request(method="GET", url=_with_query(f"{origin.url}/generations", query), template="/generations")
+
+
+def plain_request(
+    origin: Origin,
+    method: str,
+    path: str,
+    *,
+    params: Mapping[str, str | int | float | bool] | None,
+    json: object,
+    idempotency_key: str | None,
+) -> Request:
+    """Anything else below the base URL."""
+    verb = check_text("method", method)
+    if not (verb.isascii() and verb.isalpha()):
+        raise errors.ConfigurationError(f"method must be a word like GET, not {verb!r}")
+    encoded = "/" + check_text("path", path).removeprefix("/")
+    if not ENCODED_PATH.fullmatch(encoded) or "//" in encoded or dotted(encoded):
+        raise errors.ConfigurationError(
+            f"path must lie below the base URL, percent-encoded and without a query, not {path[:80]!r}"
+        )
+    query = {check_text("a name in params", name): _query_value(name, value) for name, value in (params or {}).items()}
+    return Request(
+        method=verb.upper(),
+        url=_with_query(origin.url + encoded, query),
+        # Several operations answer 400 to a POST without a body.
+        body=encode("json", json) if json is not None else b"{}" if verb.upper() == "POST" else None,
+        idempotency_key=None if idempotency_key is None else check_idempotency_key(idempotency_key),
+        template=_ID_IN_PATH.sub("{id}", encoded),
+    )
+
+
+def _query_value(name: str, value: object) -> str:
+    plain = unwrap_number(value)
+    if isinstance(plain, bool):
+        return "true" if plain else "false"
+    if isinstance(plain, int):
+        return str(int(plain))
+    if isinstance(plain, float):
+        if not math.isfinite(plain):
+            raise errors.ConfigurationError(f"params[{name!r}] is {plain}. Send a finite number")
+        return str(float(plain))
+    return check_text(f"params[{name!r}]", plain)
+
+
+def _with_query(url: str, query: Mapping[str, str]) -> str:
+    return f"{url}?{urlencode(query, quote_via=quote)}" if query else url

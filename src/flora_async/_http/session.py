@@ -1,0 +1,461 @@
+"""The only room with a socket: aiohttp sessions, and one exchange with a deadline.
+
+aiohttp is most of the time that importing this package would take, so this room is entered when the first request goes
+out. No exception of aiohttp's leaves it: their reprs can hold the key. So can the locals of its frames, which whoever
+records a traceback sees: they are not in ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import platform
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
+from errno import EACCES
+from io import BytesIO
+from ssl import SSLCertVerificationError, SSLContext, SSLError
+from typing import Any, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
+
+import aiohttp
+from aiohttp.payload import BytesIOPayload
+from aiohttp.tracing import Trace
+from yarl import URL
+
+from flora_async import errors
+from flora_async._http.auth import Secret
+from flora_async._http.clock import ServerClock
+from flora_async._http.requests import Request
+from flora_async._http.responses import Answer, http_date, salvaged_run_id, unpacked
+
+T = TypeVar("T")
+
+_Address: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
+"""What ``getaddrinfo`` gives."""
+
+log = logging.getLogger("flora_async")
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for one attempt at a connection, or nine tenths of the exchange's own, whichever is less."""
+CREATE_KEEPALIVE = 2.0
+"""Seconds that a connection for creates may idle: less than any server allows, so that none closes under a POST."""
+
+
+class Sessions:
+    """The three sessions of a client: reads, creates and media never share a connection."""
+
+    def __init__(
+        self,
+        *,
+        key: Secret,
+        version: str,
+        timeout: float,
+        max_bytes: int,
+        proxy: str | None,
+        borrowed: aiohttp.ClientSession | None,
+        clock: ServerClock,
+        may_connect: Callable[[str], bool] | None,
+        ssl: SSLContext | None,
+    ) -> None:
+        # aiohttp has no public way to ask.
+        if borrowed is not None and vars(borrowed).get("_loop") is not asyncio.get_running_loop():
+            raise errors.ConfigurationError(
+                "session= belongs to another event loop: make it in the asyncio.run(...) that uses this client"
+            )
+        connect = min(CONNECT_TIMEOUT, 0.9 * timeout)
+        agent = f"flora-async/{version} python/{platform.python_version()}"
+
+        def guarded(address: _Address) -> socket.socket:
+            if may_connect is not None and not may_connect(str(address[4][0])):
+                raise PermissionError(EACCES, "the address is not a public one")
+            return socket.socket(address[0], address[1], address[2])
+
+        self._key = key
+        self._seconds = timeout
+        self._max_bytes = max_bytes
+        self._proxy = proxy
+        self._borrowed = borrowed
+        self._clock = clock
+        self._headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": agent}
+        self._media_headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": agent}
+        self._timeout = aiohttp.ClientTimeout(
+            total=timeout,
+            connect=None if borrowed is None else 0.9 * timeout,  # its pool has a limit, and others that use it
+            sock_connect=connect,
+            ceil_threshold=math.inf,
+        )
+        self._media_timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=connect, sock_read=timeout, ceil_threshold=math.inf
+        )
+        # What is in flight is capped by the limiter, so that waiting for a turn costs nobody's deadline.
+        trust = True if ssl is None else ssl
+        self._reads = borrowed or _session(aiohttp.TCPConnector(limit=0, ssl=trust), self._headers)
+        self._connector = _CreateConnector(limit=0, keepalive_timeout=CREATE_KEEPALIVE, ssl=trust)
+        self._connector.waiting = set()
+        self._creates = _session(self._connector, self._headers)
+        self._media = _session(aiohttp.TCPConnector(socket_factory=guarded, ssl=trust), self._media_headers)
+        self._last: WeakKeyDictionary[asyncio.Transport, Answer] = WeakKeyDictionary()
+        self._date: str | None = None
+        self._closing = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether a session was closed, ours or the caller's own."""
+        return self._reads.closed or self._creates.closed
+
+    async def exchange(self, request: Request, read: Callable[[Answer], T]) -> T:
+        """Send *request*, once, and read its answer."""
+        create = request.order is not None
+        session = self._creates if create else self._reads
+        body = None if request.body is None else BytesIOPayload(BytesIO(request.body), content_type="application/json")
+        waiting = self._connector.waiting
+        if create:
+            # A deadline that has passed, or a cancellation on its way, ends a create here, before it is paid.
+            await asyncio.sleep(0)
+        if self._closing:
+            raise errors.ClientClosedError("the client was closed before a request was sent")
+        began = time.monotonic()
+        failure: errors.FloraError | asyncio.CancelledError
+        try:
+            async with session.request(
+                request.method,
+                URL(request.url, encoded=True),
+                data=body,
+                headers=self._headed(request, session),
+                timeout=self._timeout,
+                allow_redirects=False,
+                auto_decompress=False,
+                proxy=self._proxy,
+            ) as response:
+                if response.headers.get("date") != self._date:
+                    self._learn_time(response.headers, seconds=time.monotonic() - began)
+                answer = Answer(
+                    request=request,
+                    status=response.status,
+                    headers=response.headers,
+                    body=await _read_whole(
+                        response, self._max_bytes, request, seconds=self._seconds - (time.monotonic() - began)
+                    ),
+                    received=time.time(),
+                )
+                if log.isEnabledFor(logging.DEBUG):
+                    _log_response(answer, seconds=time.monotonic() - began)
+                try:
+                    if create and self._repeats(response, answer):
+                        raise errors.ProtocolError(f"{request.path}: the answer to another order came again")
+                    return self._understood(answer, read)
+                except (errors.APIConnectionError, errors.ResponseDecodeError):
+                    _distrust(response)
+                    raise
+        except errors.FloraError:
+            raise
+        except asyncio.CancelledError as error:
+            failure = error
+        except (aiohttp.ClientError, *_FOREIGN) as error:
+            failure = self._failure_of(error, request, unsent=not create or asyncio.current_task() in waiting)
+        try:
+            raise failure.with_traceback(None)  # aiohttp's frames hold the key
+        finally:
+            del failure  # it refers to this frame
+            waiting.discard(asyncio.current_task())
+
+    def _learn_time(self, headers: Mapping[str, str], *, seconds: float) -> None:
+        self._date = headers.get("date", "")
+        date = http_date(self._date)
+        if date is not None and "age" not in headers:  # a cached response is dated when it was made
+            received = asyncio.get_running_loop().time()
+            self._clock.observe(date, sent=received - seconds, received=received, wall=time.time())
+
+    def _failure_of(self, error: Exception, request: Request, *, unsent: bool) -> errors.FloraError:
+        """Map an exception of aiohttp. With *unsent*, nothing of the request was sent, or it does not matter."""
+        if self._closing and unsent:
+            return errors.ClientClosedError("the client was closed while a request was under way")
+        if self.closed and unsent:
+            return errors.ClientClosedError(f"the session was closed under {request.path}")
+        proxy = self._proxy and str(URL(self._proxy).with_user(None))
+        create = request.order is not None
+        if isinstance(error, aiohttp.ConnectionTimeoutError) and not create and _is_full(self._borrowed):
+            return errors.APITimeoutError(
+                f"{request.path}: no connection in time: the pool of session= is full of other requests. "
+                "Give its connector a higher limit, or this client a session of its own",
+                sent="not_sent",
+            )
+        return _translated(error, unsent=create and unsent, where=request.path, proxy=proxy)
+
+    def _headed(self, request: Request, session: aiohttp.ClientSession) -> dict[str, str]:
+        """Give a request its headers, the key among them; no frame but aiohttp's own holds them."""
+        headers = {"Authorization": self._key.bearer()}
+        if request.idempotency_key is not None:
+            headers["Idempotency-Key"] = request.idempotency_key
+        return headers | self._headers if session is self._borrowed else headers
+
+    def _understood(self, answer: Answer, read: Callable[[Answer], T]) -> T:
+        if "content-encoding" in answer.headers:
+            answer = unpacked(answer, self._max_bytes)
+        try:
+            return read(answer)
+        except errors.FloraError:
+            if not self._key.stands_in(answer.body, answer.headers):
+                raise
+        # Somebody in between shows what he was sent.
+        return read(
+            Answer(
+                request=answer.request,
+                status=answer.status,
+                headers=self._key.struck_from(answer.headers),
+                body=self._key.struck_out(answer.body),
+                received=answer.received,
+            )
+        )
+
+    def _repeats(self, response: aiohttp.ClientResponse, answer: Answer) -> bool:
+        """Say whether an answer is the last one of its connection over again, which was to another order."""
+        if not isinstance(response, TraceableResponse) or response.wire is None:
+            return False
+        last, self._last[response.wire] = self._last.get(response.wire), answer
+        return (
+            last is not None
+            and last.request.idempotency_key != answer.request.idempotency_key
+            and last.body == answer.body
+            and (last.request_id, last.status) == (answer.request_id, answer.status)
+            and answer.request_id is not None
+        )
+
+    async def open_media(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """Open an output's *url*, without our key, cookies or redirects; the deadline is for each read."""
+        try:
+            return await self._media.get(
+                URL(url, encoded=True),
+                headers=headers,
+                timeout=self._media_timeout,
+                allow_redirects=False,
+                auto_decompress=False,
+                proxy=self._proxy,
+            )
+        except (aiohttp.ClientError, *_FOREIGN) as error:
+            failure = self._media_failure_of(error, url.partition("?")[0])
+        raise failure
+
+    async def chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """Give the bytes of an output as they come: what came before a connection breaks is kept."""
+        try:
+            while True:
+                async with asyncio.timeout(self._seconds):  # see _read_whole
+                    chunk = await response.content.readany()
+                if not chunk:
+                    return
+                yield chunk
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            failure = self._media_failure_of(error, str(response.url.with_query(None)))
+        raise failure
+
+    def _media_failure_of(self, error: Exception, where: str) -> errors.FloraError:
+        if self._closing:
+            return errors.ClientClosedError("the client was closed while an output was downloaded")
+        return _translated(error, where=where)
+
+    async def close(self) -> None:
+        """Close what was opened here. Requests under way end in an error at once."""
+        self._closing = True
+        async with AsyncExitStack() as closing:  # a cancellation ends the wait for one of them
+            for session in (self._creates, self._media, self._reads):
+                if session is not self._borrowed:
+                    closing.push_async_callback(session.close)
+
+
+def _session(connector: aiohttp.TCPConnector, headers: Mapping[str, str]) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        headers=headers,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        response_class=TraceableResponse,
+    )
+
+
+def _log_response(answer: Answer, *, seconds: float) -> None:
+    request, request_id = answer.request, answer.request_id
+    extra = {
+        "method": request.method,
+        "path": request.template,
+        "status": answer.status,
+        "seconds": seconds,
+        "request_id": request_id,
+    }
+    said = answer.status, 1000 * seconds, request_id
+    log.debug("%s %s: %d in %.0f ms (%s)", request.method, request.path, *said, extra=extra)
+
+
+class TraceableResponse(aiohttp.ClientResponse):
+    """An answer that still knows its connection when it has been read, and the connection is free again."""
+
+    wire: asyncio.Transport | None = None
+
+    async def start(self, connection: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        """Note the connection."""
+        self.wire = connection.transport
+        return await super().start(connection)
+
+
+def _distrust(response: aiohttp.ClientResponse) -> None:
+    """Never use a connection again that has delivered something strange: it may deliver the next answer too."""
+    if isinstance(response, TraceableResponse) and response.wire is not None:
+        response.wire.abort()
+
+
+class _CreateConnector(aiohttp.TCPConnector):
+    """Records which tasks wait for their connection, so that nothing of their requests can have been sent.
+
+    A request counts as sent unless this proves otherwise, also if aiohttp should connect in another way.
+    """
+
+    waiting: set[asyncio.Task[Any] | None]
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.connector.Connection:
+        """Open a connection, or take one that is open."""
+        task = asyncio.current_task()
+        self.waiting.add(task)
+        connection = await super().connect(req, traces, timeout)
+        self.waiting.discard(task)
+        return connection
+
+
+_FOREIGN = (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError, AssertionError)
+"""What aiohttp and the libraries below it raise besides their own errors, some of it at a server's pleasure."""
+
+
+def check_session(session: object) -> None:
+    """Check a caller's own session: it must not come in the way of the key."""
+    if not isinstance(session, aiohttp.ClientSession):
+        raise errors.ConfigurationError(f"session must be an aiohttp.ClientSession, not {type(session).__name__}")
+    for name, wrong in (
+        ("trust_env", session.trust_env),
+        ("raise_for_status", session.raise_for_status),
+        ("auth", session.auth is not None),
+        ("headers", any(name.lower() in ("authorization", "cookie", "host") for name in session.headers)),
+    ):
+        if wrong:
+            raise errors.ConfigurationError(
+                f"session must not have {name} of its own that come in the way of the key: make it without"
+            )
+
+    if vars(session).get("_default_proxy") is not None:
+        raise errors.ConfigurationError("session must not have a proxy of its own, which would see the key: use proxy=")
+    if session.connector is not None and type(session.connector) is not aiohttp.TCPConnector:
+        raise errors.ConfigurationError(
+            f"session must connect with aiohttp.TCPConnector, not {type(session.connector).__name__}, which may give "
+            "the key to another host: make it without connector=, or use proxy="
+        )
+
+
+def _is_full(session: aiohttp.ClientSession | None) -> bool:
+    """Return whether all connections that a session's pool may open are in use."""
+    connector = None if session is None else session.connector
+    if connector is None:
+        return False
+    used = len(vars(connector).get("_acquired", ()))
+    return any(0 < limit <= used for limit in (connector.limit, connector.limit_per_host))
+
+
+async def _read_whole(response: aiohttp.ClientResponse, limit: int, request: Request, *, seconds: float) -> bytes:
+    """Read an answer, if it has no more than *limit* bytes, within so many *seconds*.
+
+    They are counted here: what was on the connection before it was asked, aiohttp reads by the clock of the request
+    before, which stands.
+    """
+    content = response.content
+    parts: list[bytes] = []
+    size = 0
+    failure: errors.APIConnectionError | None = None
+    length = response.content_length
+    try:
+        if content.is_eof() and (length is None or length <= limit):  # as nearly always: it has come with its head
+            body = content.read_nowait()
+            size = len(body)
+            if size <= limit:
+                return body
+        async with asyncio.timeout(seconds):
+            while size <= limit and (length is None or length <= limit):
+                part = await content.readany()
+                parts.append(part)
+                size += len(part)
+                if content.at_eof() and size <= limit:
+                    return b"".join(parts)
+    except (aiohttp.ClientError, OSError, RuntimeError) as error:
+        failure = _translated(error, where=request.path)
+    response.close()
+    if failure is None:
+        failure = errors.ResponseTooLargeError(
+            f"{request.path} answered with more than {limit} bytes", request_id=response.headers.get("request-id")
+        )
+    failure.run_id = salvaged_run_id(response.status, b"".join(parts))
+    raise failure
+
+
+_AUTHORITIES = "ssl= and SSL_CERT_FILE only say which authorities are trusted"
+_UNKNOWN_AUTHORITY = (
+    "is signed by an unknown authority",
+    "Trust the authority with Flora(ssl=...) or the environment variable SSL_CERT_FILE",
+)
+_CERTIFICATE_FAULTS = {
+    9: ("is not valid yet", f"Check this machine's clock; {_AUTHORITIES}"),
+    10: ("has expired", f"Renew it, or check this machine's clock; {_AUTHORITIES}"),
+    62: ("is for another host name", f"Check the host in the URL; {_AUTHORITIES}"),
+    64: ("is for another IP address", f"Check the host in the URL; {_AUTHORITIES}"),
+}
+"""By OpenSSL's code of verification; all others concern the authority."""
+
+
+def _tls_failure(error: aiohttp.ClientSSLError) -> str:
+    """Return why a TLS handshake failed, and the fix."""
+    cause: object = error.os_error
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        cause = error.certificate_error
+    if isinstance(cause, SSLCertVerificationError):
+        fault, fix = _CERTIFICATE_FAULTS.get(cause.verify_code, _UNKNOWN_AUTHORITY)
+        return f"the TLS certificate of {error.host} {fault} ({cause.verify_message.rstrip('.')}). {fix}"
+    reason = cause.reason if isinstance(cause, SSLError) else type(cause).__name__
+    return f"the TLS handshake with {error.host} failed ({reason}). Check that it serves https, and the context of ssl="
+
+
+_PROXY_FIXES = {
+    407: "Check the user and the password in proxy=",
+    403: "Ask its operator to allow this host",
+}
+
+
+def _translated(
+    error: Exception, *, where: str, unsent: bool = False, proxy: str | None = None
+) -> errors.APIConnectionError:
+    """Say in our words what aiohttp ran into; its own exceptions may hold the key, so only names and numbers pass."""
+    name = type(error).__name__
+    connecting = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+    state: errors.SendState = "not_sent" if connecting or unsent else "maybe_sent"
+    if isinstance(error, TimeoutError):
+        what = "no connection" if state == "not_sent" else "no complete answer"
+        return errors.APITimeoutError(f"{where}: {what} in time ({name})", sent=state)
+    if isinstance(error, aiohttp.ClientSSLError):
+        return errors.APIConnectionError(f"{where}: {_tls_failure(error)}", sent="not_sent", retryable=False)
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        fix = _PROXY_FIXES.get(error.status, "Try later, or ask its operator")
+        return errors.APIConnectionError(
+            f"{where}: the proxy {proxy or ''} refused the tunnel with {error.status} {error.message}. {fix}",
+            sent="not_sent",
+            retryable=error.status >= 500,
+        )
+    if isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL | ValueError):
+        return errors.ProtocolError(f"{where}: the answer is not proper HTTP ({name})")
+    number = f" {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return errors.APIConnectionError(f"{where}: cannot connect to the proxy {proxy or ''} ({name})", sent=state)
+    if connecting:
+        return errors.APIConnectionError(f"{where}: cannot connect ({name}{number})", sent=state)
+    hint = "; does it speak https?" if where.startswith("http:") else ""
+    if isinstance(error, aiohttp.ClientError | OSError | RuntimeError):  # aiohttp's of a body whose connection has gone
+        return errors.APIConnectionError(f"{where}: the connection broke ({name}{number}){hint}", sent=state)
+    return errors.APIConnectionError(f"{where}: the request failed ({name})", sent=state, retryable=False)

@@ -1,0 +1,1 @@
+"""Waiting for runs: one poller for all runs of a client."""

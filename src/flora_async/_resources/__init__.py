@@ -1,0 +1,1 @@
+"""FLORA's API resources, as attributes of the client."""

@@ -1,0 +1,380 @@
+"""Creates: sent under one key, and if the response is lost, found in the history. Never sent under a second key."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from copy import copy
+from functools import partial
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from flora_async import errors
+from flora_async._http import retry
+from flora_async._http.requests import Request, create_request, list_request
+from flora_async._http.responses import Answer, given_before, read_page, read_started_run
+from flora_async._http.transport import Attempt, Transport
+from flora_async._http.urls import Origin
+from flora_async._resources.matching import Claim, could_be, judge
+from flora_async._resources.pagination import GenerationList
+from flora_async.models import Generation, GenerationPage, Order, StartedRun
+
+log = logging.getLogger("flora_async")
+
+REMEMBERED_RUNS = 100_000
+"""Number of run ids that a client remembers as its own."""
+
+MAX_IDLE_SCOPES = 100
+"""Number of projects that are kept, with those in use, before the idle ones are dropped."""
+
+
+class Recovery:
+    """The creates of one client: those in flight, those whose run is looked for, and the runs they were given."""
+
+    def __init__(self, origin: Origin, transport: Transport, *, adopt: bool) -> None:
+        self._origin = origin
+        self._transport = transport
+        self._adopt = adopt
+        self._given: dict[str, str] = {}
+        self._scopes: dict[tuple[str, str], _Scope] = {}
+        self._max_scopes = MAX_IDLE_SCOPES
+
+    def now(self) -> float:
+        """Return the time by FLORA's clock, as far as it is known, in Unix seconds."""
+        return self._transport.clock.now(steady=self._transport.time(), wall=time.time())
+
+    def _latest_now(self) -> float:
+        """Return the latest time that it can be by FLORA's clock, in Unix seconds."""
+        return self._transport.clock.latest(steady=self._transport.time(), wall=time.time())
+
+    def has_created(self, run_id: str) -> bool:
+        """Return whether this client has created the run, or found it for an order of its own."""
+        return run_id in self._given
+
+    async def create(self, request: Request, order: Order, key: str) -> StartedRun:
+        """Send an order until it is accepted. If its outcome is unknown, look for its run in the history."""
+        scope = self._scope(order)
+        attempts: list[Attempt] = []
+        finished = scope.begin_create()
+        try:
+            return await self._transport.call(request, partial(self._read, key), attempts=attempts)
+        except errors.FloraError as error:
+            unknown = self._unknown_outcome(order, key, attempts)
+            if unknown is None:
+                if isinstance(error, errors.IdempotencyConflictError):
+                    self._explain(error, order, key)
+                raise
+            plain = _only_server_errors(attempts)
+            scope.claim(unknown)
+        finally:
+            scope.end_create(finished)
+            attempts.clear()  # an error refers to this frame
+        try:
+            return _as_started(await self._find(unknown, scope, known=(), plain=plain))
+        finally:
+            del unknown, plain
+
+    async def recover(
+        self, error: errors.CreateOutcomeUnknownError | errors.IdempotencyConflictError, known: Collection[str]
+    ) -> StartedRun:
+        """Try again to find the run of an order: send it under its key while that is safe, then look for its run."""
+        unknown = copy(error) if isinstance(error, errors.CreateOutcomeUnknownError) else _unknown(error)
+        scope = self._scope(unknown.order)
+        scope.claim(unknown)
+        try:
+            if not unknown.accepted and await self._may_resend(unknown):
+                finished = scope.begin_create()
+                try:
+                    started = await self._resend(unknown)
+                    scope.claim(unknown)
+                finally:
+                    scope.end_create(finished)
+                if started is not None:
+                    return started
+            return _as_started(await self._find(unknown, scope, known))
+        finally:
+            scope.unclaim(unknown.idempotency_key)
+            del unknown
+
+    async def _may_resend(self, unknown: errors.CreateOutcomeUnknownError) -> bool:
+        """Return whether FLORA still knows the key, by its own clock, which a read tells before anything is sent."""
+        with suppress(errors.FloraError):  # an error response tells the time too
+            await self._page(unknown.order, None)
+        return self._transport.clock.known and self._latest_now() < unknown.window[0] + retry.RESEND_WINDOW
+
+    async def _resend(self, unknown: errors.CreateOutcomeUnknownError) -> StartedRun | None:
+        key = unknown.idempotency_key
+        attempts: list[Attempt] = []
+        request = create_request(self._origin, unknown.order, key)
+        try:
+            return await self._transport.call(request, partial(self._read, key), attempts=attempts)
+        except errors.FloraError as failure:
+            known = isinstance(failure, errors.IdempotencyConflictError)
+            named = self._named_run(key, attempts)
+            unknown.accepted = unknown.accepted or known or named is not None
+            unknown.run_id = unknown.run_id or named
+            unknown.reason = str(failure)
+        finally:
+            unknown.attempts += len(attempts)
+            attempts.clear()
+        unknown.window = unknown.window[0], max(unknown.window[1], self._latest_now() + self._skew())
+        return None
+
+    def _read(self, key: str, answer: Answer) -> StartedRun:
+        started = read_started_run(answer)
+        if self._given.get(started.run_id, key) != key:
+            raise given_before(answer, started.run_id)
+        self._give(started.run_id, key)
+        return started
+
+    def _give(self, run_id: str, key: str) -> None:
+        self._given[run_id] = key
+        if len(self._given) > REMEMBERED_RUNS:
+            del self._given[next(iter(self._given))]
+
+    def _skew(self) -> float:
+        return retry.CLOCK_SKEW if self._transport.clock.known else retry.CLOCK_SKEW_UNHEARD
+
+    def _unknown_outcome(
+        self, order: Order, key: str, attempts: Sequence[Attempt]
+    ) -> errors.CreateOutcomeUnknownError | None:
+        """Return the error of a create that may have been accepted; ``None`` if no attempt can have been."""
+        if not any(retry.may_have_arrived(attempt.error) for attempt in attempts):
+            return None
+        last, named = attempts[-1].error, self._named_run(key, attempts)
+        first = next(attempt for attempt in attempts if retry.may_have_been_seen(attempt.error))
+        skew = self._skew()
+        unknown = errors.CreateOutcomeUnknownError(
+            order=order,
+            idempotency_key=key,
+            window=(self._time_of(first) - skew, self._latest_now() + skew),
+            attempts=len(attempts),
+            reason=str(last),
+            accepted=isinstance(last, errors.IdempotencyConflictError) or named is not None,
+        )
+        unknown.run_id = named
+        return unknown
+
+    def _time_of(self, attempt: Attempt) -> float:
+        """Return the time of an attempt by FLORA's clock: the earlier of what was known then and what is known now."""
+        loop, clock = asyncio.get_running_loop(), self._transport.clock
+        now_known = clock.earliest(attempt.sent)
+        if now_known is None:
+            return time.time() - (loop.time() - attempt.sent)
+        return now_known if attempt.server_time is None else min(now_known, attempt.server_time)
+
+    def _named_run(self, key: str, attempts: Sequence[Attempt]) -> str | None:
+        """Return the run that a torn response names, unless it is another order's."""
+        named = next((attempt.error.run_id for attempt in attempts if attempt.error.run_id), None)
+        if named is not None and self._given.get(named, key) == key:
+            return named
+        # A response that was read whole, and whose connection broke or timed out in the same moment.
+        return next((run_id for run_id, owner in self._given.items() if owner == key), None)
+
+    def _explain(self, error: errors.IdempotencyConflictError, order: Order, key: str) -> None:
+        now, skew = self.now(), self._skew()
+        error.order, error.idempotency_key = order, key
+        error.window = now - retry.KEY_SECONDS - skew, now + skew
+
+    def _scope(self, order: Order) -> _Scope:
+        place = order.workspace_id, order.project_id
+        scope = self._scopes.get(place)
+        if scope is None:
+            if len(self._scopes) >= self._max_scopes:
+                self._scopes = {at: each for at, each in self._scopes.items() if each.in_flight or each.claims}
+                self._max_scopes = max(MAX_IDLE_SCOPES, 2 * len(self._scopes))
+            scope = self._scopes[place] = _Scope()
+        return scope
+
+    # -- looking for a run
+
+    async def _find(
+        self,
+        unknown: errors.CreateOutcomeUnknownError,
+        scope: _Scope,
+        known: Collection[str],
+        plain: errors.InternalServerError | None = None,
+    ) -> Generation:
+        """Find the run of a create, or raise what is known about it. Without proof that it exists: raise.
+
+        The history may lag, so the first look takes no run by elimination and clears no create. *plain* is raised
+        instead where a later look shows no run that it could be.
+        """
+        key = unknown.idempotency_key
+        pauses = deque(retry.RECOVERY_PAUSES)
+        lagging = True
+        try:
+            while True:
+                if not unknown.accepted:  # a proxy may deliver an attempt after its client gave up
+                    unknown.window = unknown.window[0], max(unknown.window[1], self._latest_now() + self._skew())
+                seen = await self._look(scope, unknown, known)
+                runs: list[str] = []
+                if seen is not None:
+                    runs = judge(scope.claims.values(), seen.rows).get(key, [])
+                    unknown.candidates = tuple(could_be(_claim(unknown), seen.rows))
+                    complete = not (lagging or seen.broken)
+                    if plain is not None and complete and not unknown.candidates:
+                        raise plain
+                    if self._adopt and len(runs) == 1 and (complete or runs[0] == unknown.run_id):
+                        return self._adopted(key, next(row for row in seen.rows if row.run_id == runs[0]))
+                if unknown.accepted:
+                    settled = bool(runs) and not self._adopt
+                    settled = settled or (len(runs) > 1 and not scope.in_flight)
+                else:
+                    settled = plain is None or not lagging
+                if settled or not pauses:
+                    raise unknown
+                await self._transport.pause(pauses.popleft())
+                lagging = False
+        finally:
+            scope.unclaim(key)
+            del unknown, plain
+
+    def _adopted(self, key: str, row: Generation) -> Generation:
+        self._give(row.run_id, key)
+        extra = {"idempotency_key": key, "run_id": row.run_id}
+        log.warning("the response to the create under key %s was lost; %s is its run", key, row.run_id, extra=extra)
+        return replace(row, recovered=True)
+
+    async def _look(
+        self, scope: _Scope, unknown: errors.CreateOutcomeUnknownError, known: Collection[str]
+    ) -> _History | None:
+        """Read the runs that are not accounted for, by a look that begins now; ``None`` if that fails."""
+        asked = time.monotonic()
+        async with scope.lock:
+            if scope.looked < asked:
+                began = time.monotonic()
+                try:
+                    earliest = min([unknown.window[0], *(claim.window[0] for claim in scope.claims.values())])
+                    scope.history = await self._walk(unknown.order, earliest)
+                except errors.FloraError as failure:
+                    name = type(failure).__name__
+                    log.info("the history could not be read (%s)", name, extra={"error": name})
+                    return None
+                scope.looked = began
+            history = scope.history
+        left = self._unaccounted(scope, history, known)
+        if scope.in_flight and len(could_be(_claim(unknown), left.rows)) > unknown.accepted:
+            # Some of these can be runs of creates in flight. One that hangs does not hold this one up.
+            await asyncio.wait(list(scope.in_flight), timeout=retry.RECOVERY_CONFIRM)
+            left = self._unaccounted(scope, history, known)
+        return left
+
+    def _unaccounted(self, scope: _Scope, history: _History, known: Collection[str]) -> _History:
+        """Return the runs that no finished create has; a claim keeps the run that its own response has named."""
+        rows = [
+            row
+            for row in history.rows
+            if self._given.get(row.run_id, "") in ("", *scope.claims) and row.run_id not in known
+        ]
+        return _History(rows, history.broken)
+
+    async def _walk(self, order: Order, earliest: float) -> _History:
+        rows: list[Generation] = []
+        broken = False
+        async with GenerationList(partial(self._page, order), None).pages() as pages:
+            async for page in pages:
+                broken = broken or bool(page.broken)
+                rows += page.generations
+                if any(row.created.timestamp() < earliest for row in page.generations):
+                    break
+        fresh = {row.run_id: row for row in rows if row.created.timestamp() >= earliest}
+        return _History(list(fresh.values()), broken)
+
+    async def _page(self, order: Order, cursor: str | None) -> GenerationPage:
+        request = list_request(
+            self._origin,
+            cursor=cursor,
+            limit=100,
+            project_id=order.project_id,
+            status=None,
+            workspace_id=order.workspace_id,
+        )
+        return await self._transport.call(request, read_page)
+
+
+class _History(Struct, frozen=True):
+    """The runs of a project since some time, and whether items among them could not be read."""
+
+    rows: Sequence[Generation]
+    broken: bool
+
+
+class _Scope:
+    """The creates of one project, which compete for its runs."""
+
+    def __init__(self) -> None:
+        self.in_flight: set[asyncio.Future[None]] = set()
+        self.claims: dict[str, Claim] = {}
+        self.lock = asyncio.Lock()
+        self.looked = 0.0
+        self.history = _History((), broken=False)
+
+    def begin_create(self) -> asyncio.Future[None]:
+        """Count a create in flight until :meth:`end_create`."""
+        finished = asyncio.get_running_loop().create_future()
+        self.in_flight.add(finished)
+        return finished
+
+    def end_create(self, finished: asyncio.Future[None]) -> None:
+        """Count it no longer."""
+        self.in_flight.discard(finished)
+        finished.set_result(None)
+
+    def claim(self, unknown: errors.CreateOutcomeUnknownError) -> None:
+        """Add a create to the matching."""
+        self.claims[unknown.idempotency_key] = _claim(unknown)
+
+    def unclaim(self, key: str) -> None:
+        """Remove a create from the matching."""
+        self.claims.pop(key, None)
+        if not self.claims:
+            self.history, self.looked = _History((), broken=False), 0.0
+
+
+def _claim(unknown: errors.CreateOutcomeUnknownError) -> Claim:
+    return Claim(unknown.idempotency_key, unknown.order, unknown.window, unknown.run_id, unknown.accepted)
+
+
+def _only_server_errors(attempts: Sequence[Attempt]) -> errors.InternalServerError | None:
+    """Return the last 5xx of a create, if FLORA answered it with nothing else but 429 and no attempt was ambiguous."""
+    last: errors.InternalServerError | None = None
+    for attempt in attempts:
+        error = attempt.error
+        if isinstance(error, errors.InternalServerError):
+            last = error
+        elif not isinstance(error, errors.RateLimitError) and retry.may_have_been_seen(error):
+            return None
+    if last is not None:
+        last.attempts = len(attempts)
+    return last
+
+
+def _unknown(conflict: errors.IdempotencyConflictError) -> errors.CreateOutcomeUnknownError:
+    if conflict.order is None or conflict.idempotency_key is None:
+        raise errors.ConfigurationError("this conflict is not about a create: there is no run to recover")
+    return errors.CreateOutcomeUnknownError(
+        order=conflict.order,
+        idempotency_key=conflict.idempotency_key,
+        window=conflict.window,
+        attempts=conflict.attempts,
+        reason=str(conflict),
+        accepted=True,
+    )
+
+
+def _as_started(run: Generation) -> StartedRun:
+    return StartedRun(
+        run_id=run.run_id,
+        type="generation",
+        charged_cost=run.charged_cost or 0.0,
+        poll_url=run.poll_url,
+        project_id=run.project_id,
+        model=run.model,
+        recovered=True,
+    )

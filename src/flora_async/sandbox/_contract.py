@@ -1,0 +1,126 @@
+"""Pure: what FLORA accepts, and the words in which it refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import get_args
+
+import msgspec
+
+from flora_async.models import GenerationType, Order
+from flora_async.sandbox._runs import Selection, decode_cursor
+
+PREFIXES = {"workspace_id": "ws_", "project_id": "prj_", "run_id": "run_"}
+STATUSES = ("pending", "running", "completed", "failed")
+
+_ORDER_FIELDS = ("type", "prompt", "workspace_id", "project_id", "model", "params", "callback_url")
+_CALL_BACK = re.compile(r"https://.|http://(localhost|127\.[0-9.]+|\[::1\])[:/]", re.IGNORECASE)
+_HTTP = re.compile(r"\[http:([45][0-9]{2})\]")
+_REQUIRED = ("type", "prompt", "workspace_id", "project_id")
+
+
+class RefusalError(Exception):
+    """A request is answered with an error."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        fields: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers: Mapping[str, str] = headers or {}
+        self.body: dict[str, object] = {"error": {"code": code, "message": message}}
+        if fields:
+            listed = [{"field": field, "message": reason} for field, reason in fields.items()]
+            self.body = {"error": {"code": code, "message": message, "fields": listed}}
+
+
+CODES = {
+    400: "input_validation_error",
+    401: "unauthorized",
+    402: "insufficient_credits",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    409: "conflict",
+    413: "payload_too_large",
+    422: "idempotency_conflict",
+    429: "rate_limited",
+    500: "internal_error",
+    503: "service_unavailable",
+}
+
+
+def refusal(
+    status: int, *, code: str | None = None, message: str | None = None, retry_after: float | None = None
+) -> RefusalError:
+    """Refuse with a status, in FLORA's words for it."""
+    word = code or CODES.get(status, "unknown_error")
+    headers = {} if retry_after is None else {"Retry-After": f"{retry_after:.3f}".rstrip("0").rstrip(".")}
+    return RefusalError(status, word, message or f"The sandbox answers {status}, as it was asked to.", headers=headers)
+
+
+def read_order(given: dict[str, object]) -> Order:
+    """Read the body of ``POST /generate``, or refuse it with every field that is wrong."""
+    wrong = {name: "Required" for name in _REQUIRED if given.get(name) is None}
+    wrong |= {name: "Unrecognized property" for name in given if name not in _ORDER_FIELDS}
+    for name in ("prompt", "workspace_id", "project_id", "model", "callback_url"):
+        value = given.get(name)
+        if value is not None and (not isinstance(value, str) or not value):
+            wrong[name] = "Must be a string with at least one character"
+    for name in ("workspace_id", "project_id"):
+        value = given.get(name)
+        if isinstance(value, str) and value and not _has_prefix(value, PREFIXES[name]):
+            wrong[name] = f"Must start with {PREFIXES[name]}"
+    if given.get("type") is not None and given["type"] not in get_args(GenerationType):
+        wrong["type"] = f"Must be one of {', '.join(get_args(GenerationType))}"
+    if given.get("params") is not None and not isinstance(given["params"], dict):
+        wrong["params"] = "Must be an object"
+    call_back = given.get("callback_url")
+    if isinstance(call_back, str) and call_back and not _CALL_BACK.match(call_back):
+        wrong["callback_url"] = "Must be an https URL, or an http one on this machine"
+    if wrong:
+        raise RefusalError(400, "input_validation_error", "The request is not valid.", fields=wrong)
+    return msgspec.convert(given, Order)
+
+
+def read_selection(query: Mapping[str, str]) -> Selection:
+    """Read the query of ``GET /generations``, or refuse it with every part that is wrong."""
+    wrong: dict[str, str] = {}
+    limit = query.get("limit", "20")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:4]) <= 100 and len(limit) < 4):
+        wrong["limit"] = "Must be a number from 1 to 100"
+    offset = decode_cursor(query["cursor"]) if "cursor" in query else 0
+    if offset is None:
+        wrong["cursor"] = "Is not a cursor of this list"
+    if query.get("status", STATUSES[0]) not in STATUSES:
+        wrong["status"] = f"Must be one of {', '.join(STATUSES)}"
+    for name in ("project_id", "workspace_id"):
+        if name in query and not _has_prefix(query[name], PREFIXES[name]):
+            wrong[name] = f"Must start with {PREFIXES[name]}"
+    if wrong:
+        raise RefusalError(400, "input_validation_error", "The request is not valid.", fields=wrong)
+    return Selection(offset or 0, int(limit), query.get("project_id"), query.get("workspace_id"), query.get("status"))
+
+
+def asked_status(prompt: str) -> int | None:
+    """Say with which error a prompt asks to be answered."""
+    asked = _HTTP.search(prompt)
+    return int(asked[1]) if asked else None
+
+
+def check_run_id(run_id: str) -> None:
+    """Refuse what cannot be the id of a run."""
+    if not _has_prefix(run_id, PREFIXES["run_id"]):
+        fields = {"runId": "Must start with run_"}
+        raise RefusalError(400, "input_validation_error", "The request is not valid.", fields=fields)
+
+
+def _has_prefix(value: str, prefix: str) -> bool:
+    return value.startswith(prefix) and len(value) > len(prefix) and not any(char.isspace() for char in value)

@@ -1,0 +1,243 @@
+"""The sandbox's runs: each a function of the time that has passed, kept newest last, found by id or by page."""
+
+from __future__ import annotations
+
+import base64
+import re
+import secrets
+from collections.abc import Iterator
+from itertools import islice
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from flora_async.models import GenerationType, Order
+from flora_async.sandbox._chance import chance
+from flora_async.sandbox._texts import text
+
+SECONDS: dict[GenerationType, float] = {"text": 2.0, "audio": 4.0, "image": 6.0, "video": 12.0}
+"""How long a run takes at time scale 1, give or take a quarter."""
+USD: dict[GenerationType, float] = {"text": 0.01, "audio": 0.02, "image": 0.04, "video": 0.5}
+SLOW_SECONDS = 60.0
+WAITING_SHARE = 0.1
+FAILING_SHARE = 0.4
+EXTENSIONS: dict[GenerationType, str] = {"image": "png", "video": "mp4", "audio": "wav"}
+FAILURES = {
+    "safety_blocked": "The prompt was blocked by the safety system.",
+    "provider_error": "The provider failed to complete the generation.",
+    "model_timeout": "The model took too long.",
+    "input_unreachable": "An input could not be fetched.",
+    "internal_error": "Something went wrong.",
+}
+
+_FAIL = re.compile(r"\[fail:([a-z0-9_]{1,64})\]")
+
+
+class SandboxRun(Struct, frozen=True, kw_only=True):
+    """A run as it was ordered, and how it will go."""
+
+    run_id: str
+    order: Order
+    seed: int
+    created: float
+    """Seconds, by the sandbox's clock."""
+    created_at: int
+    """Unix milliseconds."""
+    waiting: float
+    """Seconds until work begins."""
+    working: float
+    """Seconds that the work takes."""
+    failure: str | None
+    model: str
+
+    @property
+    def estimate(self) -> float:
+        """What a service would promise: near the truth, not quite it."""
+        spread = chance("estimate", self.run_id).uniform(0.85, 1.15)
+        return round((self.waiting + self.working) * spread, 3)
+
+    @property
+    def cost(self) -> float:
+        """USD."""
+        return USD[self.order.type]
+
+    def status(self, now: float) -> str:
+        """Say where the run stands."""
+        passed = now - self.created
+        if passed < self.waiting:
+            return "pending"
+        if passed < self.waiting + self.working:
+            return "running"
+        return "failed" if self.failure else "completed"
+
+
+def plan_run(order: Order, *, now: float, unix: float, time_scale: float) -> SandboxRun:
+    """Decide how a run will go, by its prompt and seed."""
+    given = (order.params or {}).get("seed")
+    seed = given if isinstance(given, int) else 0
+    seconds = SECONDS[order.type] * chance("seconds", order.prompt, seed).uniform(0.75, 1.25) * time_scale
+    if "[slow]" in order.prompt:
+        seconds = max(SLOW_SECONDS, seconds)
+    failure = _FAIL.search(order.prompt)
+    working = seconds * (1 - WAITING_SHARE) * (FAILING_SHARE if failure and "[slow]" not in order.prompt else 1)
+    return SandboxRun(
+        run_id=f"run_{secrets.token_hex(8)}",
+        order=order,
+        seed=seed,
+        created=now,
+        created_at=round(unix * 1000),
+        waiting=seconds - seconds * (1 - WAITING_SHARE),
+        working=working,
+        failure=failure[1] if failure else None,
+        model=order.model or f"sandbox-{order.type}",
+    )
+
+
+def example_run(*, now: float, unix: float, time_scale: float) -> SandboxRun:
+    """Give the run of the reference's own examples, so that they can be tried as they stand."""
+    order = Order(
+        type="image",
+        prompt="A cinematic product photo of a ceramic mug on a sunlit table",
+        workspace_id="ws_abc123",
+        project_id="prj_abc123",
+    )
+    return replace(plan_run(order, now=now, unix=unix, time_scale=time_scale), run_id="run_abc123")
+
+
+def started_record(run: SandboxRun, base_url: str) -> dict[str, object]:
+    """Tell of a run that was accepted. Reference: "Start a generation", Returns."""
+    return {
+        "run_id": run.run_id,
+        "type": "generation",
+        "estimated_seconds": run.estimate,
+        "charged_cost": run.cost,
+        "poll_url": f"{base_url}/runs/{run.run_id}",
+        "project_id": run.order.project_id,
+        "model": {"model_id": run.model},
+    }
+
+
+def run_record(run: SandboxRun, now: float, base_url: str) -> dict[str, object]:
+    """Tell of a run as it stands. Reference: "Get a run", Returns."""
+    status = run.status(now)
+    record: dict[str, object] = {
+        "run_id": run.run_id,
+        "status": status,
+        "progress": 0,
+        "created_at": run.created_at,
+        "poll_url": f"{base_url}/runs/{run.run_id}",
+    }
+    if status == "pending":
+        return record
+    record["started_at"] = run.created_at + round(1000 * run.waiting)
+    if status == "running":
+        record["progress"] = int(100 * (now - run.created - run.waiting) / run.working)
+        return record
+    record["completed_at"] = run.created_at + round(1000 * (run.waiting + run.working))
+    if run.failure:
+        record["progress"] = round(100 * FAILING_SHARE)
+        record["charged_cost"] = 0
+        record["error_code"] = run.failure
+        record["error_message"] = FAILURES.get(run.failure, "The run failed, as its prompt asked.")
+        return record
+    record["progress"] = 100
+    record["charged_cost"] = run.cost
+    record["outputs"] = [_output(run, base_url)]
+    return record
+
+
+def generation_record(run: SandboxRun, now: float, base_url: str) -> dict[str, object]:
+    """Tell of a run in the history. Reference: "List generation history", Returns."""
+    return {
+        **run_record(run, now, base_url),
+        "generation_id": run.run_id,
+        "project_id": run.order.project_id,
+        "workspace_id": run.order.workspace_id,
+        "model": {"model_id": run.model},
+    }
+
+
+def _output(run: SandboxRun, base_url: str) -> dict[str, object]:
+    kind = run.order.type
+    if kind == "text":
+        written = text(run.order.prompt, chance(run.order.prompt, run.seed))
+        return {"output_id": "output_1", "type": "text", "url": written}
+    url = f"{base_url.removesuffix('/api/v1')}/media/{run.run_id}/output_1.{EXTENSIONS[kind]}"
+    return {"output_id": "output_1", "type": f"{kind}Url", "url": url}
+
+
+class Selection(Struct, frozen=True):
+    """What a page of the history is asked for."""
+
+    offset: int = 0
+    limit: int = 20
+    project_id: str | None = None
+    workspace_id: str | None = None
+    status: str | None = None
+
+    @property
+    def all(self) -> bool:
+        """Whether nothing is filtered."""
+        return self.project_id is None and self.workspace_id is None and self.status is None
+
+    def takes(self, run: SandboxRun, now: float) -> bool:
+        """Say whether a run belongs to it."""
+        return (
+            self.project_id in (None, run.order.project_id)
+            and self.workspace_id in (None, run.order.workspace_id)
+            and (self.status is None or self.status == run.status(now))
+        )
+
+
+def encode_cursor(offset: int) -> str:
+    """Write a cursor as FLORA writes them."""
+    return base64.urlsafe_b64encode(msgspec.json.encode({"offset": offset})).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> int | None:
+    """Read a cursor; ``None`` if it is none of ours."""
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        offset = msgspec.json.decode(raw, type=dict[str, int])["offset"]
+    except (msgspec.MsgspecError, ValueError, KeyError, RecursionError):
+        return None
+    return offset if 0 <= offset <= 10**9 else None
+
+
+class Runs:
+    """All runs that are kept: at most *limit*, of which the oldest go first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._by_id: dict[str, SandboxRun] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def add(self, run: SandboxRun) -> None:
+        """Keep a run."""
+        self._by_id[run.run_id] = run
+        if len(self._by_id) > self._limit:
+            del self._by_id[next(iter(self._by_id))]
+
+    def get(self, run_id: str) -> SandboxRun | None:
+        """Find a run."""
+        return self._by_id.get(run_id)
+
+    def orders(self) -> dict[str, Order]:
+        """Say what was ordered, by run id."""
+        return {run_id: run.order for run_id, run in self._by_id.items()}
+
+    def page(self, selection: Selection, now: float) -> tuple[list[SandboxRun], int | None, int]:
+        """Give a page, newest first, the offset of the next one if there is one, and how many there are in all.
+
+        Offsets count from the newest: new runs shift the pages, as they do at FLORA.
+        """
+        chosen: Iterator[SandboxRun] = reversed(self._by_id.values())
+        total = len(self._by_id)
+        if not selection.all:
+            listed = [run for run in chosen if selection.takes(run, now)]
+            chosen, total = iter(listed), len(listed)
+        end = selection.offset + selection.limit
+        return list(islice(chosen, selection.offset, end)), end if end < total else None, total

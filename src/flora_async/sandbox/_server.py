@@ -1,0 +1,439 @@
+"""The sandbox's HTTP: FLORA's operations, credentials, idempotency and errors, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from email.utils import formatdate
+from importlib.util import find_spec
+from typing import Literal, Self, get_args
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from flora_async._aio import run_in_thread
+from flora_async.errors import ConfigurationError
+from flora_async.models import GenerationType, Order
+from flora_async.sandbox import _catalog, _front_page
+from flora_async.sandbox._contract import RefusalError, asked_status, check_run_id, read_order, read_selection, refusal
+from flora_async.sandbox._faults import BEFORE, Dice, Fault, FaultName, befall, check_fault, is_number, spoil
+from flora_async.sandbox._runs import (
+    EXTENSIONS,
+    Runs,
+    SandboxRun,
+    encode_cursor,
+    example_run,
+    generation_record,
+    plan_run,
+    run_record,
+    started_record,
+)
+from flora_async.sandbox._webhooks import CallBacks
+
+log: logging.Logger = logging.getLogger("flora_async.sandbox")
+
+MAX_BODY = 2**20
+KEY_SECONDS = {"reject": 7200.0, "replay": 86400.0}
+"""How long a key is remembered, by either of FLORA's two accounts."""
+
+
+class _Accepted(Struct, frozen=True):
+    """What an idempotency key was used for."""
+
+    at: float
+    body: bytes
+    answer: bytes
+
+
+class _Planned(Struct):
+    """A fault that was asked for."""
+
+    fault: Fault
+    times: int
+    method: str | None
+    path: str
+    retry_after: float | None
+    code: str | None
+
+
+class _Bucket:
+    """A token bucket: so many requests a second, and one second's worth at once."""
+
+    def __init__(self, rate: float, now: float) -> None:
+        self._rate = rate
+        self._room = max(1.0, rate)
+        self._tokens = self._room
+        self._at = now
+
+    def take(self, now: float) -> float:
+        """Take a token, and return 0; where there is none, return the seconds until there is one."""
+        self._tokens = min(self._room, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < 1 - 1e-9:
+            return (1 - self._tokens) / self._rate
+        self._tokens -= 1
+        return 0.0
+
+
+class Sandbox:
+    """A FLORA of one's own, for the first try, for tests and for demonstrations.
+
+    ``async with Sandbox() as sandbox: Flora(sandbox.api_key, base_url=sandbox.base_url)``. It keeps the contract of
+    FLORA's reference over real HTTP on this machine: credentials, validation, idempotency, runs that queue, run and
+    finish, a history in pages, media that open. Any workspace and project id with the right prefix exists, and so does
+    the ``run_abc123`` of the reference's examples, though not in the history. Nothing is billed, and nothing is kept
+    when it is closed. A ``callback_url`` is called back: https, or http on this machine. Its front page, ``/`` in a
+    browser, shows its runs with their prompts as they go on, and wants no key.
+
+    A prompt can ask for an outcome: ``[fail:safety_blocked]`` (the run fails, with that code), ``[slow]`` (it takes a
+    minute at least, whatever the time scale), ``[http:429]`` (the create is answered so, and nothing is started). The
+    same prompt and ``params={"seed": 7}`` make the same medium. A browser that opens its root sees its newest runs as
+    they go, with their prompts.
+
+    Args:
+        api_key: the only key that is taken; by default a fresh one.
+        any_key: take any key.
+        host: where it listens.
+        port: 0 is any free one.
+        time_scale: how long runs take; at 1 a text takes about 2 seconds, a sound 4, an image 6, a video 12.
+        idempotency: what a create under a used key gets: ``"reject"``, a 409 within 2 hours, as FLORA's reference has
+            it; ``"replay"``, the first answer again within 24 hours, as FLORA's developer site has it.
+        max_runs: how many runs are kept; the oldest go first.
+        faults: what goes wrong, and for what share of the requests, like ``{"lost_reply": 0.1, 503: 0.05}``;
+            :data:`flora_async.sandbox.FaultName` says what there is.
+        seed: which requests meet the faults; the same ones for the same seed and order of requests.
+        lost_callbacks: the share of call-backs that never come.
+        rate_limit: requests a second that each API key may send, with a second's worth at once. More are answered with
+            429 and ``Retry-After``, and nothing is done for them. By default there is no limit.
+
+    Raises:
+        ConfigurationError: an argument makes no sense, or Pillow and PyAV, the extra ``sandbox``, are not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        any_key: bool = False,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        time_scale: float = 1.0,
+        idempotency: Literal["reject", "replay"] = "reject",
+        max_runs: int = 200_000,
+        faults: Mapping[Fault, float] | None = None,
+        seed: int = 0,
+        lost_callbacks: float = 0.0,
+        rate_limit: float | None = None,
+    ) -> None:
+        for name, value in (("time_scale", time_scale), ("rate_limit", rate_limit)):
+            if value is not None and not (is_number(value) and value > 0 and math.isfinite(value)):
+                raise ConfigurationError(f"{name} must be a finite number above 0, not {value!r}")
+        if idempotency not in KEY_SECONDS:
+            raise ConfigurationError(f"idempotency must be 'reject' or 'replay', not {idempotency!r}")
+        if not (is_number(lost_callbacks) and 0 <= lost_callbacks <= 1):
+            raise ConfigurationError(f"lost_callbacks must be a share from 0 to 1, not {lost_callbacks!r}")
+        _check_count("max_runs", max_runs)
+        _check_count("port", port, 0, 65535)
+        self.api_key: str = api_key or f"sk_test_{secrets.token_hex(16)}"
+        """A key that it takes."""
+        self.accepted: int = 0
+        """How many creates it has accepted: what FLORA would have billed."""
+        self.requests: Counter[str] = Counter()
+        """How often it was asked what, like ``requests["POST /generate"]`` or ``requests["GET /runs"]``."""
+        self._any_key = any_key
+        self._host = host
+        self._port = port
+        self._time_scale = time_scale
+        self._idempotency: Literal["reject", "replay"] = idempotency
+        self._max_runs = max_runs
+        self._rate_limit = rate_limit
+        self._buckets: dict[str, _Bucket] = {}
+        self._runs = Runs(max_runs)
+        self._keys: dict[tuple[str, str], _Accepted] = {}
+        self._planned: list[_Planned] = []
+        self._dice = Dice(faults or {}, seed)
+        self._callbacks = CallBacks(time_scale=time_scale, lost=lost_callbacks, seed=seed)
+        self.webhook_secret: str = self._callbacks.secret
+        """What call-backs are signed with: the ``secret`` of ``flora.inbox``."""
+        self._runner: web.AppRunner | None = None
+        self._url = ""
+        self._clock: Callable[[], float] = time.monotonic
+        self._unix_at_zero = 0.0
+
+    @property
+    def base_url(self) -> str:
+        """What a client takes as its ``base_url``."""
+        if not self._url:
+            raise ConfigurationError("the sandbox has not been started: use `async with Sandbox() as sandbox:`")
+        return self._url
+
+    @property
+    def orders(self) -> dict[str, Order]:
+        """What was ordered, by the id of the run that it became, oldest first."""
+        return self._runs.orders()
+
+    async def start(self) -> None:
+        """Listen. ``async with`` does it too."""
+        for needed in ("PIL", "av"):
+            if find_spec(needed) is None:
+                raise ConfigurationError(
+                    f"the sandbox makes real media and needs {needed}: pip install 'flora-async[sandbox]'"
+                )
+        # Runs go by the loop's clock, so that a loop in virtual time takes them along.
+        self._clock = asyncio.get_running_loop().time
+        self._unix_at_zero = time.time() - self._clock()
+        self._example = example_run(now=self._clock(), unix=time.time(), time_scale=self._time_scale)
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._answered])
+        app.add_routes(
+            [
+                web.post("/api/v1/generate", self._create),
+                web.get("/api/v1/runs/{run_id}", self._retrieve),
+                web.get("/api/v1/generations", self._list),
+                web.get("/api/v1/workspaces", self._workspaces),
+                web.get("/api/v1/projects", self._projects),
+                web.get("/api/v1/models", self._models),
+                web.get("/media/{run_id}/{name}", self._media),
+                web.get("/", self._front_page),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._host, self._port).start()
+        except (OSError, OverflowError, ValueError) as error:
+            await runner.cleanup()
+            number = error.errno if isinstance(error, OSError) else None
+            why = os.strerror(number) if number and number > 0 else str(error)
+            raise ConfigurationError(
+                f"the sandbox cannot listen on {self._host}:{self._port}: {why}. port 0 is any free one"
+            ) from None
+        self._runner = runner
+        host, port = runner.addresses[0][:2]
+        self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}/api/v1"
+
+    async def close(self) -> None:
+        """Stop listening, and forget everything. Again is fine."""
+        runner, self._runner = self._runner, None
+        await self._callbacks.close()
+        if runner is not None:
+            await runner.cleanup()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    def fail_next(
+        self,
+        fault: Fault,
+        *,
+        times: int = 1,
+        method: str | None = None,
+        path: str = "",
+        retry_after: float | None = None,
+        code: str | None = None,
+    ) -> None:
+        """Have the next *times* requests meet a *fault*: an error of that status, or one by its name.
+
+        *method* and *path*, how the path below the base URL begins, choose which ones, like ``path="/runs"``.
+        *retry_after* is in seconds; *code* is FLORA's usual one for the status by default.
+
+        Raises:
+            ConfigurationError: there is no such fault, or a number makes no sense.
+        """
+        check_fault(fault)
+        _check_count("times", times)
+        if retry_after is not None and not (is_number(retry_after) and 0 <= retry_after < math.inf):
+            raise ConfigurationError(f"retry_after must be a finite number of seconds from 0 on, not {retry_after!r}")
+        self._planned.append(_Planned(fault, times, method, path, retry_after, code))
+
+    # -- every request
+
+    @web.middleware
+    async def _answered(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        fault: Fault | None = None
+        try:
+            if request.path.startswith("/api/v1/"):
+                path = request.path.removeprefix("/api/v1")
+                self.requests[f"{request.method} /{path.split('/')[1]}"] += 1
+                self._check_rate(self._check_key(request))
+                fault = self._fault(request.method, path)
+            response = await (befall(fault, request) if fault in BEFORE else handler(request))
+        except RefusalError as error:
+            response = _json(error.body, status=error.status)
+            response.headers.update(error.headers)
+        except web.HTTPException as error:
+            words = refusal(error.status, message=error.reason)
+            response = _json(words.body, status=words.status)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            response = _json(refusal(500, message="The sandbox has failed.").body, status=500)
+        response.headers["request-id"] = f"req_{secrets.token_hex(12)}"
+        # By the clock that its runs go by, which need not be the machine's.
+        response.headers["Date"] = formatdate(self._unix_at_zero + self._clock(), usegmt=True)
+        return spoil(fault, request, response)
+
+    def _check_key(self, request: web.Request) -> str:
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise refusal(401, message="An API key is required: Authorization: Bearer ...")
+        if not self._any_key and not secrets.compare_digest(key.strip().encode(), self.api_key.encode()):
+            raise refusal(401, code="invalid_api_key", message="The API key is not valid.")
+        return key.strip()
+
+    def _check_rate(self, key: str) -> None:
+        """Refuse a request beyond the rate limit of its key."""
+        if self._rate_limit is None:
+            return
+        bucket = self._buckets.setdefault(key, _Bucket(self._rate_limit, self._clock()))
+        wait = bucket.take(self._clock())
+        if wait > 0:
+            raise refusal(429, message="Too many requests.", retry_after=wait)
+
+    def _fault(self, method: str, path: str) -> FaultName | None:
+        """Say what goes wrong with a request, and refuse it here if it is to be refused."""
+        for planned in self._planned:
+            if planned.method in (None, method) and path.startswith(planned.path):
+                planned.times -= 1
+                if planned.times <= 0:
+                    self._planned.remove(planned)
+                break
+        else:
+            planned = None
+        fault = planned.fault if planned else self._dice.throw()
+        if isinstance(fault, int):
+            code, retry_after = (planned.code, planned.retry_after) if planned else (None, None)
+            raise refusal(fault, code=code, retry_after=retry_after)
+        return fault
+
+    # -- FLORA's operations
+
+    async def _create(self, request: web.Request) -> web.Response:
+        try:
+            given = msgspec.json.decode(await request.read(), type=dict[str, object])
+        except msgspec.ValidationError:
+            raise refusal(400, message="The body must be a JSON object.") from None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise refusal(400, code="invalid_json", message="The body is not JSON.") from None
+        key = request.headers.get("Idempotency-Key")
+        if self._idempotency == "replay":
+            key = str(given.pop("idempotency_key", None) or key or "")
+        order = read_order(given)
+        now = self._clock()
+        scope = (request.headers["Authorization"], key or "")
+        used = self._keys.get(scope) if key else None
+        if used is not None and now - used.at <= KEY_SECONDS[self._idempotency]:
+            return self._used_key(used, msgspec.json.encode(order))
+        if status := asked_status(order.prompt):
+            raise refusal(status, retry_after=1 if status == 429 else None)
+        run = plan_run(order, now=now, unix=self._unix_at_zero + now, time_scale=self._time_scale)
+        self._runs.add(run)
+        self._callbacks.expect(run)
+        self.accepted += 1
+        answer = msgspec.json.encode(started_record(run, self.base_url))
+        if key:
+            self._keys.pop(scope, None)
+            self._keys[scope] = _Accepted(now, msgspec.json.encode(order), answer)
+            if len(self._keys) > self._max_runs:
+                del self._keys[next(iter(self._keys))]
+        return web.Response(body=answer, status=201, content_type="application/json")
+
+    def _used_key(self, used: _Accepted, body: bytes) -> web.Response:
+        if self._idempotency == "reject":
+            raise refusal(409, code="idempotency_duplicate", message="This idempotency key was used before.")
+        if used.body != body:
+            raise refusal(422, message="This idempotency key was used for another body.")
+        headers = {"idempotent-replayed": "true"}
+        return web.Response(body=used.answer, status=201, content_type="application/json", headers=headers)
+
+    async def _retrieve(self, request: web.Request) -> web.Response:
+        run_id = request.match_info["run_id"]
+        check_run_id(run_id)
+        return _json(run_record(self._run(run_id), self._clock(), self.base_url))
+
+    def _run(self, run_id: str) -> SandboxRun:
+        run = self._runs.get(run_id)
+        if run is None and run_id == self._example.run_id:
+            return self._example
+        if run is None:
+            raise refusal(404, message="There is no such run.")
+        return run
+
+    async def _list(self, request: web.Request) -> web.Response:
+        selection = read_selection(request.query)
+        now = self._clock()
+        runs, following, total = self._runs.page(selection, now)
+        cursor = None if following is None else encode_cursor(following)
+        listed = [generation_record(run, now, self.base_url) for run in runs]
+        return _json({"generations": listed, "meta": {"next_cursor": cursor, "total_estimate": total}})
+
+    async def _workspaces(self, _request: web.Request) -> web.Response:
+        return _json({"workspaces": _catalog.WORKSPACES})
+
+    async def _projects(self, request: web.Request) -> web.Response:
+        wanted = request.query.get("workspace_id", "ws_demo")
+        listed = [project for project in _catalog.PROJECTS if project["workspace_id"] == wanted]
+        return _json({"projects": listed, "meta": {"next_cursor": None}})
+
+    async def _models(self, request: web.Request) -> web.Response:
+        wanted = request.query.get("type")
+        if wanted is not None and wanted not in get_args(GenerationType):
+            fields = {"type": f"Must be one of {', '.join(get_args(GenerationType))}"}
+            raise RefusalError(400, "input_validation_error", "The request is not valid.", fields=fields)
+        return _json({"models": [model for model in _catalog.MODELS if wanted in (None, model["type"])]})
+
+    async def _media(self, request: web.Request) -> web.Response:
+        from flora_async.sandbox import _media
+
+        run = self._run(request.match_info["run_id"])
+        kind = run.order.type
+        there = run.status(self._clock()) == "completed" and kind in EXTENSIONS
+        if not there or request.match_info["name"] != f"output_1.{EXTENSIONS[kind]}":
+            raise refusal(404, message="There is no such output.")
+        medium = await run_in_thread(_media.render, kind, run.order.prompt, run.seed)
+        return _ranged(request, medium.content, medium.content_type)
+
+    async def _front_page(self, request: web.Request) -> web.Response:
+        selection = read_selection({"limit": str(_front_page.RUNS), **request.query})
+        now = self._clock()
+        runs, following, total = self._runs.page(selection, now)
+        older = None if following is None else str(request.rel_url.update_query(cursor=encode_cursor(following)))
+        page = _front_page.page(runs, now, self.base_url, total=total, older=older)
+        return web.Response(text=page, content_type="text/html", headers=_front_page.HEADERS)
+
+
+def _check_count(name: str, value: object, least: int = 1, most: float = math.inf) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        wanted = f"from {least} on" if most == math.inf else f"from {least} to {most}"
+        raise ConfigurationError(f"{name} must be a whole number {wanted}, not {value!r}")
+
+
+def _json(body: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+
+
+def _ranged(request: web.Request, content: bytes, content_type: str) -> web.Response:
+    """Answer with a medium, or the part of it that was asked for."""
+    headers = {"Accept-Ranges": "bytes", "Cache-Control": "no-store"}
+    try:
+        asked = request.http_range
+    except ValueError:
+        return web.Response(status=416, headers={**headers, "Content-Range": f"bytes */{len(content)}"})
+    start, stop, _ = asked.indices(len(content))
+    if asked == slice(None, None, 1):
+        return web.Response(body=content, content_type=content_type, headers=headers)
+    if start >= stop:
+        return web.Response(status=416, headers={**headers, "Content-Range": f"bytes */{len(content)}"})
+    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+    return web.Response(body=content[start:stop], status=206, content_type=content_type, headers=headers)

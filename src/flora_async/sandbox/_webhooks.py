@@ -1,0 +1,87 @@
+"""The sandbox's call-backs: one for each run that wants one, when it ends, signed and repeated as FLORA's are."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from random import Random
+
+import aiohttp
+import msgspec
+
+from flora_async import webhooks
+from flora_async.sandbox._runs import FAILURES, SandboxRun
+
+REPEATS = (0.0, 10.0, 60.0, 300.0)
+"""Seconds before each attempt at a delivery, at time scale 1."""
+TELLING = 0.001
+"""Seconds from the end of a run to its call-back, so that whoever then looks finds it ended, by whatever rounding."""
+PATIENCE = aiohttp.ClientTimeout(total=10)
+API_VERSION = "2026-06-11"
+
+
+class CallBacks:
+    """Everything that a sandbox has still to say."""
+
+    def __init__(self, *, time_scale: float, lost: float, seed: int) -> None:
+        self.secret: str = f"whsec_{secrets.token_hex(16)}"
+        self._time_scale = time_scale
+        self._lost = lost
+        self._random = Random(seed)
+        self._session: aiohttp.ClientSession | None = None
+        self._deliveries: set[asyncio.Task[None]] = set()
+
+    def expect(self, run: SandboxRun) -> None:
+        """Have a run call back when it has ended, unless its call-back is one that gets lost."""
+        url = run.order.callback_url
+        if url is not None and self._random.random() >= self._lost:
+            delivery = asyncio.get_running_loop().create_task(self._deliver(run, url))
+            self._deliveries.add(delivery)
+            delivery.add_done_callback(self._deliveries.discard)
+
+    async def _deliver(self, run: SandboxRun, url: str) -> None:
+        await asyncio.sleep(run.waiting + run.working + TELLING)
+        body = msgspec.json.encode(_event(run))
+        for pause in REPEATS:
+            await asyncio.sleep(pause * self._time_scale)
+            if await self._accepted(url, body):
+                return
+
+    async def _accepted(self, url: str, body: bytes) -> bool:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=PATIENCE)
+        headers = {"Content-Type": "application/json", **webhooks.sign(body, self.secret)}
+        try:
+            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                return 200 <= response.status < 300
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+
+    async def close(self) -> None:
+        """Say nothing more."""
+        deliveries = list(self._deliveries)
+        for delivery in deliveries:
+            delivery.cancel()
+        if deliveries:
+            await asyncio.wait(deliveries)
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+
+def _event(run: SandboxRun) -> dict[str, object]:
+    status = "failed" if run.failure else "completed"
+    failure = {"error_code": run.failure, "error_message": FAILURES.get(run.failure, "")} if run.failure else {}
+    return {
+        "id": f"whd_{secrets.token_hex(12)}",
+        "type": f"run.{status}",
+        "api_version": API_VERSION,
+        "created_at": run.created_at + round(1000 * (run.waiting + run.working)),
+        "data": {
+            "run_id": run.run_id,
+            "run_type": "generation",
+            "workspace_id": run.order.workspace_id,
+            "status": status,
+            **failure,
+        },
+    }
