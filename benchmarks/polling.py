@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from simulation import LOOK_SECONDS, Simulated, SimulatedFlora, run_virtually, started
 
-from flora_async._polling.poller import Watcher
+from flora_async._polling.poller import Poller
 
 REQUEST_WORTH = 0.25
 """Seconds of waiting that one request is worth."""
@@ -73,7 +73,7 @@ def estimated(model: str, kind: str, works: float, chance: random.Random) -> flo
 async def _one(run: Simulated, estimate: float | None) -> tuple[float, float]:
     flora = SimulatedFlora()
     flora.add(run)
-    watcher = Watcher(flora.eyes())
+    watcher = Poller(flora.eyes())
     await watcher.wait(watcher.enter(started(run, estimate), None), deadline=math.inf)
     return flora.requests, asyncio.get_running_loop().time() - run.ends
 
@@ -249,7 +249,7 @@ async def crowd(
     """Wait for many runs that begin within *over* seconds; *foreign* runs of others come between two of ours."""
     chance = random.Random(f"{count} {kind} {trial}")
     flora = SimulatedFlora(limit=limit)
-    watcher = Watcher(flora.eyes(pages=pages))
+    watcher = Poller(flora.eyes(pages=pages))
     loop = asyncio.get_running_loop()
     lags: list[float] = []
 

@@ -14,9 +14,9 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from flora_async import APIConnectionError, NotFoundError, RateLimitError
-from flora_async._http.rate_limit import Limiter
+from flora_async._http.rate_limit import RateLimiter
 from flora_async._polling.poller import Eyes
-from flora_async._polling.targets import Look, Scope, Subject
+from flora_async._polling.targets import PollResult, Scope, WaitTarget
 from flora_async.models import Generation, GenerationPage, Output, PageMeta, Run
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class _Selector(selectors.DefaultSelector):
         return ready
 
 
-class VirtualLoop(asyncio.SelectorEventLoop):
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """A loop in virtual time: when nothing is ready, it is the next timer's time at once."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 def run_virtually(main: Coroutine[Any, Any, T]) -> T:
     """Run *main* in virtual time."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)
 
 
@@ -125,7 +125,7 @@ class SimulatedFlora:
         self._errors, self._stale, self._bare, self._storm = errors, stale, bare, storm
         self._by_id: dict[str, Simulated] = {}
         self._order: list[tuple[float, str]] = []
-        self._limiter = Limiter()
+        self._limiter = RateLimiter()
         self._turn: float | None = None
 
     def add(self, run: Simulated) -> None:
@@ -149,7 +149,7 @@ class SimulatedFlora:
             finished=_nobody,
         )
 
-    def _take_look(self, run_id: str, target: str | None, turn: float) -> Coroutine[Any, Any, Look]:
+    def _take_look(self, run_id: str, target: str | None, turn: float) -> Coroutine[Any, Any, PollResult]:
         self._turn = turn
         return self._look(run_id, target)
 
@@ -189,12 +189,12 @@ class SimulatedFlora:
             raise APIConnectionError("cut", sent="maybe_sent")
         return looked
 
-    async def _look(self, run_id: str, _target: str | None) -> Look:
+    async def _look(self, run_id: str, _target: str | None) -> PollResult:
         looked = await self._request(LOOK_SECONDS)
         run = self._by_id.get(run_id)
         if run is None or run.gone:
             raise NotFoundError("no such run", status=404)
-        return Look(Run(**run.record(looked)), asyncio.get_running_loop().time() - run.created)
+        return PollResult(Run(**run.record(looked)), asyncio.get_running_loop().time() - run.created)
 
     async def _page(self, cursor: str | None, _scope: Scope) -> GenerationPage:
         looked = await self._request(PAGE_SECONDS)
@@ -229,6 +229,8 @@ def _nobody(_run: Run, _age: float) -> None:
     """Learn nothing."""
 
 
-def started(run: Simulated, estimate: float | None) -> Subject:
+def started(run: Simulated, estimate: float | None) -> WaitTarget:
     """Give what a client knows of a run that it has just started."""
-    return Subject(run.run_id, born=run.created, estimate=estimate, scope=("ws_1", "prj_1"), created=UNIX + run.created)
+    return WaitTarget(
+        run.run_id, born=run.created, estimate=estimate, scope=("ws_1", "prj_1"), created=UNIX + run.created
+    )

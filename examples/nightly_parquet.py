@@ -15,7 +15,7 @@ from pathlib import Path
 import polars
 
 from flora_async import Flora
-from flora_async.export import Exported, to_parquet
+from flora_async.export import ExportResult, to_parquet
 
 AGAIN = timedelta(days=2)
 
@@ -31,7 +31,7 @@ def history(folder: Path) -> polars.LazyFrame:
     return files.unique("run_id", keep="first", maintain_order=True)
 
 
-async def sync(folder: Path) -> Exported:
+async def sync(folder: Path) -> ExportResult:
     """Add a file with what is new."""
     done = nights(folder)
     newest = history(folder).select(polars.max("created")).collect().item() if done else None

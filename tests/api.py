@@ -38,10 +38,10 @@ from flora_async import (
     RunTimeoutError,
     RunWatch,
     StartedRun,
-    WaitEnded,
+    WaitFinished,
     telemetry,
 )
-from flora_async.export import Exported, record_batches, rows, to_arrow, to_pandas, to_parquet, to_polars
+from flora_async.export import ExportResult, record_batches, rows, to_arrow, to_pandas, to_parquet, to_polars
 from flora_async.sandbox import Sandbox
 
 
@@ -168,7 +168,7 @@ async def fail(flora: Flora) -> None:
 def hear(event: Event) -> None:
     """Hear of what happens."""
     match event:
-        case WaitEnded():
+        case WaitFinished():
             assert_type(event.lag, float | None)
         case _:
             pass
@@ -178,7 +178,7 @@ async def see() -> None:
     """Make tables of the history, and look inside."""
     async with Flora(on_event=hear) as flora, Flora(on_event=telemetry.observe()):
         listing = flora.generations.list(limit=100)
-        assert_type(await to_parquet(listing, "h.parquet"), Exported)
+        assert_type(await to_parquet(listing, "h.parquet"), ExportResult)
         async for batch in record_batches(listing):
             assert_type(batch, pyarrow.RecordBatch)
         runs = [generation async for generation in listing]

@@ -53,9 +53,9 @@ class Browser:
             if "id" in told:
                 self._answers.pop(told["id"]).set_result(told)
             else:
-                self._hear(told["method"], told["params"])
+                self._remember_finished(told["method"], told["params"])
 
-    def _hear(self, event: str, params: dict[str, Any]) -> None:
+    def _remember_finished(self, event: str, params: dict[str, Any]) -> None:
         if event == "Page.loadEventFired":
             self._loaded.set()
         elif event == "Log.entryAdded":

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from flora_async.sandbox._virtual_time import VirtualLoop
+from flora_async.sandbox._virtual_time import VirtualTimeLoop
 
 OFFICIAL_CLIENT = "@flora-ai/flora@0.11.0"
 
@@ -92,5 +92,5 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     Those that set seconds against seconds run in virtual time, where a machine that stands still changes nothing.
     """
     if request.node.get_closest_marker("virtual_time"):
-        return "asyncio", {"loop_factory": VirtualLoop}
+        return "asyncio", {"loop_factory": VirtualTimeLoop}
     return "asyncio", {"use_uvloop": os.environ.get("EVENT_LOOP") == "uvloop"}

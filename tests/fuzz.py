@@ -16,24 +16,24 @@ from flora_async import FloraError, GenerationPage, webhooks
 from flora_async._http import urls
 from flora_async._http.requests import Request, retrieve_request
 from flora_async._http.responses import (
-    Answer,
+    RawResponse,
+    decompress,
+    find_run_id,
     http_date,
-    read_page,
-    read_response,
-    read_run,
-    read_started_run,
-    salvaged_run_id,
-    unpacked,
+    parse_page,
+    parse_response,
+    parse_run,
+    parse_started_run,
 )
 
 ORIGIN = urls.parse_base_url("https://app.flora.ai/api/v1")
 REQUEST = Request(method="GET", url="https://app.flora.ai/api/v1/runs/run_1")
 READERS = (
-    partial(read_run, "run_1"),
-    read_started_run,
-    read_page,
-    partial(read_response, dict),
-    partial(read_response, GenerationPage),
+    partial(parse_run, "run_1"),
+    parse_started_run,
+    parse_page,
+    partial(parse_response, dict),
+    partial(parse_response, GenerationPage),
 )
 STATUSES = (200, 201, 204, 302, 400, 409, 429, 500, 503, 999)
 ENCODINGS = ("", "gzip", "deflate", "br")
@@ -47,8 +47,8 @@ def read(body: bytes, header: str, choice: int) -> None:
     headers = CIMultiDict(
         {"Content-Encoding": encoding, "Retry-After": header, "Date": header, "Location": header, "request-id": header}
     )
-    answer = Answer(request=REQUEST, status=status, headers=headers, body=body)
-    READERS[choice % len(READERS)](unpacked(answer, LIMIT))
+    answer = RawResponse(request=REQUEST, status=status, headers=headers, body=body)
+    READERS[choice % len(READERS)](decompress(answer, LIMIT))
 
 
 def verify(body: bytes, header: str, choice: int) -> None:
@@ -61,9 +61,9 @@ def place(body: bytes, header: str, choice: int) -> None:
     """Read text as each kind of address."""
     target = urls.poll_target(ORIGIN, header)
     assert target is None or target.startswith("https://app.flora.ai/api/v1/")
-    urls.named_origin(header)
+    urls.origin_of(header)
     http_date(header)
-    salvaged_run_id(201, body)
+    find_run_id(201, body)
     readers: tuple[Any, ...] = (
         partial(urls.media_url, ORIGIN),
         urls.parse_base_url,

@@ -10,7 +10,7 @@ from typing import Self
 import msgspec
 from aiohttp import web
 
-Answer = web.StreamResponse | Callable[[web.Request], Awaitable[web.StreamResponse]]
+RawResponse = web.StreamResponse | Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 RUN_ID = "run_abc123"
 
@@ -37,7 +37,9 @@ def answer(
     return say
 
 
-def error(status: int, code: str = "some_code", headers: Mapping[str, str] | None = None, **more: object) -> Answer:
+def error(
+    status: int, code: str = "some_code", headers: Mapping[str, str] | None = None, **more: object
+) -> RawResponse:
     """Answer with FLORA's error envelope."""
     return answer({"error": {"code": code, "message": f"says {code}", **more}}, status, headers)
 
@@ -78,7 +80,7 @@ def generation(run_id: str, **more: object) -> dict[str, object]:
     return {**run(run_id=run_id), "generation_id": run_id, "project_id": "prj_1", "workspace_id": "ws_1", **more}
 
 
-def page(*run_ids: str, cursor: str | None = None) -> Answer:
+def page(*run_ids: str, cursor: str | None = None) -> RawResponse:
     """Answer with a page of the history."""
     return answer({"generations": [generation(run_id) for run_id in run_ids], "meta": {"next_cursor": cursor}})
 
@@ -88,7 +90,7 @@ def row(run_id: str = RUN_ID, *, age: float = 0.0, **more: object) -> dict[str, 
     return generation(run_id, **{"status": "pending", "created_at": time.time() - age, **more})
 
 
-def history(*rows: dict[str, object]) -> Answer:
+def history(*rows: dict[str, object]) -> RawResponse:
     """Answer with this history, on one page."""
     return answer({"generations": list(rows), "meta": {"next_cursor": None}})
 
@@ -103,10 +105,10 @@ class Scripted:
     def __init__(self) -> None:
         self.asked: list[Asked] = []
         self.base_url = ""
-        self._script: dict[tuple[str, str], list[Answer]] = {}
+        self._script: dict[tuple[str, str], list[RawResponse]] = {}
         self._runner: web.AppRunner | None = None
 
-    def on(self, method: str, path: str, *answers: Answer) -> Self:
+    def on(self, method: str, path: str, *answers: RawResponse) -> Self:
         """Write the answers to one method and path below the base URL."""
         self._script[method, path] = list(answers)
         return self
@@ -137,7 +139,7 @@ class Scripted:
         )
         answers = self._script.get((request.method, path))
         if not answers:
-            say: Answer = error(404, "not_found")
+            say: RawResponse = error(404, "not_found")
         else:
             say = answers.pop(0) if len(answers) > 1 else answers[0]
         return say if isinstance(say, web.StreamResponse) else await say(request)

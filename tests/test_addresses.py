@@ -3,7 +3,15 @@
 import pytest
 
 from flora_async import ConfigurationError, DownloadError
-from flora_async._http.urls import check_proxy, is_public, media_url, named_origin, parse_base_url, poll_target, secure
+from flora_async._http.urls import (
+    check_proxy,
+    is_https_or_loopback,
+    is_public,
+    media_url,
+    origin_of,
+    parse_base_url,
+    poll_target,
+)
 
 FLORA = parse_base_url("https://app.flora.ai/api/v1")
 LOCAL = parse_base_url("http://127.0.0.1:8080/api/v1")
@@ -267,15 +275,15 @@ def test_outputs_on_this_machine_if_the_api_is() -> None:
 
 def test_call_backs() -> None:
     """https, or http on this machine if the API is there too."""
-    assert secure(FLORA, "https://me.example/hook")
-    assert not secure(FLORA, "http://me.example/hook")
-    assert not secure(FLORA, "http://localhost/hook")
-    assert secure(LOCAL, "http://localhost/hook")
-    assert not secure(LOCAL, "http://me.example/hook")
-    assert not secure(LOCAL, "me.example")
+    assert is_https_or_loopback(FLORA, "https://me.example/hook")
+    assert not is_https_or_loopback(FLORA, "http://me.example/hook")
+    assert not is_https_or_loopback(FLORA, "http://localhost/hook")
+    assert is_https_or_loopback(LOCAL, "http://localhost/hook")
+    assert not is_https_or_loopback(LOCAL, "http://me.example/hook")
+    assert not is_https_or_loopback(LOCAL, "me.example")
 
 
 def test_naming_an_origin() -> None:
     """Of a foreign URL only its origin is told."""
-    assert named_origin("https://evil.example/path?secret=1") == "https://evil.example"
-    assert named_origin("/just/a/path") is None
+    assert origin_of("https://evil.example/path?secret=1") == "https://evil.example"
+    assert origin_of("/just/a/path") is None

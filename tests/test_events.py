@@ -24,16 +24,16 @@ from flora_async import (
     ConfigurationError,
     Event,
     Flora,
-    LookBegan,
-    LookEnded,
+    PollFinished,
+    PollStarted,
     RateLimited,
-    RequestEnded,
-    RetryPlanned,
+    RequestFinished,
+    RetryScheduled,
     RunCreated,
     RunFailedError,
     RunTimeoutError,
-    WaitBegan,
-    WaitEnded,
+    WaitFinished,
+    WaitStarted,
 )
 from flora_async._http import retry
 from flora_async.sandbox import Sandbox
@@ -99,9 +99,9 @@ async def test_a_generation_from_order_to_end(flora: Flora, server: Scripted, to
     server.on("POST", "/generate", answer(started(model={"model_id": "m"}), 201))
     server.on("GET", f"/runs/{RUN_ID}", answer(run("running")), answer(run(charged_cost=0.04)))
     await flora.generate(**ORDER)
-    look = ["LookBegan", "RequestEnded", "LookEnded"]
-    assert told.names() == ["RequestEnded", "RunCreated", "WaitBegan", *look, *look, "WaitEnded"]
-    create, first, _ = told.of(RequestEnded)
+    look = ["PollStarted", "RequestFinished", "PollFinished"]
+    assert told.names() == ["RequestFinished", "RunCreated", "WaitStarted", *look, *look, "WaitFinished"]
+    create, first, _ = told.of(RequestFinished)
     assert (create.method, create.path, create.status, create.error) == ("POST", "/generate", 201, None)
     assert (create.attempt, create.request_id) == (1, "req_1")
     assert 0 < create.seconds < 30
@@ -109,25 +109,25 @@ async def test_a_generation_from_order_to_end(flora: Flora, server: Scripted, to
     assert told.of(RunCreated) == [
         RunCreated(run_id=RUN_ID, type="image", model_id="m", charged_cost=0.04, recovered=False)
     ]
-    (began,), (ended,) = told.of(WaitBegan), told.of(WaitEnded)
-    assert told.of(LookBegan) == [LookBegan(how="run", run_ids=(RUN_ID,))] * 2
-    assert [(look.how, look.run_ids) for look in told.of(LookEnded)] == [("run", (RUN_ID,))] * 2
+    (began,), (ended,) = told.of(WaitStarted), told.of(WaitFinished)
+    assert told.of(PollStarted) == [PollStarted(how="run", run_ids=(RUN_ID,))] * 2
+    assert [(look.how, look.run_ids) for look in told.of(PollFinished)] == [("run", (RUN_ID,))] * 2
     assert (ended.wait, ended.run_id) == (began.wait, began.run_id) == (began.wait, RUN_ID)
-    assert (ended.status, ended.error, ended.looks, ended.lag, ended.charged_cost) == ("completed", None, 2, None, 0.04)
-    assert sum(look.seconds for look in told.of(LookEnded)) <= ended.seconds < 30
+    assert (ended.status, ended.error, ended.polls, ended.lag, ended.charged_cost) == ("completed", None, 2, None, 0.04)
+    assert sum(look.seconds for look in told.of(PollFinished)) <= ended.seconds < 30
 
 
 async def test_a_request_that_is_sent_again(flora: Flora, server: Scripted, told: Told) -> None:
     """Each attempt, and the pause between."""
     server.on("GET", f"/runs/{RUN_ID}", error(503), error(500), answer(run()))
     await flora.generations.retrieve(RUN_ID)
-    assert told.names() == ["RequestEnded", "RetryPlanned", "RequestEnded", "RetryPlanned", "RequestEnded"]
-    assert [(ended.attempt, ended.status, ended.error, ended.request_id) for ended in told.of(RequestEnded)] == [
+    assert told.names() == ["RequestFinished", "RetryScheduled", "RequestFinished", "RetryScheduled", "RequestFinished"]
+    assert [(ended.attempt, ended.status, ended.error, ended.request_id) for ended in told.of(RequestFinished)] == [
         (1, 503, "InternalServerError", "req_1"),
         (2, 500, "InternalServerError", "req_1"),
         (3, 200, None, "req_1"),
     ]
-    again = told.of(RetryPlanned)
+    again = told.of(RetryScheduled)
     assert [(planned.method, planned.path, planned.error, planned.attempt) for planned in again] == [
         ("GET", "/runs/{id}", "InternalServerError", 1),
         ("GET", "/runs/{id}", "InternalServerError", 2),
@@ -141,7 +141,7 @@ async def test_too_many_requests(flora: Flora, server: Scripted, told: Told) -> 
     await flora.generations.retrieve(RUN_ID)
     (limited,) = told.of(RateLimited)
     assert limited.path == "/runs/{id}"
-    assert told.of(RequestEnded)[0].status == 429
+    assert told.of(RequestFinished)[0].status == 429
     assert limited.retry_after is None or limited.retry_after <= limited.pause + 0.01
     assert limited.pause > 0
 
@@ -155,7 +155,7 @@ async def test_a_request_that_is_cancelled(flora: Flora, server: Scripted, told:
     with pytest.raises(asyncio.CancelledError):
         await asking
     (ended,) = told
-    assert isinstance(ended, RequestEnded)
+    assert isinstance(ended, RequestFinished)
     assert (ended.status, ended.error) == (None, "CancelledError")
 
 
@@ -167,7 +167,7 @@ async def test_paths_have_no_ids(flora: Flora, server: Scripted, told: Told, pat
     """Nor a query."""
     server.on("GET", "/" + path.removeprefix("/"), answer({}))
     await flora.request("GET", path, params={"token": "secret"})
-    assert [ended.path for ended in told.of(RequestEnded)] == [template]
+    assert [ended.path for ended in told.of(RequestFinished)] == [template]
 
 
 async def test_nothing_secret_is_told(told: Told, server: Scripted, caplog: pytest.LogCaptureFixture) -> None:
@@ -199,22 +199,22 @@ async def test_many_waits_share_looks(flora: Flora, server: Scripted, told: Told
     done = [generation(run_id, created_at=NOW, completed_at=NOW + 9, charged_cost=0.5) for run_id in ids]
     server.on("GET", "/generations", history(*running), history(*done))
     assert len([outcome async for outcome in flora.as_completed(ids) if outcome.run]) == 5
-    assert {look.how for look in told.of(LookBegan)} >= {"page"}
-    ended = told.of(WaitEnded)
+    assert {look.how for look in told.of(PollStarted)} >= {"page"}
+    ended = told.of(WaitFinished)
     assert sorted(wait.run_id for wait in ended) == ids
     assert {(wait.status, wait.charged_cost) for wait in ended} == {("completed", 0.5)}
-    looks = [run_id for look in told.of(LookEnded) for run_id in look.run_ids]
-    assert all(wait.looks >= max(1, looks.count(wait.run_id)) for wait in ended)
-    assert len({wait.wait for wait in told.of(WaitBegan)}) == 5
+    polls = [run_id for look in told.of(PollFinished) for run_id in look.run_ids]
+    assert all(wait.polls >= max(1, polls.count(wait.run_id)) for wait in ended)
+    assert len({wait.wait for wait in told.of(WaitStarted)}) == 5
 
 
 async def test_two_waits_for_one_run(flora: Flora, server: Scripted, told: Told) -> None:
     """Each begins and ends; they are looked at once."""
     server.on("GET", f"/runs/{RUN_ID}", answer(run()))
     await asyncio.gather(flora.wait_for_run(RUN_ID), flora.wait_for_run(RUN_ID))
-    assert sorted(wait.wait for wait in told.of(WaitBegan)) == sorted(wait.wait for wait in told.of(WaitEnded))
-    assert len({wait.wait for wait in told.of(WaitEnded)}) == 2
-    assert len(told.of(LookEnded)) == 1
+    assert sorted(wait.wait for wait in told.of(WaitStarted)) == sorted(wait.wait for wait in told.of(WaitFinished))
+    assert len({wait.wait for wait in told.of(WaitFinished)}) == 2
+    assert len(told.of(PollFinished)) == 1
 
 
 async def test_a_finished_run_is_not_waited_for(flora: Flora, told: Told, server: Scripted) -> None:
@@ -235,7 +235,7 @@ async def test_how_late_the_end_was_known(flora: Flora, server: Scripted, told: 
     await flora.wait_for_run("run_2")
     with pytest.raises(RunFailedError):
         await flora.wait_for_run("run_3")
-    past, future, failed = told.of(WaitEnded)
+    past, future, failed = told.of(WaitFinished)
     assert past.lag is not None
     assert 0 <= past.lag <= past.seconds + 0.1
     assert future.lag == 0
@@ -265,8 +265,8 @@ async def test_a_wait_that_ends_without_the_run(
     seen: list[object] = []
     with pytest.raises(raised):
         await flora.wait_for_run(RUN_ID, timeout=timeout, on_update=seen.append if updates else None)
-    await until(lambda: told.of(WaitEnded))
-    (ended,) = told.of(WaitEnded)
+    await until(lambda: told.of(WaitFinished))
+    (ended,) = told.of(WaitFinished)
     assert (ended.status, ended.error) == (None, name)
 
 
@@ -274,22 +274,22 @@ async def test_a_wait_that_is_cancelled(flora: Flora, server: Scripted, told: To
     """Nobody waits any more."""
     server.on("GET", f"/runs/{RUN_ID}", answer(run("running")))
     waiting = asyncio.create_task(flora.wait_for_run(RUN_ID))
-    await until(lambda: told.of(LookEnded))
+    await until(lambda: told.of(PollFinished))
     waiting.cancel()
     await asyncio.wait([waiting])
-    await until(lambda: told.of(WaitEnded))
-    assert [wait.error for wait in told.of(WaitEnded)] == ["CancelledError"]
+    await until(lambda: told.of(WaitFinished))
+    assert [wait.error for wait in told.of(WaitFinished)] == ["CancelledError"]
 
 
 async def test_closing_the_client_ends_its_waits(flora: Flora, server: Scripted, told: Told) -> None:
     """And says so."""
     server.on("GET", f"/runs/{RUN_ID}", answer(run("running")))
     waiting = asyncio.create_task(flora.wait_for_run(RUN_ID))
-    await until(lambda: told.of(LookEnded))
+    await until(lambda: told.of(PollFinished))
     await flora.close()
     with pytest.raises(ClientClosedError):
         await waiting
-    assert [wait.error for wait in told.of(WaitEnded)] == ["ClientClosedError"]
+    assert [wait.error for wait in told.of(WaitFinished)] == ["ClientClosedError"]
 
 
 async def test_a_watch_is_one_wait(flora: Flora, server: Scripted, told: Told) -> None:
@@ -297,9 +297,9 @@ async def test_a_watch_is_one_wait(flora: Flora, server: Scripted, told: Told) -
     changes = [answer(run("running", progress=progress)) for progress in (10, 50, 90)]
     server.on("GET", f"/runs/{RUN_ID}", *changes, answer(run()))
     assert len([seen async for seen in flora.watch_run(RUN_ID)]) == 4
-    await until(lambda: told.of(WaitEnded))
-    (began,), (ended,) = told.of(WaitBegan), told.of(WaitEnded)
-    assert (ended.wait, ended.looks, ended.status) == (began.wait, 4, "completed")
+    await until(lambda: told.of(WaitFinished))
+    (began,), (ended,) = told.of(WaitStarted), told.of(WaitFinished)
+    assert (ended.wait, ended.polls, ended.status) == (began.wait, 4, "completed")
 
 
 @pytest.mark.parametrize("way", ["closed", "dropped"])
@@ -308,14 +308,14 @@ async def test_a_watch_that_is_left(flora: Flora, server: Scripted, told: Told, 
     server.on("GET", f"/runs/{RUN_ID}", answer(run("running")))
     watch = flora.watch_run([RUN_ID])
     await anext(watch)
-    assert told.of(WaitEnded) == []
+    assert told.of(WaitFinished) == []
     if way == "closed":
         await watch.aclose()
     del watch
     gc.collect()
-    await until(lambda: told.of(WaitEnded))
+    await until(lambda: told.of(WaitFinished))
     await anyio.wait_all_tasks_blocked()
-    assert [wait.error for wait in told.of(WaitEnded)] == ["CancelledError"]
+    assert [wait.error for wait in told.of(WaitFinished)] == ["CancelledError"]
 
 
 async def test_looks_are_made_in_the_context_of_their_wait(flora: Flora, server: Scripted) -> None:
@@ -325,7 +325,7 @@ async def test_looks_are_made_in_the_context_of_their_wait(flora: Flora, server:
     seen: list[tuple[str, str, str]] = []
 
     def on_event(event: Event) -> None:
-        if isinstance(event, WaitBegan):
+        if isinstance(event, WaitStarted):
             wait.set(f"wait for {event.run_id}")
         seen.append((type(event).__name__, caller.get(), wait.get()))
 
@@ -338,7 +338,7 @@ async def test_looks_are_made_in_the_context_of_their_wait(flora: Flora, server:
     server.on("GET", "/runs/run_2", answer(run(run_id="run_2")))
     async with Flora("sk_1", base_url=server.base_url, poll=often, on_event=on_event) as client:
         await asyncio.gather(ask("ann", "run_1"), ask("ben", "run_2"))
-    kinds = ("WaitBegan", "LookBegan", "RequestEnded", "LookEnded", "WaitEnded")
+    kinds = ("WaitStarted", "PollStarted", "RequestFinished", "PollFinished", "WaitFinished")
     for name, what in (("ann", "wait for run_1"), ("ben", "wait for run_2")):
         assert tuple(kind for kind, whose, which in seen if (whose, which) == (name, what)) == kinds
 
@@ -368,7 +368,7 @@ async def test_what_on_event_raises_goes_no_further(server: Scripted, caplog: py
     assert len(events) > 6
     (record,) = (record for record in caplog.records if record.levelno >= logging.ERROR)
     assert "ValueError: mine" in caplog.text
-    assert vars(record)["event_type"] == "RequestEnded"
+    assert vars(record)["event_type"] == "RequestFinished"
 
 
 async def test_without_a_listener_no_event_is_made(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,11 +411,13 @@ async def test_a_burst_on_the_sandbox_adds_up() -> None:
     assert all(outcome.run for outcome in outcomes)
     ids = sorted(created.run_id for created in told.of(RunCreated))
     assert len(set(ids)) == 100
-    assert sorted(wait.run_id for wait in told.of(WaitBegan)) == sorted(w.run_id for w in told.of(WaitEnded)) == ids
-    assert {wait.status for wait in told.of(WaitEnded)} == {"completed"}
-    assert min(wait.looks for wait in told.of(WaitEnded)) >= 1
-    looks = [ended for ended in told.of(RequestEnded) if ended.method == "GET"]
-    assert len(looks) == len(told.of(LookEnded)) == len(told.of(LookBegan))
+    assert (
+        sorted(wait.run_id for wait in told.of(WaitStarted)) == sorted(w.run_id for w in told.of(WaitFinished)) == ids
+    )
+    assert {wait.status for wait in told.of(WaitFinished)} == {"completed"}
+    assert min(wait.polls for wait in told.of(WaitFinished)) >= 1
+    polls = [ended for ended in told.of(RequestFinished) if ended.method == "GET"]
+    assert len(polls) == len(told.of(PollFinished)) == len(told.of(PollStarted))
 
 
 # -- the log
@@ -464,4 +466,4 @@ async def test_a_failed_connection_is_told(told: Told) -> None:
     async with Flora("sk_1", base_url="http://127.0.0.1:9", max_retries=0, on_event=told.append) as flora:
         with pytest.raises(APIConnectionError):
             await flora.generations.retrieve(RUN_ID)
-    assert [(ended.status, ended.error) for ended in told.of(RequestEnded)] == [(None, "APIConnectionError")]
+    assert [(ended.status, ended.error) for ended in told.of(RequestFinished)] == [(None, "APIConnectionError")]

@@ -186,19 +186,19 @@ async def progress(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 async def test_who_goes_away_is_looked_for_no_more(flora_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is not looked at while nobody reads."""
-    looks = flora_sandbox.requests
+    polls = flora_sandbox.requests
     async with progress(flora_sandbox, monkeypatch) as session:
         async with session.post("/videos", params={"prompt": "a day [slow]"}) as response:
             run_id = (await response.json())["run_id"]
         async with session.get(f"/videos/{run_id}/events") as response:
             await response.content.readline()
             await asyncio.sleep(20)
-            assert looks["GET /runs"] > 1
+            assert polls["GET /runs"] > 1
             response.close()
         await asyncio.sleep(1)
-        before = looks["GET /runs"]
+        before = polls["GET /runs"]
         await asyncio.sleep(120)
-        assert looks["GET /runs"] == before
+        assert polls["GET /runs"] == before
         async with session.get(f"/videos/{run_id}/events") as response:
             assert [name for name, _ in events(await response.text())] == ["completed"]
 

@@ -40,7 +40,7 @@ from flora_async import (
 )
 from flora_async._http import retry
 from flora_async.export import (
-    Exported,
+    ExportResult,
     _checkpoint,
     record_batches,
     rows,
@@ -139,7 +139,7 @@ async def test_json_lines(flora: Flora, server: Scripted, tmp_path: Path) -> Non
     """All columns of each run; times in UTC, what no datetime holds as its nearest end; texts as they are."""
     server.on("GET", "/generations", items(DONE, ODD))
     exported = await to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
-    assert exported == Exported(path=tmp_path / "h.jsonl", rows=2, broken=0)
+    assert exported == ExportResult(path=tmp_path / "h.jsonl", rows=2, broken=0)
     done, odd = (json.loads(line) for line in exported.path.read_text(encoding="utf-8").splitlines())
     assert list(done) == list(odd) == COLUMNS
     assert done == {

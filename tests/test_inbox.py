@@ -14,7 +14,7 @@ from scripted import Scripted, answer, run, started
 from flora_async import ConfigurationError, Flora, Inbox, WebhookVerificationError, webhooks
 from flora_async._polling import poller, schedule
 from flora_async.sandbox import Sandbox, _webhooks
-from flora_async.sandbox._virtual_time import VirtualLoop
+from flora_async.sandbox._virtual_time import VirtualTimeLoop
 from flora_async.webhooks import sign
 
 pytestmark = pytest.mark.anyio
@@ -123,7 +123,7 @@ async def test_an_event_that_ends_no_run_settles_nothing(kind: str, data: dict[s
         body = msgspec.json.encode({"id": "whd_1", "type": kind, "created_at": 1, "data": data})
         event = flora.inbox(SECRET).receive(body, sign(body, SECRET))
         assert (event.type, event.repeated) == (kind, False)
-        assert flora._watcher._heard == {}
+        assert flora._watcher._finished_early == {}
 
 
 async def test_the_log_record_of_a_webhook(caplog: pytest.LogCaptureFixture) -> None:
@@ -165,15 +165,15 @@ async def test_strangers_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_safety_net() -> None:
     """Looks long after the end should have come, then ever more rarely."""
-    net = schedule.safety_net(20.0)
+    net = schedule.webhook_fallback_schedule(20.0)
     next(net)
-    gaps = [net.send(schedule.Sighting(0.0, None)) for _ in range(6)]
+    gaps = [net.send(schedule.PollState(0.0, None)) for _ in range(6)]
     assert 54 <= gaps[0] <= 66
     assert 108 <= gaps[1] <= 132
     assert all(270 <= gap <= 330 for gap in gaps[3:])
-    late = schedule.safety_net(600.0)
+    late = schedule.webhook_fallback_schedule(600.0)
     next(late)
-    assert 180 <= late.send(schedule.Sighting(1000.0, None)) <= 220, "some of it has passed"
+    assert 180 <= late.send(schedule.PollState(1000.0, None)) <= 220, "some of it has passed"
 
 
 class Counting(Sandbox):
@@ -193,7 +193,7 @@ def settle(waits: int, *, lost: float) -> tuple[int, Counter[int]]:
     async def main() -> tuple[int, Counter[int]]:
         came: set[str] = set()
         async with (
-            Counting(lost_callbacks=lost) as sandbox,
+            Counting(lost_webhooks=lost) as sandbox,
             Flora(sandbox.api_key, base_url=sandbox.base_url) as flora,
         ):
             inbox = flora.inbox(sandbox.webhook_secret)
@@ -211,42 +211,42 @@ def settle(waits: int, *, lost: float) -> tuple[int, Counter[int]]:
             async with endpoint(take) as url:
                 settled = await asyncio.gather(*(one(number, url) for number in range(waits)))
             assert set(settled) == set(sandbox.orders)
-            looks = Counter(sandbox.requests[run_id] for run_id in settled)
-            looks[-1] = sandbox.requests["GET /generations"]
-            return len(came), looks
+            polls = Counter(sandbox.requests[run_id] for run_id in settled)
+            polls[-1] = sandbox.requests["GET /generations"]
+            return len(came), polls
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main())
 
 
 @pytest.mark.parametrize("waits", [50, pytest.param(1000, marks=pytest.mark.proof)])
 def test_call_backs_settle_waits(waits: int) -> None:
     """All of them, with at most one GET each, pages of the history counted in."""
-    came, looks = settle(waits, lost=0.0)
+    came, polls = settle(waits, lost=0.0)
     assert came == waits
-    assert set(looks) <= {-1, 0, 1}
-    assert looks[1] + looks[-1] <= waits
+    assert set(polls) <= {-1, 0, 1}
+    assert polls[1] + polls[-1] <= waits
 
 
 @pytest.mark.parametrize("waits", [50, pytest.param(1000, marks=pytest.mark.proof)])
 def test_lost_call_backs(waits: int) -> None:
     """One in ten: all waits are settled, still with at most one GET each."""
-    came, looks = settle(waits, lost=0.1)
+    came, polls = settle(waits, lost=0.1)
     assert 0.8 * waits <= came < waits, "the sandbox loses some"
-    assert set(looks) <= {-1, 0, 1}
-    assert looks[1] + looks[-1] <= waits
+    assert set(polls) <= {-1, 0, 1}
+    assert polls[1] + polls[-1] <= waits
 
 
 async def test_what_nobody_waits_for_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nobody ever waits: what is remembered of call-backs has a bound."""
-    monkeypatch.setattr(poller, "HEARD", 10)
+    monkeypatch.setattr(poller, "MAX_FINISHED_EARLY", 10)
     monkeypatch.setattr(webhooks, "REMEMBERED", 10)
     async with Flora("any") as flora:
         inbox = flora.inbox(SECRET)
         for number in range(50):
             body = delivery(f"run_{number}", number)
             inbox.receive(body, sign(body, SECRET))
-        assert len(flora._watcher._heard) == len(inbox._seen) == 10
+        assert len(flora._watcher._finished_early) == len(inbox._seen) == 10
 
 
 async def test_the_sandbox_that_is_started_again() -> None:

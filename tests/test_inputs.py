@@ -40,7 +40,7 @@ from flora_async import (
     RunFailedError,
     StartedRun,
 )
-from flora_async._http.requests import create_request, plain_request
+from flora_async._http.requests import create_request, custom_request
 from flora_async._http.urls import parse_base_url
 from flora_async._validation import check_count, check_flag, check_limit, check_seconds, check_usd, encode
 from flora_async.export import record_batches
@@ -348,7 +348,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert check_usd("max_cost", np.float64(2)) == 2.0
     assert check_flag("flag", np.bool_(True)) is True
     query: dict[str, Any] = {"a": np.int64(1), "b": np.bool_(False), "c": Kind.IMAGE}
-    request = plain_request(FLORA, "GET", "/x", params=query, json=None, idempotency_key=None)
+    request = custom_request(FLORA, "GET", "/x", params=query, json=None, idempotency_key=None)
     assert request.url.endswith("?a=1&b=false&c=image")
 
 

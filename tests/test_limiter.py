@@ -11,10 +11,10 @@ from simulation import run_virtually
 
 from flora_async import ClientClosedError, FloraError, InternalServerError, RateLimitError
 from flora_async._http import rate_limit, retry
-from flora_async._http.rate_limit import Lane, Limiter, Rate
+from flora_async._http.rate_limit import Lane, RateLimiter, TokenBucket
 from flora_async._http.retry import RetryBudget
 from flora_async._polling import durations
-from flora_async._polling.durations import Estimates
+from flora_async._polling.durations import DurationEstimator
 
 
 async def turns(lane: Lane, count: int, *, answered: bool = False) -> list[float]:
@@ -52,7 +52,7 @@ class Admitting:
         return taken
 
 
-async def call(flora: Admitting, limiter: Limiter, lane: Lane, *, tries: int = 3, seconds: float = 0.05) -> float:
+async def call(flora: Admitting, limiter: RateLimiter, lane: Lane, *, tries: int = 3, seconds: float = 0.05) -> float:
     """Make a call as a client does, with the default of two retries; return how long it took."""
     loop = asyncio.get_running_loop()
     began = now = loop.time()
@@ -67,7 +67,7 @@ async def call(flora: Admitting, limiter: Limiter, lane: Lane, *, tries: int = 3
         if taken:
             return loop.time() - began
         failures.append(RateLimitError("too many", status=429, retry_after=1.0))
-        pause = retry.pause_before_retry(failures, retries=tries - 1, repeatable=True, billable=False, elapsed=0.0)
+        pause = retry.next_retry_delay(failures, retries=tries - 1, idempotent=True, billable=False, elapsed=0.0)
         if pause is None:
             raise failures[-1]
         await asyncio.sleep(pause)
@@ -78,7 +78,7 @@ def test_nothing_waits_before_a_refusal() -> None:
     """However many calls begin at once, all go out at once while FLORA has refused none."""
 
     async def main() -> None:
-        assert set(await turns(Limiter().calls, 1000)) == {0.0}
+        assert set(await turns(RateLimiter().calls, 1000)) == {0.0}
 
     run_virtually(main())
 
@@ -87,7 +87,7 @@ def test_a_refusal_pauses_all_and_none_rushes_back() -> None:
     """After the pause calls go out one at a time, in the order of arrival, ever faster."""
 
     async def main() -> None:
-        limiter = Limiter()
+        limiter = RateLimiter()
         await turns(limiter.calls, 20, answered=True)
         limiter.refuse(5.0, sent=0.0)
         assert limiter.wait() == pytest.approx(5.0)
@@ -105,7 +105,7 @@ def test_polls_and_calls_take_turns() -> None:
     """Where both wait, every second turn is a poll's; where only one kind does, every turn is its own."""
 
     async def main() -> None:
-        loop, limiter = asyncio.get_running_loop(), Limiter()
+        loop, limiter = asyncio.get_running_loop(), RateLimiter()
         limiter.refuse(1.0, sent=0.0)
         order: list[str] = []
 
@@ -127,7 +127,7 @@ def test_one_walk_does_not_keep_a_poll_waiting() -> None:
     """A poll's turn comes next, though another call asks at the moment at which each answer comes."""
 
     async def main() -> None:
-        loop, limiter, flora = asyncio.get_running_loop(), Limiter(), Admitting(5.0)
+        loop, limiter, flora = asyncio.get_running_loop(), RateLimiter(), Admitting(5.0)
 
         async def walk() -> None:
             while True:
@@ -146,7 +146,7 @@ def test_hanging_polls_and_calls_do_not_hold_each_other_up() -> None:
     """A hundred calls under way keep no poll waiting, and any number of polls under way no call."""
 
     async def main() -> None:
-        limiter = Limiter()
+        limiter = RateLimiter()
         assert all(limiter.calls.enter(0.0) for _ in range(100))
         assert not limiter.calls.enter(0.0)
         assert all(limiter.polls.enter(0.0) for _ in range(300))
@@ -160,7 +160,7 @@ def test_a_call_that_comes_back_goes_before_those_that_began_later() -> None:
     """Its turn is by when the call began, not by when it was refused."""
 
     async def main() -> None:
-        loop, limiter = asyncio.get_running_loop(), Limiter()
+        loop, limiter = asyncio.get_running_loop(), RateLimiter()
         limiter.refuse(1.0, sent=0.0)
         order: list[float] = []
 
@@ -179,7 +179,7 @@ def test_a_steady_limit_costs_no_call(seconds: float) -> None:
     """Three hundred calls at once under ten requests a second all get through with two retries, in little more time."""
 
     async def main() -> None:
-        limiter, flora = Limiter(), Admitting(10.0)
+        limiter, flora = RateLimiter(), Admitting(10.0)
         await asyncio.gather(*(call(flora, limiter, limiter.calls, seconds=seconds) for _ in range(300)))
         assert flora.taken == 300
         assert asyncio.get_running_loop().time() < 45  # 29 is the least
@@ -193,12 +193,12 @@ def test_many_clients_share_one_limit() -> None:
     async def main() -> None:
         loop, flora, counts = asyncio.get_running_loop(), Admitting(10.0), Counter[int]()
 
-        async def work(number: int, limiter: Limiter) -> None:
+        async def work(number: int, limiter: RateLimiter) -> None:
             while loop.time() < 100:
                 await call(flora, limiter, limiter.calls, tries=100)
                 counts[number] += 1
 
-        limiters = [Limiter() for _ in range(5)]
+        limiters = [RateLimiter() for _ in range(5)]
         await asyncio.gather(*(work(number, limiter) for number, limiter in enumerate(limiters) for _ in range(5)))
         assert flora.taken > 0.9 * 10 * 100
         assert flora.refused < 0.15 * flora.taken
@@ -211,7 +211,7 @@ def test_one_refusal_is_forgotten() -> None:
     """A minute after the one 429 of a quiet client, a hundred calls go out at once."""
 
     async def main() -> None:
-        loop, limiter = asyncio.get_running_loop(), Limiter()
+        loop, limiter = asyncio.get_running_loop(), RateLimiter()
         limiter.refuse(None, sent=0.0)
         await asyncio.sleep(60)
         began = loop.time()
@@ -222,7 +222,7 @@ def test_one_refusal_is_forgotten() -> None:
 
 def test_a_rate_is_cut_once_for_all_that_was_under_way_and_has_a_floor() -> None:
     """A burst of refusals is one event, and ever more events do not stop a client."""
-    rate = Rate()
+    rate = TokenBucket()
     for when in range(50):
         rate.refuse(10.0 + when / 100, until=11.0, sent=9.0, answered=[9.5] * 100)
     assert rate.value(11.0) == pytest.approx(70.0)
@@ -233,7 +233,7 @@ def test_a_rate_is_cut_once_for_all_that_was_under_way_and_has_a_floor() -> None
 
 def test_a_rate_begins_with_what_flora_took() -> None:
     """Answers that come after the refusal, to requests from before it, count too; those to later requests do not."""
-    rate = Rate()
+    rate = TokenBucket()
     rate.refuse(10.0, until=11.0, sent=9.99, answered=[8.0, 9.5])
     assert rate.value(11.0) == pytest.approx(rate_limit.RATE_FIRST * 0.7)
     for _ in range(19):
@@ -244,7 +244,7 @@ def test_a_rate_begins_with_what_flora_took() -> None:
 
 def test_a_rate_grows_as_cubic_does() -> None:
     """It is back at its peak within seconds, stays about there, and is free after a minute."""
-    rate = Rate()
+    rate = TokenBucket()
     rate.refuse(0.0, until=1.0, sent=0.0, answered=[0.0] * 10)
     values = [rate.value(float(second)) for second in range(60)]
     assert values == sorted(values)
@@ -258,7 +258,7 @@ def test_a_pause_beyond_a_minute_holds_no_other_call_up() -> None:
     """The call that is told so raises it at once, and the others go on."""
 
     async def main() -> None:
-        limiter = Limiter()
+        limiter = RateLimiter()
         limiter.refuse(3600.0, sent=0.0)
         assert limiter.wait() <= 1.0
         limiter.refuse(None, sent=0.0)
@@ -271,7 +271,7 @@ def test_turns_that_are_cancelled_are_not_used_up() -> None:
     """Those behind move up, also where a turn had been given but not yet taken."""
 
     async def main() -> None:
-        limiter = Limiter()
+        limiter = RateLimiter()
         limiter.refuse(1.0, sent=0.0)
         waiting = [asyncio.create_task(limiter.calls.turn(0.0)) for _ in range(100)]
         await asyncio.sleep(0)
@@ -287,7 +287,7 @@ def test_a_turn_that_was_given_to_a_cancelled_call_goes_on_to_the_next() -> None
     """No place among those under way is lost."""
 
     async def main() -> None:
-        limiter = Limiter()
+        limiter = RateLimiter()
         while limiter.calls.enter(0.0):
             pass
         given, behind = (asyncio.create_task(limiter.calls.turn(when)) for when in (0.0, 1.0))
@@ -305,7 +305,7 @@ def test_an_end_reaches_all_that_wait() -> None:
     """Calls and polls alike, at once; each gets an error of its own."""
 
     async def main() -> None:
-        limiter = Limiter()
+        limiter = RateLimiter()
         limiter.refuse(30.0, sent=0.0)
         waiting = [asyncio.create_task(lane.turn(0.0)) for lane in (limiter.calls, limiter.polls) for _ in range(3)]
         await asyncio.sleep(0)
@@ -322,7 +322,7 @@ def test_an_end_reaches_all_that_wait() -> None:
 @given(st.integers(1, 400), st.lists(st.floats(0.001, 5), min_size=1, max_size=50))
 def test_no_rate_is_exceeded(taken: int, pauses: list[float]) -> None:
     """In any stretch of time, but for a quarter of a second's worth that was saved up."""
-    rate, now, sent, most = Rate(), 0.0, 0, 0.0
+    rate, now, sent, most = TokenBucket(), 0.0, 0, 0.0
     rate.refuse(0.0, until=0.0, sent=0.0, answered=[0.0] * taken)
     for pause in pauses:
         now += pause
@@ -360,7 +360,7 @@ async def test_a_client_in_an_outage() -> None:
 
 def test_estimates_are_learned_by_type_and_model() -> None:
     """A service that is always twice off is corrected after a few runs; others are not touched."""
-    estimates = Estimates()
+    estimates = DurationEstimator()
     assert estimates.expect("image", "m", 10.0) == 10.0
     assert [estimates.expect(kind, None, None) for kind in ("text", "audio", "image", "video")] == [3.0, 6.0, 8.0, 60.0]
     for _ in range(10):
@@ -374,7 +374,7 @@ def test_estimates_are_learned_by_type_and_model() -> None:
 def test_what_is_learned_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """And strange numbers teach nothing strange."""
     monkeypatch.setattr(durations, "LEARNED_MODELS", 3)
-    estimates = Estimates()
+    estimates = DurationEstimator()
     for number in range(10):
         estimates.learn("image", f"m{number}", -5.0, float("inf"))
     assert len(estimates._seen) == 3

@@ -26,7 +26,7 @@ from flora_async import (
 from flora_async._http import rate_limit, retry
 from flora_async._polling import schedule
 from flora_async.sandbox import Sandbox
-from flora_async.sandbox._virtual_time import VirtualLoop
+from flora_async.sandbox._virtual_time import VirtualTimeLoop
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -319,7 +319,7 @@ def test_many_runs_cost_few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
             assert len([outcome async for outcome in flora.as_completed(created)]) == 300
             return sum(sandbox.requests.values()) - 300
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         alone = runner.run(cost(batch_polling=False))
         together = runner.run(cost(batch_polling=True))
     assert alone >= 300

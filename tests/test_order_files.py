@@ -33,7 +33,7 @@ from flora_async import (
     UnprocessableEntityError,
 )
 from flora_async._http import retry
-from flora_async._http.requests import check_order
+from flora_async._http.requests import encode_order
 from flora_async._http.urls import parse_base_url
 from flora_async.cli import arguments
 from flora_async.cli.order_files import OrderLine, fill, open_orders
@@ -41,7 +41,7 @@ from flora_async.durable._store import database, outcomes, schema
 from flora_async.durable._worker import policy
 from flora_async.models import FieldError
 
-VALIDATE = partial(check_order, parse_base_url("https://app.flora.ai/api/v1"))
+VALIDATE = partial(encode_order, parse_base_url("https://app.flora.ai/api/v1"))
 PLACE = {"workspace_id": "ws_1", "project_id": "prj_1"}
 
 

@@ -29,7 +29,7 @@ from flora_async import (
 )
 from flora_async._http import retry
 from flora_async._polling import schedule
-from flora_async._polling.schedule import Sighting
+from flora_async._polling.schedule import PollState
 
 REFUSED = APIConnectionError("refused", sent="not_sent")
 CUT = APIConnectionError("cut", sent="maybe_sent")
@@ -48,8 +48,8 @@ BAD = BadRequestError("bad", status=400)
 
 def pause(failure: FloraError, *, failures: int = 1, billable: bool = False, **changes: Any) -> float | None:
     """Say how long to pause after *failure*."""
-    settings: dict[str, Any] = {"retries": 2, "repeatable": True, "elapsed": 1.0, **changes}
-    return retry.pause_before_retry([failure] * failures, billable=billable, **settings)
+    settings: dict[str, Any] = {"retries": 2, "idempotent": True, "elapsed": 1.0, **changes}
+    return retry.next_retry_delay([failure] * failures, billable=billable, **settings)
 
 
 @pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, BUSY, BROKEN, SLOW_DOWN])
@@ -59,7 +59,7 @@ def test_reads_are_tried_again(failure: FloraError) -> None:
     assert pause(failure, failures=2) is not None
     assert pause(failure, failures=3) is None
     assert pause(failure, retries=0) is None
-    assert pause(failure, repeatable=False) is None
+    assert pause(failure, idempotent=False) is None
 
 
 @pytest.mark.parametrize("failure", [BAD_CERTIFICATE, REDIRECT, UNDECODABLE, BAD, ClientClosedError("closed")])
@@ -129,7 +129,7 @@ def test_a_429_without_a_word_pauses_a_second() -> None:
 @given(st.integers(1, 5000))
 def test_delays_grow_and_are_capped(failures: int) -> None:
     """Exponential, with jitter, at most 30 seconds, never none."""
-    delay = retry.retry_delay(failures)
+    delay = retry.backoff_delay(failures)
     top = min(0.5 * 2 ** min(failures - 1, 100), 30)
     assert top / 2 <= delay <= top
 
@@ -149,7 +149,7 @@ def test_what_may_have_arrived(failure: FloraError, arrived: bool) -> None:
 @pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, GARBAGE, UNDECODABLE, BUSY, BROKEN, SLOW_DOWN])
 def test_passing_faults_never_end_a_wait(failure: FloraError) -> None:
     """However old the run is."""
-    assert not schedule.ends_wait(failure, age=1e9)
+    assert not schedule.is_fatal(failure, age=1e9)
 
 
 @pytest.mark.parametrize(
@@ -167,21 +167,21 @@ def test_passing_faults_never_end_a_wait(failure: FloraError) -> None:
 )
 def test_definite_failures_end_a_wait(failure: FloraError) -> None:
     """At once."""
-    assert schedule.ends_wait(failure, age=0.0)
+    assert schedule.is_fatal(failure, age=0.0)
 
 
 def test_a_404_counts_from_ten_seconds_on() -> None:
     """A fresh run may not be known everywhere."""
     missing = NotFoundError("no", status=404)
-    assert not schedule.ends_wait(missing, age=9.9)
-    assert schedule.ends_wait(missing, age=10.1)
+    assert not schedule.is_fatal(missing, age=9.9)
+    assert schedule.is_fatal(missing, age=10.1)
 
 
 def test_the_pause_after_a_look_that_failed() -> None:
     """Retry-After always wins, however long; otherwise looks go on at least as often as ever."""
-    assert schedule.pause_after_failed_look(RateLimitError("", status=429, retry_after=300.0), 1) == 300.0
-    assert schedule.pause_after_failed_look(SLOW_DOWN, 1) >= 1.0
-    assert all(0 < schedule.pause_after_failed_look(CUT, failures) <= schedule.POLL_CAP for failures in range(1, 50))
+    assert schedule.poll_retry_delay(RateLimitError("", status=429, retry_after=300.0), 1) == 300.0
+    assert schedule.poll_retry_delay(SLOW_DOWN, 1) >= 1.0
+    assert all(0 < schedule.poll_retry_delay(CUT, failures) <= schedule.POLL_CAP for failures in range(1, 50))
 
 
 # -- the schedule
@@ -193,9 +193,9 @@ def seen(progress: float = 0.0, started: float | None = None) -> Run:
     return Run(run_id="run_1", status="running", progress=progress, created_at=1000.0, started_at=began)
 
 
-def primed(estimate: float | None) -> Generator[float, Sighting, None]:
+def primed(estimate: float | None) -> Generator[float, PollState, None]:
     """Give a schedule that was primed as backoff primes its own."""
-    plan = schedule.run_schedule(estimate)
+    plan = schedule.adaptive_schedule(estimate)
     next(plan)
     return plan
 
@@ -224,29 +224,29 @@ def unshaken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_schedule(monkeypatch: pytest.MonkeyPatch, estimate: float | None, age: float, delay: float) -> None:
     """Without news of progress."""
     unshaken(monkeypatch)
-    assert primed(estimate).send(Sighting(age, seen())) == pytest.approx(delay, rel=0.01)
+    assert primed(estimate).send(PollState(age, seen())) == pytest.approx(delay, rel=0.01)
 
 
 def test_work_that_began_late_ends_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """The estimate counts from where work began."""
     unshaken(monkeypatch)
-    assert primed(10.0).send(Sighting(20.0, seen(started=18.0))) == pytest.approx(0.65 * 8)
+    assert primed(10.0).send(PollState(20.0, seen(started=18.0))) == pytest.approx(0.65 * 8)
 
 
 def test_progress_that_moves_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half done after 20 seconds means 20 to go, whatever the estimate was."""
     unshaken(monkeypatch)
     plan = primed(500.0)
-    plan.send(Sighting(10.0, seen(0, started=0.0)))
-    assert plan.send(Sighting(20.0, seen(50, started=0.0))) == pytest.approx(12.0)
-    assert plan.send(Sighting(32.0, seen(80, started=0.0))) == pytest.approx(0.65 * 8)
+    plan.send(PollState(10.0, seen(0, started=0.0)))
+    assert plan.send(PollState(20.0, seen(50, started=0.0))) == pytest.approx(12.0)
+    assert plan.send(PollState(32.0, seen(80, started=0.0))) == pytest.approx(0.65 * 8)
 
 
 def test_a_bar_that_stands_still_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot make the looks more frequent for ever."""
     unshaken(monkeypatch)
     plan = primed(None)
-    delays = [plan.send(Sighting(float(age), seen(99, started=0.0))) for age in range(1, 400, 10)]
+    delays = [plan.send(PollState(float(age), seen(99, started=0.0))) for age in range(1, 400, 10)]
     assert delays[-1] > 9
 
 
@@ -262,7 +262,7 @@ def test_any_run_is_looked_at_every_two_to_thirteen_seconds(
     """Whatever FLORA says of estimate, progress and times."""
     plan = primed(estimate)
     for age, progress, started in sightings:
-        assert 2.0 <= plan.send(Sighting(age, seen(progress, started))) <= 13.3
+        assert 2.0 <= plan.send(PollState(age, seen(progress, started))) <= 13.3
 
 
 def test_backoffs_own_generators_are_schedules() -> None:

@@ -11,7 +11,7 @@ import pytest
 from flora_async import Flora
 from flora_async._aio import run_in_thread
 from flora_async.sandbox import Sandbox
-from flora_async.sandbox._virtual_time import VirtualLoop
+from flora_async.sandbox._virtual_time import VirtualTimeLoop
 
 pytest_plugins = ["pytester"]
 
@@ -102,7 +102,7 @@ def test_time_stands_while_a_thread_works(in_thread: Callable[..., Awaitable[Non
             await in_thread(time.sleep, 0.1)
         return loop.time() - before
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         assert runner.run(work()) == 0
 
 
@@ -222,7 +222,7 @@ def test_threads_hold_the_clock() -> None:
         await timer
         return order
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         assert runner.run(main()) == ["thread", "timer"]
 
 
@@ -625,5 +625,5 @@ def test_an_hour_costs_less_than_two_seconds() -> None:
                 await asyncio.sleep(1)
             return time.process_time() - began
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         assert runner.run(tick()) < 2

@@ -28,7 +28,7 @@ from flora_async import (
     StartedRun,
     models,
 )
-from flora_async.export import Exported
+from flora_async.export import ExportResult
 from flora_async.webhooks import WebhookData, WebhookEvent
 
 OUTPUT = Output(output_id="output_1", type="imageUrl", url="https://media.flora.ai/1.png")
@@ -50,7 +50,7 @@ RECORDS = [
     WebhookEvent(id="whd_2", type="ping", created_at=1, data={"a": [1]}),
     Response(data=RUN, status=200, headers={"a": "b"}, request_id=None),
     RateLimited(path="/generate", retry_after=2.5, pause=2.5),
-    Exported(path=Path("h.jsonl"), rows=2, broken=0),
+    ExportResult(path=Path("h.jsonl"), rows=2, broken=0),
 ]
 
 

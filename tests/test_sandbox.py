@@ -32,7 +32,7 @@ from flora_async._http import rate_limit, retry
 from flora_async._polling import schedule
 from flora_async.models import Order
 from flora_async.sandbox import Sandbox, _runs
-from flora_async.sandbox._runs import Runs, Selection, decode_cursor, encode_cursor, plan_run
+from flora_async.sandbox._runs import HistoryQuery, Runs, decode_cursor, encode_cursor, plan_run
 
 pytestmark = pytest.mark.anyio
 
@@ -448,7 +448,7 @@ def test_runs_are_bounded() -> None:
         kept.add(run)
     assert len(kept) == 3
     assert kept.get(made[0].run_id) is None
-    page, following, total = kept.page(Selection(limit=2), 0.0)
+    page, following, total = kept.page(HistoryQuery(limit=2), 0.0)
     assert ([run.run_id for run in page], following, total) == ([made[4].run_id, made[3].run_id], 2, 3)
 
 
@@ -546,8 +546,8 @@ async def test_a_port_that_is_taken(sandbox: Sandbox) -> None:
         {"port": -1},
         {"rate_limit": 0},
         {"rate_limit": float("inf")},
-        {"lost_callbacks": 1.5},
-        {"lost_callbacks": "all"},
+        {"lost_webhooks": 1.5},
+        {"lost_webhooks": "all"},
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:

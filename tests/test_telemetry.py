@@ -104,18 +104,18 @@ async def test_a_wait_and_its_looks(flora: Flora, server: Scripted, kept: Kept) 
     with kept.tracers.get_tracer("mine").start_as_current_span("mine") as mine:
         await flora.wait_for_run(RUN_ID)
         assert trace.get_current_span() is mine
-    (wait,), looks, (outer,) = kept.spans("flora.wait"), kept.spans("flora.look"), kept.spans("mine")
+    (wait,), polls, (outer,) = kept.spans("flora.wait"), kept.spans("flora.poll"), kept.spans("mine")
     assert id_of(wait.parent) == id_of(outer)
-    assert [id_of(look.parent) for look in looks] == [id_of(wait)] * 2
+    assert [id_of(look.parent) for look in polls] == [id_of(wait)] * 2
     assert dict(wait.attributes or {}) == {
         "flora.run_id": RUN_ID,
-        "flora.looks": 2,
+        "flora.polls": 2,
         "flora.status": "completed",
         "flora.charged_cost": 0.04,
     }
-    assert dict(looks[0].attributes or {}) == {"flora.how": "run", "flora.runs": 1}
+    assert dict(polls[0].attributes or {}) == {"flora.how": "run", "flora.runs": 1}
     assert wait.status.status_code is StatusCode.UNSET
-    assert (wait.end_time or 0) >= (looks[-1].end_time or 0)
+    assert (wait.end_time or 0) >= (polls[-1].end_time or 0)
 
 
 async def test_a_page_is_linked_to_the_waits_that_it_serves(flora: Flora, server: Scripted, kept: Kept) -> None:
@@ -125,7 +125,7 @@ async def test_a_page_is_linked_to_the_waits_that_it_serves(flora: Flora, server
     async for outcome in flora.as_completed(ids):
         assert outcome.run
     waits = {id_of(wait) for wait in kept.spans("flora.wait")}
-    (look,) = kept.spans("flora.look")
+    (look,) = kept.spans("flora.poll")
     assert len(waits) == 3
     assert {id_of(look.parent), *(id_of(link.context) for link in look.links)} == waits
     assert len(look.links) == 2
@@ -164,7 +164,7 @@ async def test_two_waits_for_one_run(flora: Flora, server: Scripted, kept: Kept)
     server.on("GET", f"/runs/{RUN_ID}", answer(run()))
     await asyncio.gather(flora.wait_for_run(RUN_ID), flora.wait_for_run(RUN_ID))
     waits = {id_of(wait) for wait in kept.spans("flora.wait")}
-    (look,) = kept.spans("flora.look")
+    (look,) = kept.spans("flora.poll")
     assert len(waits) == 2
     assert {id_of(look.parent), *(id_of(link.context) for link in look.links)} == waits
 
@@ -187,7 +187,7 @@ async def test_what_is_counted(flora: Flora, server: Scripted, kept: Kept) -> No
     assert kept.metric("flora.client.rate_limits") == {("/generate",): 1}
     assert kept.metric("flora.run.created") == {("image",): 1}
     assert kept.metric("flora.run.cost") == {("image",): 0.04}
-    assert kept.metric("flora.run.looks") == {("completed",): 2}
+    assert kept.metric("flora.run.polls") == {("completed",): 2}
     assert 0 <= kept.metric("flora.run.lag")[("completed",)] <= kept.metric("flora.run.wait")[("completed",)] + 0.1
 
 
@@ -225,12 +225,12 @@ async def test_one_trace_with_the_wait_its_looks_and_their_http_spans(tmp_path: 
     depths = [((len(line) - len(line.lstrip())) // 3, line.split()[0]) for line in lines]
     second = depths.index((0, "make"), 1)
     video, images = depths[:second], depths[second:]
-    looks = [(2, "flora.look"), (3, "GET")]
+    polls = [(2, "flora.poll"), (3, "GET")]
     assert video[:3] == [(0, "make"), (1, "POST"), (1, "flora.wait")]
-    assert video[3:] == looks * (len(video[3:]) // 2)
+    assert video[3:] == polls * (len(video[3:]) // 2)
     assert video[3:]
     assert [line for line in images if line[0] == 1] == [(1, "POST")] * 4 + [(1, "flora.wait")] * 4
-    assert [line for line in images if line[0] > 1] == looks * (len(images[9:]) // 2)
+    assert [line for line in images if line[0] > 1] == polls * (len(images[9:]) // 2)
     assert any("page" in line and "linked to" in line for line in lines)
 
 
@@ -242,7 +242,7 @@ async def test_the_metrics_of_a_burst(tmp_path: Path) -> None:
     assert sorted(sums) == ["50 image", "50 text"]
     assert said["flora.client.rate_limits {response}"].split()[0] != "0"
     assert any(line.startswith("flora.client.retries") for line in lines)
-    for name in ("flora.run.wait s", "flora.run.looks {look}", "flora.run.lag s"):
+    for name in ("flora.run.wait s", "flora.run.polls {look}", "flora.run.lag s"):
         assert said[name].startswith("100 x, ")
 
 

@@ -369,9 +369,9 @@ async def test_cancelling_a_wait_stops_the_looks(flora: Flora, server: Scripted)
     with anyio.move_on_after(0.05) as scope:
         await flora.wait_for_run(RUN_ID)
     assert scope.cancelled_caught
-    looks = server.count("GET", OWN)
+    polls = server.count("GET", OWN)
     await anyio.sleep(0.2)  # time for twenty
-    assert server.count("GET", OWN) <= looks + 1  # one may have been on its way
+    assert server.count("GET", OWN) <= polls + 1  # one may have been on its way
 
 
 async def test_what_on_update_raises_ends_the_wait(flora: Flora, server: Scripted) -> None:

@@ -15,11 +15,11 @@ from msgspec.structs import replace
 from simulation import PAGE_SECONDS, Simulated, SimulatedFlora, _Selector, run_virtually, started
 
 from flora_async import NotFoundError
-from flora_async._polling.poller import Watcher
-from flora_async._polling.targets import Scope, Subject
-from flora_async._polling.tracked_run import Entry
+from flora_async._polling.poller import Poller
+from flora_async._polling.targets import Scope, WaitTarget
+from flora_async._polling.tracked_run import TrackedRun
 from flora_async._polling.waiting import RunOutcomes
-from flora_async.events import Event, WaitEnded
+from flora_async.events import Event, WaitFinished
 from flora_async.models import Generation, GenerationPage, PageMeta
 
 RUNS = 150
@@ -30,7 +30,7 @@ TOO_LATE = 900.0
 class Trial:
     """Waits for many runs while pages shift, rows lie and requests fail; checks that nothing is lost."""
 
-    def __init__(self, seed: int, kind: type[Watcher]) -> None:
+    def __init__(self, seed: int, kind: type[Poller]) -> None:
         self.chance = random.Random(seed)
         storm = self.chance.uniform(5, 60)
         self.flora = SimulatedFlora(
@@ -113,7 +113,7 @@ class Trial:
         assert not self.watcher._looks, "a look goes on for nobody"
 
 
-async def hostile(seed: int, kind: type[Watcher]) -> None:
+async def hostile(seed: int, kind: type[Poller]) -> None:
     """Hold one trial."""
     await Trial(seed, kind).go()
 
@@ -121,7 +121,7 @@ async def hostile(seed: int, kind: type[Watcher]) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_every_wait_ends_once_and_right(seed: int) -> None:
     """For a handful of seeds."""
-    run_virtually(hostile(seed, Watcher))
+    run_virtually(hostile(seed, Poller))
 
 
 @pytest.mark.proof
@@ -129,14 +129,14 @@ def test_every_wait_ends_once_and_right(seed: int) -> None:
 def test_every_wait_ends_once_and_right_for_hundreds_of_seeds(block: int) -> None:
     """Five hundred."""
     for seed in range(1000 + 25 * block, 1025 + 25 * block):
-        run_virtually(hostile(seed, Watcher))
+        run_virtually(hostile(seed, Poller))
 
 
 async def burst(count: int, *, pages: bool) -> int:
     """Wait for many runs that begin at once and take about ten seconds; say how many requests that took."""
     chance = random.Random(count)
     flora = SimulatedFlora(limit=10.0)
-    watcher = Watcher(flora.eyes(pages=pages))
+    watcher = Poller(flora.eyes(pages=pages))
     waiters = []
     for number in range(count):
         run = Simulated(f"run_{number}", 0.0, 0.5, chance.uniform(7, 13))
@@ -156,14 +156,14 @@ def test_a_thousand_runs_cost_few_requests() -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_or_two_runs_are_asked_by_their_addresses(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages would save nothing."""
-    monkeypatch.delattr(Watcher, "_read_page")
+    monkeypatch.delattr(Poller, "_read_page")
     assert run_virtually(burst(count, pages=True)) <= 8 * count
 
 
 async def stream(count: int, rate: float) -> tuple[int, float]:
     """Start runs at a rate, each done at once, while others are waited for; say how many requests and seconds."""
     flora, loop = SimulatedFlora(), asyncio.get_running_loop()
-    watcher = Watcher(flora.eyes())
+    watcher = Poller(flora.eyes())
     room = asyncio.Semaphore(500)
 
     async def one(number: int) -> None:
@@ -214,10 +214,10 @@ async def begin_and_close(count: int, patch: pytest.MonkeyPatch) -> int:
         return select(self, timeout)
 
     flora, events = SimulatedFlora(), list[Event]()
-    watcher = Watcher(replace(flora.eyes(), tell=events.append))
+    watcher = Poller(replace(flora.eyes(), tell=events.append))
     for number in range(count):
         flora.add(Simulated(f"run_{number}", -float(number), 0.0, 1e6))
-    outcomes = RunOutcomes(watcher, [Subject(f"run_{number}") for number in range(count)], poll=None, timeout=600)
+    outcomes = RunOutcomes(watcher, [WaitTarget(f"run_{number}") for number in range(count)], poll=None, timeout=600)
     await asyncio.sleep(0)
     patch.setattr(_Selector, "select", begin_pass)
     sys.setprofile(count_call)
@@ -231,7 +231,7 @@ async def begin_and_close(count: int, patch: pytest.MonkeyPatch) -> int:
     finally:
         sys.setprofile(None)
     assert not watcher._entries
-    assert sum(isinstance(event, WaitEnded) for event in events) == count
+    assert sum(isinstance(event, WaitFinished) for event in events) == count
     return most
 
 
@@ -239,8 +239,8 @@ def test_a_cancelled_close_ends_every_wait() -> None:
     """Where ``aclose()`` is cancelled between two steps, the waits that are left end all the same."""
 
     async def main() -> None:
-        watcher = Watcher(SimulatedFlora().eyes())
-        outcomes = RunOutcomes(watcher, [Subject(f"run_{number}") for number in range(1000)], poll=None, timeout=600)
+        watcher = Poller(SimulatedFlora().eyes())
+        outcomes = RunOutcomes(watcher, [WaitTarget(f"run_{number}") for number in range(1000)], poll=None, timeout=600)
         first = asyncio.create_task(anext(outcomes))
         while len(watcher._entries) < 1000:
             await asyncio.sleep(0)
@@ -262,7 +262,7 @@ class Thing:
 async def depart() -> bool:
     """Wait for a run, leave, and return whether the caller's context is free while other waits go on."""
     flora, held = SimulatedFlora(), ContextVar[Thing]("held")
-    watcher = Watcher(flora.eyes())
+    watcher = Poller(flora.eyes())
     runs = [Simulated(f"run_{number}", 0.0, 0.0, 1000.0) for number in range(4)]
     for run in runs:
         flora.add(run)
@@ -296,7 +296,7 @@ def test_a_departed_wait_leaves_nothing_behind() -> None:
 async def crowd(count: int, limit: float) -> list[float]:
     """Create runs of 3 seconds one after another in turns with polls; return how late each end was known."""
     flora, loop = SimulatedFlora(limit=limit), asyncio.get_running_loop()
-    watcher, calls = Watcher(flora.eyes()), flora._limiter.calls
+    watcher, calls = Poller(flora.eyes()), flora._limiter.calls
 
     async def one(number: int) -> float:
         while True:  # as a client that retries: all begin at once, and FLORA refuses most
@@ -330,7 +330,7 @@ def test_a_large_steady_crowd_is_read_by_pages(*, keyset: bool) -> None:
 
     async def main() -> int:
         flora = (KeysetFlora if keyset else SimulatedFlora)(limit=10.0)
-        watcher, chance, loop = Watcher(flora.eyes()), random.Random(1), asyncio.get_running_loop()
+        watcher, chance, loop = Poller(flora.eyes()), random.Random(1), asyncio.get_running_loop()
 
         async def one(number: int) -> None:
             await asyncio.sleep(chance.uniform(0, 100))
@@ -359,31 +359,31 @@ class KeysetFlora(SimulatedFlora):
         )
 
 
-class NeverAsksByAddress(Watcher):
+class NeverAsksByAddress(Poller):
     """A mutant: runs are looked for on pages only."""
 
-    def _look_at(self, entry: Entry, turn: float) -> None:
+    def _look_at(self, entry: TrackedRun, turn: float) -> None:
         self._eyes.lane.leave(turn, answered=False)
         entry.alone, entry.retry_at = False, asyncio.get_running_loop().time() + 5
         self._schedule(entry)
 
 
-class TrustsEveryRow(Watcher):
+class TrustsEveryRow(Poller):
     """A mutant: a finished row is taken for the run, outputs or not."""
 
-    def _incomplete(self, row: Generation) -> bool:
+    def _lacks_outputs(self, row: Generation) -> bool:
         return False
 
 
-class GivesUpOnAMiss(Watcher):
+class GivesUpOnAMiss(Poller):
     """A mutant: a run that was not on its page is forgotten."""
 
-    def _missed(self, entry: Entry) -> None:
+    def _on_missing_from_page(self, entry: TrackedRun) -> None:
         self._leave(entry)
 
 
 @pytest.mark.parametrize("mutant", [NeverAsksByAddress, TrustsEveryRow, GivesUpOnAMiss])
-def test_broken_watchers_are_caught(mutant: type[Watcher]) -> None:
+def test_broken_watchers_are_caught(mutant: type[Poller]) -> None:
     """By the same check, within a handful of seeds."""
     with pytest.raises(AssertionError):
         for seed in range(12):

@@ -39,19 +39,19 @@ from flora_async import (
 )
 from flora_async._http.requests import (
     Request,
-    check_order,
     create_request,
+    custom_request,
+    encode_order,
     list_request,
-    plain_request,
     retrieve_request,
 )
 from flora_async._http.responses import (
-    Answer,
+    RawResponse,
     http_date,
-    read_page,
-    read_response,
-    read_run,
-    read_started_run,
+    parse_page,
+    parse_response,
+    parse_run,
+    parse_started_run,
     retry_after,
 )
 from flora_async._http.urls import parse_base_url
@@ -62,11 +62,11 @@ LOCAL = parse_base_url("http://127.0.0.1:8080/api/v1")
 ASKED = Request(method="GET", url="https://app.flora.ai/api/v1/runs/run_abc123?x=1")
 
 
-def told(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+def told(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> RawResponse:
     """Give an answer of FLORA's."""
     raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
     all_headers = CIMultiDict({"request-id": "req_1", "content-length": str(len(raw)), **(headers or {})})
-    return Answer(request=ASKED, status=status, headers=all_headers, body=raw)
+    return RawResponse(request=ASKED, status=status, headers=all_headers, body=raw)
 
 
 def order(**changes: Any) -> Order:
@@ -127,7 +127,7 @@ def test_a_create_request() -> None:
     assert (request.method, request.url) == ("POST", "https://app.flora.ai/api/v1/generate")
     assert json.loads(request.body or b"")["params"] == {"seed": 7, "sizes": [1, 2.5]}
     assert request.idempotency_key == "key-1"
-    assert request.repeatable
+    assert request.idempotent
 
 
 @pytest.mark.parametrize(
@@ -227,16 +227,16 @@ def test_list_requests_that_are_refused(changes: dict[str, Any]) -> None:
 
 def plain(method: Any, path: Any, params: Any = None, body: object = None, key: Any = None) -> Request:
     """Give any request."""
-    return plain_request(FLORA, method, path, params=params, json=body, idempotency_key=key)
+    return custom_request(FLORA, method, path, params=params, json=body, idempotency_key=key)
 
 
 def test_plain_requests() -> None:
     """Below the base URL, with a query, a body and a key."""
     request = plain("post", "techniques/run", {"a": "x y", "n": 1, "f": 2.5, "yes": True, "no": False}, {"k": 1}, "k-1")
     assert request.url == "https://app.flora.ai/api/v1/techniques/run?a=x%20y&n=1&f=2.5&yes=true&no=false"
-    assert (request.method, request.body, request.repeatable) == ("POST", b'{"k":1}', True)
-    assert plain("GET", "/models").repeatable
-    assert not plain("POST", "/models").repeatable
+    assert (request.method, request.body, request.idempotent) == ("POST", b'{"k":1}', True)
+    assert plain("GET", "/models").idempotent
+    assert not plain("POST", "/models").idempotent
     assert plain("GET", "/runs/run_%C3%A4").url.endswith("/runs/run_%C3%A4")
 
 
@@ -288,7 +288,7 @@ def test_documented_errors(status: int, code: str, kind: type[APIError]) -> None
     fields = [{"field": "prompt", "message": "Required", "new": 1}]
     body = {"error": {"code": code, "message": "A word.", "fields": fields, "new": 1}}
     with pytest.raises(APIError) as caught:
-        read_page(told(body, status, {"X-Word": "y", "Retry-After": "7"}))
+        parse_page(told(body, status, {"X-Word": "y", "Retry-After": "7"}))
     error = caught.value
     assert type(error) is kind
     assert (error.status, error.code, error.message) == (status, code, "A word.")
@@ -312,7 +312,7 @@ def test_documented_errors(status: int, code: str, kind: type[APIError]) -> None
 def test_errors_in_other_shapes(body: bytes) -> None:
     """Proxies answer HTML, or nothing: the status still counts."""
     with pytest.raises(InternalServerError) as caught:
-        read_page(told(body, 502))
+        parse_page(told(body, 502))
     assert caught.value.code is None
     assert caught.value.message
 
@@ -320,7 +320,7 @@ def test_errors_in_other_shapes(body: bytes) -> None:
 def test_null_parts_of_an_error() -> None:
     """A null code, message or list of fields is none."""
     with pytest.raises(NotFoundError) as caught:
-        read_page(told({"error": {"code": None, "message": None, "fields": None}}, 404))
+        parse_page(told({"error": {"code": None, "message": None, "fields": None}}, 404))
     assert (caught.value.code, caught.value.fields) == (None, ())
 
 
@@ -328,7 +328,7 @@ def test_null_parts_of_an_error() -> None:
 def test_redirects_are_not_answers(status: int) -> None:
     """The error tells the foreign origin, not more."""
     with pytest.raises(ProtocolError, match=r"https://evil\.example") as caught:
-        read_page(told(b"", status, {"location": "https://evil.example/steal?token=1"}))
+        parse_page(told(b"", status, {"location": "https://evil.example/steal?token=1"}))
     assert "token" not in str(caught.value)
     assert caught.value.status == status
 
@@ -337,26 +337,26 @@ def test_redirects_are_not_answers(status: int) -> None:
 def test_statuses_that_http_does_not_know(status: int) -> None:
     """They are no answer."""
     with pytest.raises(ProtocolError):
-        read_page(told({"generations": [], "meta": {}}, status))
+        parse_page(told({"generations": [], "meta": {}}, status))
 
 
 def test_a_create_is_a_201_that_names_a_run() -> None:
     """And nothing else."""
-    assert read_started_run(told(started(), 201)).run_id == "run_abc123"
+    assert parse_started_run(told(started(), 201)).run_id == "run_abc123"
     for status in (200, 202, 204):
         with pytest.raises(ProtocolError):
-            read_started_run(told(started(), status))
+            parse_started_run(told(started(), status))
     for run_id in ("", "job_1", "run_", "run_\x00", "run_a/b"):
         with pytest.raises(ResponseDecodeError) as caught:
-            read_started_run(told(started(run_id), 201))
+            parse_started_run(told(started(run_id), 201))
         assert caught.value.field == "$.run_id"
 
 
 def test_a_run_is_the_one_that_was_asked_for() -> None:
     """An answer about another run is no answer."""
-    assert read_run("run_abc123", told(run())).succeeded
+    assert parse_run("run_abc123", told(run())).succeeded
     with pytest.raises(ProtocolError, match="run_other"):
-        read_run("run_abc123", told(run(run_id="run_other")))
+        parse_run("run_abc123", told(run(run_id="run_other")))
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_a_run_is_the_one_that_was_asked_for() -> None:
 def test_undecodable_runs(body: object, field: str | None) -> None:
     """The error names the field, the URL without its query, and the request id."""
     with pytest.raises(ResponseDecodeError) as caught:
-        read_run("run_abc123", told(body))
+        parse_run("run_abc123", told(body))
     assert caught.value.field == field
     assert caught.value.url == "https://app.flora.ai/api/v1/runs/run_abc123"
     assert caught.value.request_id == "req_1"
@@ -388,23 +388,23 @@ def test_undecodable_runs(body: object, field: str | None) -> None:
 def test_a_broken_item_names_its_place() -> None:
     """And does not take the others on its page with it."""
     items = [generation("run_1"), {**generation("run_2"), "workspace_id": None}]
-    page = read_page(told({"generations": items, "meta": {}}))
+    page = parse_page(told({"generations": items, "meta": {}}))
     assert [generation.run_id for generation in page.generations] == ["run_1"]
     assert [(item.field, item.request_id) for item in page.broken] == [("$.generations[1].workspace_id", "req_1")]
 
 
 def test_any_answer_as_any_type() -> None:
     """Requests of one's own say what they expect; an empty answer is an empty object."""
-    response = read_response(GenerationPage, told({"generations": [], "meta": {}}, headers={"X-Word": "y"}))
+    response = parse_response(GenerationPage, told({"generations": [], "meta": {}}, headers={"X-Word": "y"}))
     assert response.data.generations == ()
     assert (response.status, response.request_id, response.headers["x-word"]) == (200, "req_1", "y")
-    assert read_response(dict, told(b"", 204)).data == {}
+    assert parse_response(dict, told(b"", 204)).data == {}
 
 
 @given(st.binary(max_size=200), st.integers(100, 999))
 def test_any_bytes_are_an_answer_or_an_error_of_ours(body: bytes, status: int) -> None:
     """Nothing but FloraError leaves the readers."""
-    for read in (read_page, read_started_run, partial(read_run, "run_1")):
+    for read in (parse_page, parse_started_run, partial(parse_run, "run_1")):
         try:
             read(told(body, status))
         except FloraError as error:
@@ -420,7 +420,7 @@ JSON = st.recursive(
 def test_any_json_is_a_run_or_an_error_of_ours(changes: dict[str, Any]) -> None:
     """Wrong types are told, and never break."""
     try:
-        seen = read_run("run_abc123", told({**run(), **changes}))
+        seen = parse_run("run_abc123", told({**run(), **changes}))
     except (ResponseDecodeError, ProtocolError) as error:
         assert changes, error
     else:
@@ -479,7 +479,7 @@ def test_no_date_is_too_odd(words: list[str], between: str) -> None:
 
 def test_call_backs_on_this_machine() -> None:
     """A sandbox may call back over http."""
-    assert check_order(LOCAL, order(callback_url="http://127.0.0.1:9/hook"))
+    assert encode_order(LOCAL, order(callback_url="http://127.0.0.1:9/hook"))
 
 
 # -- answers that are slow to read
@@ -500,25 +500,27 @@ def test_call_backs_on_this_machine() -> None:
 def test_a_torn_text_costs_no_more_than_its_length(unit: bytes) -> None:
     """An answer whose last string has no end is judged in linear time, whatever it is made of."""
 
-    def judge(size: int) -> float:
+    def match_creates(size: int) -> float:
         answer = told(b'["' + unit * (size // len(unit)))
         began = time.perf_counter()
         with pytest.raises((ResponseTooLargeError, ResponseDecodeError)):
-            read_response(list, answer)
+            parse_response(list, answer)
         return time.perf_counter() - began
 
-    judge(2**20)
-    assert min(judge(8 * 2**20) for _ in range(3)) < 30 * min(judge(2**20) for _ in range(5)), "8 would be linear"
+    match_creates(2**20)
+    assert min(match_creates(8 * 2**20) for _ in range(3)) < 30 * min(match_creates(2**20) for _ in range(5)), (
+        "8 would be linear"
+    )
 
 
 def test_commas_in_strings_are_no_values() -> None:
     """A text output of a million commas is read, also with escaped quotes beside them."""
     text = ',\\",\\\\' * 200_000
-    assert read_response(list[str], told(json.dumps([text, "x"]).encode())).data == [text, "x"]
+    assert parse_response(list[str], told(json.dumps([text, "x"]).encode())).data == [text, "x"]
 
 
 def test_too_many_values_are_refused() -> None:
     """A list of as many numbers, strings or members as would hold up the event loop is not decoded."""
     for item in ("1", '""', '{"a":0,"b":0}', "[,]"):
         with pytest.raises(ResponseTooLargeError, match="more than 200000 values"):
-            read_response(list, told(f"[{','.join([item] * 250_000)}]".encode()))
+            parse_response(list, told(f"[{','.join([item] * 250_000)}]".encode()))

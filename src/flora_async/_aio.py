@@ -118,7 +118,7 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def bind_loop(bound: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+def require_loop(bound: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
     """Give the running event loop: asyncio's, and no other than the one that a client is *bound* to."""
     loop = running_loop()
     if loop is None:
@@ -134,7 +134,7 @@ CLOSE_TIMEOUT = 5.0
 """Seconds that the end of connections, or the event loop of another thread, is waited for."""
 
 
-class Closing(ABC):
+class AsyncCloseable(ABC):
     """Something that is read with ``async for``, and closed at the end of ``async with``."""
 
     usage: ClassVar[str] = "async for item in ..."

@@ -19,19 +19,19 @@ from flora_async import errors
 from flora_async._downloads import Downloads
 from flora_async._generate_many import OrderRunner, Outcomes
 from flora_async._http import urls
-from flora_async._http.auth import find_key
-from flora_async._http.requests import Request, list_request, order_of, plain_request, retrieve_request
-from flora_async._http.responses import Answer, check_decodable, http_date, read_page, read_response, read_run
+from flora_async._http.auth import load_api_key
+from flora_async._http.requests import Request, custom_request, list_request, order_of, retrieve_request
+from flora_async._http.responses import RawResponse, check_decodable, http_date, parse_page, parse_response, parse_run
 from flora_async._http.transport import Transport
 from flora_async._lazy import LazyModule
 from flora_async._outcomes import CompletedOutcome, OrderT
-from flora_async._polling.durations import Estimates
-from flora_async._polling.poller import Eyes, Watcher
+from flora_async._polling.durations import DurationEstimator
+from flora_async._polling.poller import Eyes, Poller
 from flora_async._polling.schedule import PollFactory, check_schedule
-from flora_async._polling.targets import Look, Subject
+from flora_async._polling.targets import PollResult, WaitTarget
 from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch, wait_for_run
 from flora_async._resources.catalog import Models, Projects, Workspaces
-from flora_async._resources.create_recovery import Recovery
+from flora_async._resources.create_recovery import CreateRecovery
 from flora_async._resources.generations import Generations, OnCreate
 from flora_async._validation import (
     check_callback,
@@ -44,10 +44,10 @@ from flora_async._validation import (
     check_text,
     check_timeout,
     check_usd,
-    setting,
+    resolve_setting,
 )
 from flora_async._version import __version__
-from flora_async.events import OnEvent, teller
+from flora_async.events import OnEvent, make_emitter
 from flora_async.models import (
     Generation,
     GenerationPage,
@@ -140,13 +140,13 @@ class Flora:
         allow_insecure: bool = False,
         allow_private_hosts: bool = False,
     ) -> None:
-        key, fault = find_key(api_key)
+        key, fault = load_api_key(api_key)
         api_key = None  # an error below shows the locals of this frame to whoever records them
         if fault is not None:
             raise errors.ConfigurationError(fault)
         check_flag("allow_insecure", allow_insecure)
         self._origin = urls.parse_base_url(
-            setting("base_url", base_url, "FLORA_BASE_URL") or DEFAULT_BASE_URL, allow_insecure=allow_insecure
+            resolve_setting("base_url", base_url, "FLORA_BASE_URL") or DEFAULT_BASE_URL, allow_insecure=allow_insecure
         )
         self._allow_private_hosts = check_flag("allow_private_hosts", allow_private_hosts)
         retries = check_count("max_retries", max_retries, least=0)
@@ -154,7 +154,7 @@ class Flora:
             raise errors.ConfigurationError(f"recover must be 'auto' or 'strict', not {recover!r}")
         if on_create is not None:
             check_callback("on_create", on_create, "an idempotency key and an Order")
-        tell = teller(on_event)
+        tell = make_emitter(on_event)
         self._poll = _checked_poll(poll)
         if proxy is not None:
             urls.check_proxy(self._origin, check_text("proxy", proxy), allow_insecure=allow_insecure)
@@ -171,8 +171,8 @@ class Flora:
             tell=tell,
         )
         self._awaited: dict[str, StartedRun] = {}
-        self._estimates = Estimates()
-        self._watcher = Watcher(
+        self._estimates = DurationEstimator()
+        self._watcher = Poller(
             Eyes(
                 look=self._look,
                 page=self._page if batch_polling else None,
@@ -185,7 +185,7 @@ class Flora:
         )
         self._told_foreign = False
         self._has_inbox = False
-        self._recovery = Recovery(self._origin, self._transport, adopt=recover == "auto")
+        self._recovery = CreateRecovery(self._origin, self._transport, adopt=recover == "auto")
         self.generations = Generations(self._origin, self._transport, self._recovery, on_create=on_create, tell=tell)
         self.workspaces = Workspaces(self._origin, self._transport)
         self.projects = Projects(self._origin, self._transport, self.workspaces)
@@ -421,7 +421,7 @@ class Flora:
         Args:
             secret: the endpoint's, ``whsec_...``; else ``FLORA_WEBHOOK_SECRET``.
         """
-        found = setting("secret", secret, "FLORA_WEBHOOK_SECRET")
+        found = resolve_setting("secret", secret, "FLORA_WEBHOOK_SECRET")
         if not found:
             raise errors.ConfigurationError("no webhook secret: pass secret=..., or set FLORA_WEBHOOK_SECRET")
         self._has_inbox = True
@@ -525,9 +525,9 @@ class Flora:
         Raises:
             ConfigurationError: an argument cannot be used, *decode_as* included; nothing was sent.
         """
-        request = plain_request(self._origin, method, path, params=params, json=json, idempotency_key=idempotency_key)
+        request = custom_request(self._origin, method, path, params=params, json=json, idempotency_key=idempotency_key)
         check_decodable(decode_as)
-        return await self._transport.call(request, partial(read_response, decode_as))
+        return await self._transport.call(request, partial(parse_response, decode_as))
 
     async def _start(self, order: Order) -> StartedRun:
         return await self.generations.create(order)
@@ -537,7 +537,7 @@ class Flora:
             return True
         return self._origin.loopback and urls.is_loopback(address)
 
-    def _subjects(self, runs: RunLike | Iterable[RunLike]) -> list[Subject]:
+    def _subjects(self, runs: RunLike | Iterable[RunLike]) -> list[WaitTarget]:
         if isinstance(runs, str | StartedRun | Run):
             return [self._subject(runs)]
         try:
@@ -547,18 +547,18 @@ class Flora:
             raise errors.ConfigurationError(f"runs must be an iterable of records or ids of runs, not {name}") from None
         return [self._subject(run) for run in each]
 
-    def _subject(self, run: object) -> Subject:
+    def _subject(self, run: object) -> WaitTarget:
         run_id = check_run("run", run)
         if isinstance(run, StartedRun):
             origin = run.origin
             if origin is None:
-                return Subject(run_id, poll_url=run.poll_url, estimate=run.estimated_seconds)
+                return WaitTarget(run_id, poll_url=run.poll_url, estimate=run.estimated_seconds)
             self._awaited[run_id] = run
             if len(self._awaited) > AWAITED_RUNS:
                 del self._awaited[next(iter(self._awaited))]
             age = max(0.0, self._recovery.now() - origin.created_at)
             ours = self._recovery.has_created(run_id) and age < PLAUSIBLE_AGE
-            return Subject(
+            return WaitTarget(
                 run_id,
                 poll_url=run.poll_url,
                 born=self._transport.time() - age if ours else None,
@@ -570,7 +570,7 @@ class Flora:
             )
         if isinstance(run, Run):
             incomplete = isinstance(run, Generation) and lacks_outputs(run)
-            return Subject(
+            return WaitTarget(
                 run_id,
                 poll_url=run.poll_url,
                 age=_age(run, time.time()),
@@ -578,7 +578,7 @@ class Flora:
                 scope=(run.workspace_id, run.project_id) if isinstance(run, Generation) else (None, None),
                 created=run.created.timestamp(),
             )
-        return Subject(run_id)
+        return WaitTarget(run_id)
 
     def _poll_target(self, run_id: str, poll_url: str) -> str | None:
         """Say where *poll_url* may be asked; ``None`` if that is nowhere, or the run's own address anyway."""
@@ -602,18 +602,18 @@ class Flora:
         request = list_request(
             self._origin, cursor=cursor, limit=100, project_id=project_id, status=None, workspace_id=workspace_id
         )
-        return await self._transport.call(request, read_page, retries=0, lane=self._transport.polls, turn=turn)
+        return await self._transport.call(request, parse_page, retries=0, lane=self._transport.polls, turn=turn)
 
-    async def _look(self, run_id: str, target: str | None, turn: float) -> Look:
+    async def _look(self, run_id: str, target: str | None, turn: float) -> PollResult:
         own = retrieve_request(self._origin, run_id)
         request = own if target is None else Request(method="GET", url=target)
         read = partial(_read_look, run_id)
         return await self._transport.call(request, read, retries=0, lane=self._transport.polls, turn=turn)
 
 
-def _read_look(run_id: str, answer: Answer) -> Look:
-    run = read_run(run_id, answer)
-    return Look(run, _age(run, http_date(answer.headers.get("date", "")) or time.time()))
+def _read_look(run_id: str, answer: RawResponse) -> PollResult:
+    run = parse_run(run_id, answer)
+    return PollResult(run, _age(run, http_date(answer.headers.get("date", "")) or time.time()))
 
 
 def _age(run: Run, now: float) -> float:

@@ -22,10 +22,10 @@ from flora_async import errors
 from flora_async._aio import run_in_thread
 from flora_async._file_names import EXTENSIONS, content_coding, extension_of, file_stems
 from flora_async._http import retry
-from flora_async._http.transport import Media
+from flora_async._http.transport import OutputStream
 from flora_async.models import Output, Run
 
-OpenMedia: TypeAlias = Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[Media]]
+OpenMedia: TypeAlias = Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[OutputStream]]
 OnExisting: TypeAlias = Literal["error", "skip", "replace"]
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -134,7 +134,7 @@ class Downloads:
             failures += 1
             if failures > self._retries:
                 raise failure
-            await self._pause(retry.retry_delay(failures))
+            await self._pause(retry.backoff_delay(failures))
 
     async def _fresh_url(self, run_id: str, output: Output, expired: errors.FloraError) -> str:
         try:
@@ -168,7 +168,7 @@ class Downloads:
         raise errors.DownloadError(f"{stem.name}: more than {_MAX_REDIRECTS} redirects")
 
     async def _receive(
-        self, media: Media, part: PartialFile, stem: Path, urls: list[str], on_existing: OnExisting
+        self, media: OutputStream, part: PartialFile, stem: Path, urls: list[str], on_existing: OnExisting
     ) -> Path | _RetryableFailure:
         """Write the received bytes to the part file, and return the path that it is to have."""
         resuming, part.validator = part.resumable, ""

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from typing import Any, Generic, Self
 
 from flora_async import errors
-from flora_async._aio import Closing, bind_loop
+from flora_async._aio import AsyncCloseable, require_loop
 from flora_async._costs import BudgetDecision, CostTracker, StopReason, decide_read, decide_start, price_key
 from flora_async._outcomes import CompletedOutcome, FailedOutcome, OrderT, Outcome
 from flora_async.models import Order, Run, StartedRun
@@ -53,7 +53,7 @@ class OrderRunner(Generic[OrderT]):
         Any number of tasks may call it: each outcome is returned once.
         """
         if self._reader is None and not self._closed:
-            self._loop = bind_loop(None)
+            self._loop = require_loop(None)
             self._reader = self._loop.create_task(self._read_orders())
             self._reader.add_done_callback(self._on_done)
         while not self._closed:
@@ -201,7 +201,7 @@ class OrderRunner(Generic[OrderT]):
         return run
 
 
-class Outcomes(Closing, Generic[OrderT]):
+class Outcomes(AsyncCloseable, Generic[OrderT]):
     """Outcomes of many orders in completion order: iterate over it with ``async for``.
 
     Leaving the loop ends it: at the end of ``async with``, by ``aclose()``, or when the iterator is dropped. No further

@@ -277,7 +277,7 @@ def check_limit(limit: object) -> int:
     return int(number)
 
 
-def setting(name: str, given: object, variable: str) -> str:
+def resolve_setting(name: str, given: object, variable: str) -> str:
     """Take an argument, or the environment's word for it; nothing but space counts as unset."""
     if given is not None and not isinstance(given, str):
         raise errors.ConfigurationError(f"{name} must be a str, not {type(given).__name__}{_text_fix(given)}")

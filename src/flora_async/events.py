@@ -20,7 +20,7 @@ class Event(Record, frozen=True, gc=False, kw_only=True):
     """Something that has happened. There will be more kinds, and more fields: leave alone what you do not know."""
 
 
-class RequestEnded(Event, frozen=True, gc=False, kw_only=True):
+class RequestFinished(Event, frozen=True, gc=False, kw_only=True):
     """FLORA has answered a request, or did not. Each attempt is one; downloads are not told."""
 
     method: str
@@ -37,7 +37,7 @@ class RequestEnded(Event, frozen=True, gc=False, kw_only=True):
     """What FLORA's support asks for."""
 
 
-class RetryPlanned(Event, frozen=True, gc=False, kw_only=True):
+class RetryScheduled(Event, frozen=True, gc=False, kw_only=True):
     """A request that has failed will be sent again. A failed look at a run is not: the next look is."""
 
     method: str
@@ -73,7 +73,7 @@ class RunCreated(Event, frozen=True, gc=False, kw_only=True):
     """Whether the answer was lost, and the run found in the history."""
 
 
-class LookBegan(Event, frozen=True, gc=False, kw_only=True):
+class PollStarted(Event, frozen=True, gc=False, kw_only=True):
     """Runs that somebody waits for are looked at, by one request. What is current in this context its request sees."""
 
     how: Literal["run", "page"]
@@ -81,7 +81,7 @@ class LookBegan(Event, frozen=True, gc=False, kw_only=True):
     run_ids: tuple[str, ...]
 
 
-class LookEnded(Event, frozen=True, gc=False, kw_only=True):
+class PollFinished(Event, frozen=True, gc=False, kw_only=True):
     """A look is over. Told in the context of its beginning."""
 
     how: Literal["run", "page"]
@@ -89,7 +89,7 @@ class LookEnded(Event, frozen=True, gc=False, kw_only=True):
     seconds: float
 
 
-class WaitBegan(Event, frozen=True, gc=False, kw_only=True):
+class WaitStarted(Event, frozen=True, gc=False, kw_only=True):
     """Somebody waits for a run. What is current in this context the looks at the run see."""
 
     wait: int
@@ -97,7 +97,7 @@ class WaitBegan(Event, frozen=True, gc=False, kw_only=True):
     run_id: str
 
 
-class WaitEnded(Event, frozen=True, gc=False, kw_only=True):
+class WaitFinished(Event, frozen=True, gc=False, kw_only=True):
     """A wait is over. Told in the context of its beginning."""
 
     wait: int
@@ -107,7 +107,7 @@ class WaitEnded(Event, frozen=True, gc=False, kw_only=True):
     error: str | None
     """Else why the wait has: the name of an error, ``CancelledError`` if nobody waits any more."""
     seconds: float
-    looks: int
+    polls: int
     """How many requests have asked for the run or told of it; a page of the history does so for many at once."""
     lag: float | None
     """Seconds from the run's end (or the wait's beginning, if that came later) until this client knew, as far as this
@@ -120,11 +120,11 @@ OnEvent: TypeAlias = Callable[[Event], object]
 """Called with each event as it happens, on the event loop: be quick. What it raises is logged, once, and goes no
 further."""
 
-Tell: TypeAlias = Callable[[Event], None]
+Emit: TypeAlias = Callable[[Event], None]
 """Tells of an event, and never fails."""
 
 
-def teller(on_event: OnEvent | None) -> Tell | None:
+def make_emitter(on_event: OnEvent | None) -> Emit | None:
     """Give what tells *on_event*; ``None``: nobody listens, and no event need be made."""
     if on_event is None:
         return None

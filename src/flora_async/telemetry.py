@@ -1,7 +1,7 @@
 """Spans and metrics on OpenTelemetry: ``Flora(on_event=telemetry.observe())``.
 
 Each wait for a run is a span, ``flora.wait``, below the span that was current where it began; each look at the run is
-one below it, ``flora.look``, and the HTTP requests are below that, where opentelemetry-instrumentation-aiohttp-client
+one below it, ``flora.poll``, and the HTTP requests are below that, where opentelemetry-instrumentation-aiohttp-client
 makes spans of them. A page of the history serves many waits: its look is below one, and linked to the others.
 
 ============================  ===============  =============================================================
@@ -13,7 +13,7 @@ metric                        unit             attributes
 ``flora.run.created``         ``{run}``        ``flora.type``
 ``flora.run.cost``            ``{USD}``        ``flora.type``; as charged, failed runs are given back later
 ``flora.run.wait``            ``s``            ``flora.status`` or error
-``flora.run.looks``           ``{look}``       ``flora.status`` or error
+``flora.run.polls``           ``{look}``       ``flora.status`` or error
 ``flora.run.lag``             ``s``            ``flora.status``
 ============================  ===============  =============================================================
 
@@ -29,15 +29,15 @@ from flora_async import errors
 from flora_async._version import __version__
 from flora_async.events import (
     Event,
-    LookBegan,
-    LookEnded,
     OnEvent,
+    PollFinished,
+    PollStarted,
     RateLimited,
-    RequestEnded,
-    RetryPlanned,
+    RequestFinished,
+    RetryScheduled,
     RunCreated,
-    WaitBegan,
-    WaitEnded,
+    WaitFinished,
+    WaitStarted,
 )
 
 try:
@@ -79,21 +79,21 @@ class _Spans:
         self._tracer = tracer
         self._waits: dict[str, dict[int, trace.Span]] = {}
         """By run."""
-        self._look: ContextVar[trace.Span | None] = ContextVar("flora.look", default=None)
+        self._look: ContextVar[trace.Span | None] = ContextVar("flora.poll", default=None)
 
     def hear(self, event: Event) -> None:
         match event:
-            case WaitBegan():
+            case WaitStarted():
                 span = self._begin("flora.wait", {"flora.run_id": event.run_id})
                 self._waits.setdefault(event.run_id, {})[event.wait] = span
-            case LookBegan():
+            case PollStarted():
                 about: dict[str, str | int] = {"flora.how": event.how, "flora.runs": len(event.run_ids)}
-                self._look.set(self._begin("flora.look", about, event.run_ids))
-            case LookEnded():
+                self._look.set(self._begin("flora.poll", about, event.run_ids))
+            case PollFinished():
                 look = self._look.get()
                 if look is not None:
                     look.end()
-            case WaitEnded():
+            case WaitFinished():
                 self._end(event)
             case _:
                 pass
@@ -106,7 +106,7 @@ class _Spans:
         context.attach(trace.set_span_in_context(span))  # for as long as the context lasts: it is the wait's or look's
         return span
 
-    def _end(self, event: WaitEnded) -> None:
+    def _end(self, event: WaitFinished) -> None:
         waits = self._waits.get(event.run_id, {})
         span = waits.pop(event.wait, None)
         if not waits:
@@ -114,7 +114,7 @@ class _Spans:
         if span is None:
             return
         said = {
-            "flora.looks": event.looks,
+            "flora.polls": event.polls,
             "flora.status": event.status,
             "flora.lag": event.lag,
             "flora.charged_cost": event.charged_cost,
@@ -136,12 +136,12 @@ class _Metrics:
         self._created = meter.create_counter("flora.run.created", "{run}", "Runs that FLORA has accepted")
         self._cost = meter.create_counter("flora.run.cost", "{USD}", "Charged as runs were accepted")
         self._wait = _histogram(meter, "flora.run.wait", "s", "How long a run was waited for", SECONDS)
-        self._looks = _histogram(meter, "flora.run.looks", "{look}", "Requests that asked for a run", LOOKS)
+        self._looks = _histogram(meter, "flora.run.polls", "{look}", "Requests that asked for a run", LOOKS)
         self._lag = _histogram(meter, "flora.run.lag", "s", "From a run's end until it was known", SECONDS)
 
     def hear(self, event: Event) -> None:
         match event:
-            case RequestEnded():
+            case RequestFinished():
                 method = event.method if event.method in METHODS else OTHER
                 said: dict[str, str | int] = {"http.request.method": method, "url.template": _template(event.path)}
                 if event.status is not None:
@@ -149,17 +149,17 @@ class _Metrics:
                 if event.error is not None:
                     said["error.type"] = event.error
                 self._requests.add(1, said)
-            case RetryPlanned():
+            case RetryScheduled():
                 self._retries.add(1, {"url.template": _template(event.path), "error.type": event.error})
             case RateLimited():
                 self._limits.add(1, {"url.template": _template(event.path)})
             case RunCreated():
                 self._created.add(1, {"flora.type": event.type})
                 self._cost.add(event.charged_cost, {"flora.type": event.type})
-            case WaitEnded():
+            case WaitFinished():
                 end = {"flora.status": event.status} if event.status else {"error.type": event.error or OTHER}
                 self._wait.record(event.seconds, end)
-                self._looks.record(event.looks, end)
+                self._looks.record(event.polls, end)
                 if event.lag is not None:
                     self._lag.record(event.lag, end)
             case _:

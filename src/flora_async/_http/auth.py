@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flora_async import errors
-from flora_async._validation import _text_fix, setting
+from flora_async._validation import _text_fix, resolve_setting
 
 
-class Secret:
+class APIKey:
     """The API key as it is kept: it shows as ``***``, and neither pickles nor copies."""
 
     __slots__ = ("_key",)
@@ -26,35 +26,35 @@ class Secret:
         """Say what goes into the ``Authorization`` header."""
         return f"Bearer {self._key}"
 
-    def stands_in(self, body: bytes, headers: Mapping[str, str]) -> bool:
+    def appears_in(self, body: bytes, headers: Mapping[str, str]) -> bool:
         """Say whether an answer shows it."""
         return self._key.encode() in body or any(self._key in value for value in headers.values())
 
-    def struck_out(self, body: bytes) -> bytes:
+    def redact_body(self, body: bytes) -> bytes:
         """Take it out of a body."""
         return body.replace(self._key.encode(), b"***")
 
-    def struck_from(self, headers: Mapping[str, str]) -> dict[str, str]:
+    def redact_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Take it out of headers."""
         return {name.lower(): value.replace(self._key, "***") for name, value in headers.items()}
 
 
-def find_key(given: object) -> tuple[Secret, str | None]:
+def load_api_key(given: object) -> tuple[APIKey, str | None]:
     """Find the API key, and say what is wrong with it, if anything is.
 
     The caller raises that: a traceback shows the locals of its frames to whoever records them, and these hold the key.
     """
     if given is not None and not isinstance(given, str):
-        return Secret(""), f"api_key must be a str, not {type(given).__name__}{_text_fix(given)}"
-    key = setting("api_key", given, "FLORA_API_KEY")
+        return APIKey(""), f"api_key must be a str, not {type(given).__name__}{_text_fix(given)}"
+    key = resolve_setting("api_key", given, "FLORA_API_KEY")
     if not key:
-        return Secret(""), "no API key: pass api_key=..., or set FLORA_API_KEY"
+        return APIKey(""), "no API key: pass api_key=..., or set FLORA_API_KEY"
     if not (key.isascii() and key.isprintable()):
-        return Secret(""), (
+        return APIKey(""), (
             "the API key (api_key or FLORA_API_KEY) has characters that no key has: copy it again, plain ASCII only"
         )
     if key[0] in "\"'":
-        return Secret(""), "the API key (api_key or FLORA_API_KEY) begins with a quotation mark. Remove the quotes"
+        return APIKey(""), "the API key (api_key or FLORA_API_KEY) begins with a quotation mark. Remove the quotes"
     if " " in key:
-        return Secret(""), "the API key (api_key or FLORA_API_KEY) has a space in it. Pass it without 'Bearer'"
-    return Secret(key), None
+        return APIKey(""), "the API key (api_key or FLORA_API_KEY) has a space in it. Pass it without 'Bearer'"
+    return APIKey(key), None

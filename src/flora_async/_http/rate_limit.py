@@ -22,7 +22,7 @@ RATE_FIRST = 2.0
 RATE_FLOOR = 0.1
 
 
-class Rate:
+class TokenBucket:
     """How many requests a second FLORA takes, as far as its refusals tell: a token bucket that grows as TCP CUBIC does.
 
     A refusal cuts it to 70 % of what FLORA let in during the second before. From there it grows with time alone: back
@@ -92,7 +92,7 @@ RECENT = 1000
 class Lane:
     """The requests of one kind, in the order in which their calls began."""
 
-    def __init__(self, limiter: Limiter, room: float) -> None:
+    def __init__(self, limiter: RateLimiter, room: float) -> None:
         self._limiter = limiter
         self._room = room
         self._queue: list[tuple[float, int, asyncio.Future[float]]] = []
@@ -143,13 +143,13 @@ class Lane:
                 turn.set_exception(copy(error))
 
 
-class Limiter:
+class RateLimiter:
     """The turns of one client."""
 
     def __init__(self) -> None:
         self.calls = Lane(self, IN_FLIGHT)
         self.polls = Lane(self, math.inf)
-        self.rate: Rate | None = None
+        self.rate: TokenBucket | None = None
         """What FLORA takes; ``None``: it has refused nothing yet."""
         self._lanes = [self.polls, self.calls]
         self._answered: deque[float] = deque(maxlen=RECENT)
@@ -174,7 +174,7 @@ class Limiter:
         """Count a 429 to a request that was *sent* then."""
         now = asyncio.get_running_loop().time()
         if self.rate is None:
-            self.rate = Rate()
+            self.rate = TokenBucket()
         # A longer one is nobody's pause: each call raises it at once.
         honoured = retry_after is not None and retry_after <= retry.RETRY_AFTER_CAP
         pause = retry_after if retry_after is not None and honoured else retry.RATE_LIMIT_PAUSE
@@ -218,7 +218,7 @@ class Limiter:
         self._timer = None
         self.go_on()
 
-    def _count(self, lane: Lane, rate: Rate) -> None:
+    def _count(self, lane: Lane, rate: TokenBucket) -> None:
         rate.take()
         if lane is self._lanes[0]:  # the other one comes first now
             self._lanes.reverse()

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from flora_async import errors
-from flora_async._http.urls import ENCODED_PATH, Origin, dotted, secure
+from flora_async._http.urls import ENCODED_PATH, BaseURL, has_dot_segments, is_https_or_loopback
 from flora_async._validation import (
     check_id,
     check_idempotency_key,
@@ -49,7 +49,7 @@ class Request(Struct, frozen=True, gc=False, kw_only=True):
     """Its path below the base URL, without ids: what events tell."""
 
     @property
-    def repeatable(self) -> bool:
+    def idempotent(self) -> bool:
         """Whether sending it twice does no more than sending it once."""
         return self.idempotency_key is not None or not self.billable
 
@@ -64,12 +64,14 @@ class Request(Struct, frozen=True, gc=False, kw_only=True):
         return self.url.partition("?")[0]
 
 
-def check_order(origin: Origin, order: Order) -> Order:
+def encode_order(origin: BaseURL, order: Order) -> Order:
     """Check an order before it is paid, and return it as it is sent: a plain Order of plain values.
 
     Reference: "Start a generation", Parameters.
     """
-    if order.callback_url is not None and not secure(origin, check_text("callback_url", order.callback_url)):
+    if order.callback_url is not None and not is_https_or_loopback(
+        origin, check_text("callback_url", order.callback_url)
+    ):
         raise errors.ConfigurationError("callback_url must be an https URL, like https://example.com/flora")
     return Order(
         type=_check_type(order.type),
@@ -112,9 +114,9 @@ def order_of(order: object, fields: Mapping[str, Any]) -> Order:
     return order
 
 
-def create_request(origin: Origin, order: Order, idempotency_key: str) -> Request:
+def create_request(origin: BaseURL, order: Order, idempotency_key: str) -> Request:
     """``POST /generate``, under one key for all its attempts."""
-    plain = check_order(origin, order)
+    plain = encode_order(origin, order)
     return Request(
         method="POST",
         url=f"{origin.url}/generate",
@@ -125,7 +127,7 @@ def create_request(origin: Origin, order: Order, idempotency_key: str) -> Reques
     )
 
 
-def retrieve_request(origin: Origin, run_id: str) -> Request:
+def retrieve_request(origin: BaseURL, run_id: str) -> Request:
     """``GET /runs/{runId}``."""
     place = check_id("run_id", run_id, "run_")
     if not _UNRESERVED.fullmatch(place):
@@ -134,7 +136,7 @@ def retrieve_request(origin: Origin, run_id: str) -> Request:
 
 
 def list_request(
-    origin: Origin,
+    origin: BaseURL,
     *,
     cursor: str | None,
     limit: int | None,
@@ -157,8 +159,8 @@ def list_request(
     return Request(method="GET", url=_with_query(f"{origin.url}/generations", query), template="/generations")
 
 
-def plain_request(
-    origin: Origin,
+def custom_request(
+    origin: BaseURL,
     method: str,
     path: str,
     *,
@@ -171,7 +173,7 @@ def plain_request(
     if not (verb.isascii() and verb.isalpha()):
         raise errors.ConfigurationError(f"method must be a word like GET, not {verb!r}")
     encoded = "/" + check_text("path", path).removeprefix("/")
-    if not ENCODED_PATH.fullmatch(encoded) or "//" in encoded or dotted(encoded):
+    if not ENCODED_PATH.fullmatch(encoded) or "//" in encoded or has_dot_segments(encoded):
         raise errors.ConfigurationError(
             f"path must lie below the base URL, percent-encoded and without a query, not {path[:80]!r}"
         )

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from flora_async import errors
 from flora_async._http.requests import _MAX_CURSOR, Request
-from flora_async._http.urls import named_origin
+from flora_async._http.urls import origin_of
 from flora_async._validation import (
     check_id,
 )
@@ -45,7 +45,7 @@ _MISSING = re.compile(r"missing required field `([^`]+)`")
 # -- what comes back ---------------------------------------------------------------------------------------------------
 
 
-class Answer(Struct, frozen=True, gc=False, kw_only=True):
+class RawResponse(Struct, frozen=True, gc=False, kw_only=True):
     """One answer, as it came."""
 
     request: Request
@@ -104,7 +104,7 @@ _BY_STATUS: dict[int, type[errors.APIError]] = {
 }
 
 
-def unpacked(answer: Answer, limit: int) -> Answer:
+def decompress(answer: RawResponse, limit: int) -> RawResponse:
     """Unpack a compressed answer, up to *limit* bytes; one that was cut is as good as none."""
     if answer.headers.get("content-encoding", "").strip().lower() not in ("gzip", "x-gzip", "deflate"):
         return answer
@@ -126,7 +126,7 @@ def unpacked(answer: Answer, limit: int) -> Answer:
     return msgspec.structs.replace(answer, body=body)
 
 
-def salvaged_run_id(status: int, beginning: bytes) -> str | None:
+def find_run_id(status: int, beginning: bytes) -> str | None:
     """Find the run in the *beginning* of an answer that was to say that a create was accepted."""
     named = _RUN_ID.search(beginning) if status == 201 else None
     if named is None:
@@ -137,26 +137,26 @@ def salvaged_run_id(status: int, beginning: bytes) -> str | None:
         return None
 
 
-def read_started_run(answer: Answer) -> StartedRun:
+def parse_started_run(answer: RawResponse) -> StartedRun:
     """Read the answer to a create: exactly 201, and a run with a proper id; anything else is no receipt."""
     if answer.status != 201:
-        _refuse_errors(answer)
+        _raise_for_status(answer)
         raise _protocol_error(answer, f"answered {answer.status}, where an accepted create is a 201")
     try:
         started = _decoded(answer, _started_run)
         _check_given_id(answer, started.run_id)
     except errors.FloraError as error:
-        error.run_id = salvaged_run_id(answer.status, answer.body)
+        error.run_id = find_run_id(answer.status, answer.body)
         raise
     return started
 
 
-def given_before(answer: Answer, run_id: str) -> errors.ProtocolError:
+def reused_run_error(answer: RawResponse, run_id: str) -> errors.ProtocolError:
     """Refuse a run that is another order's: a connection can deliver a stray answer."""
     return _protocol_error(answer, f"answered with {run_id}, the run of another order")
 
 
-def read_run(run_id: str, answer: Answer) -> Run:
+def parse_run(run_id: str, answer: RawResponse) -> Run:
     """Read a run, and make sure that it is the one that was asked for: a connection can deliver a stray answer."""
     run = _decoded(answer, _run)
     if run.run_id != run_id:
@@ -164,19 +164,19 @@ def read_run(run_id: str, answer: Answer) -> Run:
     return run
 
 
-def read_page(answer: Answer) -> GenerationPage:
+def parse_page(answer: RawResponse) -> GenerationPage:
     """Read one page of the history. An item that cannot be read does not take the others with it."""
     try:
         page = _decoded(answer, _page)
     except errors.ResponseDecodeError:
-        page = _mended_page(answer)
+        page = _parse_items_one_by_one(answer)
     cursor = page.meta.next_cursor
     if cursor is not None and len(cursor) > _MAX_CURSOR:
         raise _decode_error(answer, f"a cursor of {len(cursor)} characters", field="$.meta.next_cursor")
     return page
 
 
-def _mended_page(answer: Answer) -> GenerationPage:
+def _parse_items_one_by_one(answer: RawResponse) -> GenerationPage:
     raw = _decoded(answer, _raw_page)
     generations: list[Generation] = []
     broken: list[BrokenItem] = []
@@ -184,7 +184,7 @@ def _mended_page(answer: Answer) -> GenerationPage:
         try:
             generations.append(_generation.decode(item))
         except _UNDECODABLE as error:
-            reason, field = _explained(error)
+            reason, field = _describe_decode_error(error)
             broken.append(
                 BrokenItem(
                     field=f"$.generations[{index}]{(field or '$')[1:]}",
@@ -205,12 +205,12 @@ def check_decodable(kind: object) -> None:
         raise errors.ConfigurationError(f"decode_as cannot be decoded into by msgspec: {error}") from None
 
 
-def read_response(kind: type[T], answer: Answer) -> Response[T]:
+def parse_response(kind: type[T], answer: RawResponse) -> Response[T]:
     """Read any answer as a *kind* of value; an empty one (204) as an empty object."""
     try:
         data = _decoded(answer, msgspec.json.Decoder(kind), answer.body or b"{}")
     except errors.FloraError as error:
-        error.run_id = salvaged_run_id(answer.status, answer.body)
+        error.run_id = find_run_id(answer.status, answer.body)
         raise
     return Response(
         data=data,
@@ -220,34 +220,34 @@ def read_response(kind: type[T], answer: Answer) -> Response[T]:
     )
 
 
-def _refuse_errors(answer: Answer) -> None:
+def _raise_for_status(answer: RawResponse) -> None:
     status = answer.status
     if 200 <= status < 300:
         return
     if 400 <= status < 600:
         raise _api_error(answer)
     if 300 <= status < 400:
-        where = named_origin(answer.headers.get("location", "")) or "another path of its own"
+        where = origin_of(answer.headers.get("location", "")) or "another path of its own"
         message = f"redirects ({status}) to {where}, which is not followed: check base_url"
         raise _protocol_error(answer, message, retryable=False)
     raise _protocol_error(answer, f"answered with status {status}, which HTTP does not know", retryable=False)
 
 
-def _protocol_error(answer: Answer, message: str, *, retryable: bool = True) -> errors.ProtocolError:
+def _protocol_error(answer: RawResponse, message: str, *, retryable: bool = True) -> errors.ProtocolError:
     return errors.ProtocolError(
         f"{answer.request.path} {message}", status=answer.status, retryable=retryable, request_id=answer.request_id
     )
 
 
-def _decoded(answer: Answer, decoder: msgspec.json.Decoder[T], body: bytes | None = None) -> T:
+def _decoded(answer: RawResponse, decoder: msgspec.json.Decoder[T], body: bytes | None = None) -> T:
     if not 200 <= answer.status < 300:
-        _refuse_errors(answer)
+        _raise_for_status(answer)
     if len(answer.body) > _COUNTED_FROM:
-        _refuse_crowds(answer)
+        _check_value_count(answer)
     try:
         return decoder.decode(answer.body if body is None else body)
     except _UNDECODABLE as error:
-        reason, field = _explained(error)
+        reason, field = _describe_decode_error(error)
     if not answer.framed:
         raise errors.APIConnectionError(
             f"{answer.request.path}: the answer was cut", sent="maybe_sent", request_id=answer.request_id
@@ -255,7 +255,7 @@ def _decoded(answer: Answer, decoder: msgspec.json.Decoder[T], body: bytes | Non
     raise _decode_error(answer, reason, field=field)
 
 
-def _refuse_crowds(answer: Answer) -> None:
+def _check_value_count(answer: RawResponse) -> None:
     """Refuse an answer of so many values that reading it would hold up the event loop."""
     if answer.body.count(b",") > _MAX_VALUES and _is_crowded(answer.body):
         raise errors.ResponseTooLargeError(
@@ -271,7 +271,7 @@ def _is_crowded(body: bytes) -> bool:
     return sum(between.count(b",") for between in plain.split(b'"')[::2]) > _MAX_VALUES
 
 
-def _explained(error: Exception) -> tuple[str, str | None]:
+def _describe_decode_error(error: Exception) -> tuple[str, str | None]:
     """Say what msgspec has against an answer, and where."""
     reason = str(error) or type(error).__name__
     if isinstance(error, RecursionError):
@@ -281,7 +281,7 @@ def _explained(error: Exception) -> tuple[str, str | None]:
     return reason.partition(" - at `")[0], f"{path}.{missing[1]}" if missing else path
 
 
-def _decode_error(answer: Answer, reason: str, *, field: str | None) -> errors.ResponseDecodeError:
+def _decode_error(answer: RawResponse, reason: str, *, field: str | None) -> errors.ResponseDecodeError:
     return errors.ResponseDecodeError(
         reason,
         field=field,
@@ -292,7 +292,7 @@ def _decode_error(answer: Answer, reason: str, *, field: str | None) -> errors.R
     )
 
 
-def _check_given_id(answer: Answer, run_id: str) -> None:
+def _check_given_id(answer: RawResponse, run_id: str) -> None:
     try:
         check_id("run_id", run_id, "run_")
     except errors.ConfigurationError as error:
@@ -307,7 +307,7 @@ def _excerpt(body: bytes) -> str:
     return _QUERY.sub("?...", body[:_EXCERPT].decode(errors="replace"))
 
 
-def _api_error(answer: Answer) -> errors.APIError:
+def _api_error(answer: RawResponse) -> errors.APIError:
     try:
         said = _envelope.decode(answer.body).error
     except _UNDECODABLE:

@@ -40,7 +40,7 @@ RETRY_SHARE = 0.2
 """Each request earns a fifth of a second try; in an outage the load grows by no more."""
 
 
-def retry_delay(failures: int) -> float:
+def backoff_delay(failures: int) -> float:
     """Say how long to pause after so many failures in a row."""
     delays = backoff.expo(base=2, factor=RETRY_FIRST, max_value=RETRY_CAP)
     next(delays)
@@ -49,8 +49,8 @@ def retry_delay(failures: int) -> float:
     return next(delays) * random.uniform(0.5, 1.0)
 
 
-def pause_before_retry(
-    failures: Sequence[errors.FloraError], *, retries: int, repeatable: bool, billable: bool, elapsed: float
+def next_retry_delay(
+    failures: Sequence[errors.FloraError], *, retries: int, idempotent: bool, billable: bool, elapsed: float
 ) -> float | None:
     """Return how long to pause before the same request is sent again; ``None``: it is not.
 
@@ -58,9 +58,9 @@ def pause_before_retry(
     seen.
     """
     failure = failures[-1]
-    if not repeatable or len(failures) > retries:
+    if not idempotent or len(failures) > retries:
         return None
-    delay = retry_delay(len(failures))
+    delay = backoff_delay(len(failures))
     if isinstance(failure, errors.APIError) and failure.status in (429, 503):
         asked = failure.retry_after
         if asked is not None and asked > RETRY_AFTER_CAP:

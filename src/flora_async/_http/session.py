@@ -27,10 +27,10 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from flora_async import errors
-from flora_async._http.auth import Secret
+from flora_async._http.auth import APIKey
 from flora_async._http.clock import ServerClock
 from flora_async._http.requests import Request
-from flora_async._http.responses import Answer, http_date, salvaged_run_id, unpacked
+from flora_async._http.responses import RawResponse, decompress, find_run_id, http_date
 
 T = TypeVar("T")
 
@@ -45,13 +45,13 @@ CREATE_KEEPALIVE = 2.0
 """Seconds that a connection for creates may idle: less than any server allows, so that none closes under a POST."""
 
 
-class Sessions:
+class HTTPSessions:
     """The three sessions of a client: reads, creates and media never share a connection."""
 
     def __init__(
         self,
         *,
-        key: Secret,
+        key: APIKey,
         version: str,
         timeout: float,
         max_bytes: int,
@@ -98,7 +98,7 @@ class Sessions:
         self._connector.waiting = set()
         self._creates = _session(self._connector, self._headers)
         self._media = _session(aiohttp.TCPConnector(socket_factory=guarded, ssl=trust), self._media_headers)
-        self._last: WeakKeyDictionary[asyncio.Transport, Answer] = WeakKeyDictionary()
+        self._last: WeakKeyDictionary[asyncio.Transport, RawResponse] = WeakKeyDictionary()
         self._date: str | None = None
         self._closing = False
 
@@ -107,7 +107,7 @@ class Sessions:
         """Whether a session was closed, ours or the caller's own."""
         return self._reads.closed or self._creates.closed
 
-    async def exchange(self, request: Request, read: Callable[[Answer], T]) -> T:
+    async def send_once(self, request: Request, read: Callable[[RawResponse], T]) -> T:
         """Send *request*, once, and read its answer."""
         create = request.order is not None
         session = self._creates if create else self._reads
@@ -125,7 +125,7 @@ class Sessions:
                 request.method,
                 URL(request.url, encoded=True),
                 data=body,
-                headers=self._headed(request, session),
+                headers=self._request_headers(request, session),
                 timeout=self._timeout,
                 allow_redirects=False,
                 auto_decompress=False,
@@ -133,11 +133,11 @@ class Sessions:
             ) as response:
                 if response.headers.get("date") != self._date:
                     self._learn_time(response.headers, seconds=time.monotonic() - began)
-                answer = Answer(
+                answer = RawResponse(
                     request=request,
                     status=response.status,
                     headers=response.headers,
-                    body=await _read_whole(
+                    body=await _read_body(
                         response, self._max_bytes, request, seconds=self._seconds - (time.monotonic() - began)
                     ),
                     received=time.time(),
@@ -145,17 +145,17 @@ class Sessions:
                 if log.isEnabledFor(logging.DEBUG):
                     _log_response(answer, seconds=time.monotonic() - began)
                 try:
-                    if create and self._repeats(response, answer):
+                    if create and self._is_repeated_response(response, answer):
                         raise errors.ProtocolError(f"{request.path}: the answer to another order came again")
-                    return self._understood(answer, read)
+                    return self._parse(answer, read)
                 except (errors.APIConnectionError, errors.ResponseDecodeError):
-                    _distrust(response)
+                    _abort_connection(response)
                     raise
         except errors.FloraError:
             raise
         except asyncio.CancelledError as error:
             failure = error
-        except (aiohttp.ClientError, *_FOREIGN) as error:
+        except (aiohttp.ClientError, *_LIBRARY_ERRORS) as error:
             failure = self._failure_of(error, request, unsent=not create or asyncio.current_task() in waiting)
         try:
             raise failure.with_traceback(None)  # aiohttp's frames hold the key
@@ -184,35 +184,35 @@ class Sessions:
                 "Give its connector a higher limit, or this client a session of its own",
                 sent="not_sent",
             )
-        return _translated(error, unsent=create and unsent, where=request.path, proxy=proxy)
+        return _map_exception(error, unsent=create and unsent, where=request.path, proxy=proxy)
 
-    def _headed(self, request: Request, session: aiohttp.ClientSession) -> dict[str, str]:
+    def _request_headers(self, request: Request, session: aiohttp.ClientSession) -> dict[str, str]:
         """Give a request its headers, the key among them; no frame but aiohttp's own holds them."""
         headers = {"Authorization": self._key.bearer()}
         if request.idempotency_key is not None:
             headers["Idempotency-Key"] = request.idempotency_key
         return headers | self._headers if session is self._borrowed else headers
 
-    def _understood(self, answer: Answer, read: Callable[[Answer], T]) -> T:
+    def _parse(self, answer: RawResponse, read: Callable[[RawResponse], T]) -> T:
         if "content-encoding" in answer.headers:
-            answer = unpacked(answer, self._max_bytes)
+            answer = decompress(answer, self._max_bytes)
         try:
             return read(answer)
         except errors.FloraError:
-            if not self._key.stands_in(answer.body, answer.headers):
+            if not self._key.appears_in(answer.body, answer.headers):
                 raise
         # Somebody in between shows what he was sent.
         return read(
-            Answer(
+            RawResponse(
                 request=answer.request,
                 status=answer.status,
-                headers=self._key.struck_from(answer.headers),
-                body=self._key.struck_out(answer.body),
+                headers=self._key.redact_headers(answer.headers),
+                body=self._key.redact_body(answer.body),
                 received=answer.received,
             )
         )
 
-    def _repeats(self, response: aiohttp.ClientResponse, answer: Answer) -> bool:
+    def _is_repeated_response(self, response: aiohttp.ClientResponse, answer: RawResponse) -> bool:
         """Say whether an answer is the last one of its connection over again, which was to another order."""
         if not isinstance(response, TraceableResponse) or response.wire is None:
             return False
@@ -236,7 +236,7 @@ class Sessions:
                 auto_decompress=False,
                 proxy=self._proxy,
             )
-        except (aiohttp.ClientError, *_FOREIGN) as error:
+        except (aiohttp.ClientError, *_LIBRARY_ERRORS) as error:
             failure = self._media_failure_of(error, url.partition("?")[0])
         raise failure
 
@@ -256,7 +256,7 @@ class Sessions:
     def _media_failure_of(self, error: Exception, where: str) -> errors.FloraError:
         if self._closing:
             return errors.ClientClosedError("the client was closed while an output was downloaded")
-        return _translated(error, where=where)
+        return _map_exception(error, where=where)
 
     async def close(self) -> None:
         """Close what was opened here. Requests under way end in an error at once."""
@@ -276,7 +276,7 @@ def _session(connector: aiohttp.TCPConnector, headers: Mapping[str, str]) -> aio
     )
 
 
-def _log_response(answer: Answer, *, seconds: float) -> None:
+def _log_response(answer: RawResponse, *, seconds: float) -> None:
     request, request_id = answer.request, answer.request_id
     extra = {
         "method": request.method,
@@ -300,7 +300,7 @@ class TraceableResponse(aiohttp.ClientResponse):
         return await super().start(connection)
 
 
-def _distrust(response: aiohttp.ClientResponse) -> None:
+def _abort_connection(response: aiohttp.ClientResponse) -> None:
     """Never use a connection again that has delivered something strange: it may deliver the next answer too."""
     if isinstance(response, TraceableResponse) and response.wire is not None:
         response.wire.abort()
@@ -325,7 +325,16 @@ class _CreateConnector(aiohttp.TCPConnector):
         return connection
 
 
-_FOREIGN = (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError, AssertionError)
+_LIBRARY_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+)
 """What aiohttp and the libraries below it raise besides their own errors, some of it at a server's pleasure."""
 
 
@@ -362,7 +371,7 @@ def _is_full(session: aiohttp.ClientSession | None) -> bool:
     return any(0 < limit <= used for limit in (connector.limit, connector.limit_per_host))
 
 
-async def _read_whole(response: aiohttp.ClientResponse, limit: int, request: Request, *, seconds: float) -> bytes:
+async def _read_body(response: aiohttp.ClientResponse, limit: int, request: Request, *, seconds: float) -> bytes:
     """Read an answer, if it has no more than *limit* bytes, within so many *seconds*.
 
     They are counted here: what was on the connection before it was asked, aiohttp reads by the clock of the request
@@ -387,13 +396,13 @@ async def _read_whole(response: aiohttp.ClientResponse, limit: int, request: Req
                 if content.at_eof() and size <= limit:
                     return b"".join(parts)
     except (aiohttp.ClientError, OSError, RuntimeError) as error:
-        failure = _translated(error, where=request.path)
+        failure = _map_exception(error, where=request.path)
     response.close()
     if failure is None:
         failure = errors.ResponseTooLargeError(
             f"{request.path} answered with more than {limit} bytes", request_id=response.headers.get("request-id")
         )
-    failure.run_id = salvaged_run_id(response.status, b"".join(parts))
+    failure.run_id = find_run_id(response.status, b"".join(parts))
     raise failure
 
 
@@ -429,7 +438,7 @@ _PROXY_FIXES = {
 }
 
 
-def _translated(
+def _map_exception(
     error: Exception, *, where: str, unsent: bool = False, proxy: str | None = None
 ) -> errors.APIConnectionError:
     """Say in our words what aiohttp ran into; its own exceptions may hold the key, so only names and numbers pass."""

@@ -20,27 +20,27 @@ import anyio
 from msgspec import Struct
 
 from flora_async import errors
-from flora_async._aio import CLOSE_TIMEOUT, bind_loop, close_at_home, import_in_thread, running_loop
+from flora_async._aio import CLOSE_TIMEOUT, close_at_home, import_in_thread, require_loop, running_loop
 from flora_async._http import retry
-from flora_async._http.auth import Secret
+from flora_async._http.auth import APIKey
 from flora_async._http.clock import ServerClock
-from flora_async._http.rate_limit import Lane, Limiter
+from flora_async._http.rate_limit import Lane, RateLimiter
 from flora_async._http.requests import Request
-from flora_async._http.responses import Answer
+from flora_async._http.responses import RawResponse
 from flora_async._http.retry import RetryBudget
-from flora_async.events import RateLimited, RequestEnded, RetryPlanned, Tell
+from flora_async.events import Emit, RateLimited, RequestFinished, RetryScheduled
 
 if TYPE_CHECKING:
     import aiohttp
 
-    from flora_async._http.session import Sessions
+    from flora_async._http.session import HTTPSessions
 
 T = TypeVar("T")
 
 log = logging.getLogger("flora_async")
 
 
-class Media(Struct, frozen=True, gc=False):
+class OutputStream(Struct, frozen=True, gc=False):
     """An output on its way: what its host calls it, and its bytes."""
 
     status: int
@@ -68,7 +68,7 @@ class Transport:
     def __init__(
         self,
         *,
-        key: Secret,
+        key: APIKey,
         version: str,
         timeout: float,
         max_retries: int,
@@ -77,7 +77,7 @@ class Transport:
         session: aiohttp.ClientSession | None,
         may_connect: Callable[[str], bool],
         ssl: SSLContext | None,
-        tell: Tell | None,
+        tell: Emit | None,
     ) -> None:
         if session is not None:
             from flora_async._http.session import check_session
@@ -94,12 +94,12 @@ class Transport:
         self._tell = tell
         self._process = os.getpid()
         self._borrowed = session
-        self._sessions: Sessions | None = None
+        self._sessions: HTTPSessions | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._closing = asyncio.Event()
         self._closing_later: asyncio.Future[None] | None = None
-        self._limiter = Limiter()
+        self._limiter = RateLimiter()
         self._budget = RetryBudget()
         self.clock = ServerClock()
         self.polls: Lane = self._limiter.polls
@@ -108,7 +108,7 @@ class Transport:
     async def call(
         self,
         request: Request,
-        read: Callable[[Answer], T],
+        read: Callable[[RawResponse], T],
         *,
         retries: int | None = None,
         lane: Lane | None = None,
@@ -160,12 +160,14 @@ class Transport:
             await self.pause(pause)
             now = loop.time()
 
-    async def _exchange(self, sessions: Sessions, request: Request, read: Callable[[Answer], T], *, attempt: int) -> T:
+    async def _exchange(
+        self, sessions: HTTPSessions, request: Request, read: Callable[[RawResponse], T], *, attempt: int
+    ) -> T:
         if request.billable and (check := check_before_post.get()) is not None:
             await check()
         if self._tell is None:
-            return await sessions.exchange(request, read)
-        return await _told(self._tell, attempt, sessions.exchange, request, read)
+            return await sessions.send_once(request, read)
+        return await _told(self._tell, attempt, sessions.send_once, request, read)
 
     def _refused(self, error: errors.RateLimitError, request: Request, sent: float) -> None:
         self._limiter.refuse(error.retry_after, sent=sent)
@@ -179,16 +181,16 @@ class Transport:
         said = {"method": method, "path": path, "error": named, "attempt": attempt, "pause": pause}
         log.info("%s %s: again in %.1f s after %s", method, request.path, pause, _named(failure), extra=said)
         if self._tell is not None:
-            self._tell(RetryPlanned(method=method, path=path, error=named, attempt=attempt, pause=pause))
+            self._tell(RetryScheduled(method=method, path=path, error=named, attempt=attempt, pause=pause))
 
     def _pause_after(
         self, failures: list[errors.FloraError], request: Request, *, elapsed: float, retries: int | None
     ) -> float | None:
         failure, billable = failures[-1], request.billable
-        pause = retry.pause_before_retry(
+        pause = retry.next_retry_delay(
             failures,
             retries=self._max_retries if retries is None else retries,
-            repeatable=request.repeatable,
+            idempotent=request.idempotent,
             billable=billable,
             elapsed=elapsed,
         )
@@ -211,24 +213,24 @@ class Transport:
         """Give the event loop, if this client may be used on it."""
         if self._process != os.getpid():
             raise errors.ConfigurationError("this client belongs to another process: open one Flora(...) in each")
-        self._loop = bind_loop(self._loop)
+        self._loop = require_loop(self._loop)
         return self._loop
 
-    def _opened(self) -> Sessions | None:
+    def _opened(self) -> HTTPSessions | None:
         """Give what is open, if this client is not closed."""
         if self._closed:
             raise errors.ClientClosedError("this client is closed: open a new one with Flora(...)")
         return self._sessions
 
-    async def _open(self) -> Sessions:
+    async def _open(self) -> HTTPSessions:
         # A quarter of a second of imports must not stop a loop that has other work.
         await import_in_thread("flora_async._http.session")
-        from flora_async._http.session import Sessions
+        from flora_async._http.session import HTTPSessions
 
         if self._closed:
             raise errors.ClientClosedError("this client was closed before it had opened")
         if self._sessions is None:
-            self._sessions = Sessions(
+            self._sessions = HTTPSessions(
                 key=self._key,
                 version=self._version,
                 timeout=self._timeout,
@@ -243,12 +245,12 @@ class Transport:
         return self._sessions
 
     @asynccontextmanager
-    async def media(self, url: str, headers: Mapping[str, str]) -> AsyncGenerator[Media, None]:
+    async def media(self, url: str, headers: Mapping[str, str]) -> AsyncGenerator[OutputStream, None]:
         """Open an output's *url*, without our key, cookies or redirects; the deadline is for each read."""
         self._here()
         sessions = self._opened() or await self._open()
         async with await sessions.open_media(url, headers) as response:
-            yield Media(response.status, response.headers, sessions.chunks(response))
+            yield OutputStream(response.status, response.headers, sessions.chunks(response))
 
     async def close(self, first: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Close what was opened here, after what *first* closes. Requests end in an error at once, wherever they are.
@@ -291,26 +293,26 @@ class Transport:
 
 
 async def _told(
-    tell: Tell,
+    tell: Emit,
     attempt: int,
-    exchange: Callable[[Request, Callable[[Answer], T]], Coroutine[Any, Any, T]],
+    send_once: Callable[[Request, Callable[[RawResponse], T]], Coroutine[Any, Any, T]],
     request: Request,
-    read: Callable[[Answer], T],
+    read: Callable[[RawResponse], T],
 ) -> T:
     """Make an exchange, and tell how it ended."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    heard: list[Answer] = []
+    heard: list[RawResponse] = []
     failure: BaseException | None = None
     try:
-        return await exchange(request, partial(_heard, heard, read))
+        return await send_once(request, partial(_finished_early, heard, read))
     except (errors.FloraError, asyncio.CancelledError) as error:
         failure = error
         raise
     finally:
         answer = heard[-1] if heard else None
         tell(
-            RequestEnded(
+            RequestFinished(
                 method=request.method,
                 path=request.template,
                 status=answer.status if answer else None,
@@ -323,7 +325,7 @@ async def _told(
         failure = None  # which refers to this frame
 
 
-def _heard(heard: list[Answer], read: Callable[[Answer], T], answer: Answer) -> T:
+def _finished_early(heard: list[RawResponse], read: Callable[[RawResponse], T], answer: RawResponse) -> T:
     heard.append(answer)
     return read(answer)
 

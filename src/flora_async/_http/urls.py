@@ -36,7 +36,7 @@ ENCODED_PATH = re.compile(_PATH + "+")
 """A path as it may stand on the wire (RFC 3986, section 3.3)."""
 
 
-class Origin(Struct, frozen=True, gc=False):
+class BaseURL(Struct, frozen=True, gc=False):
     """A base URL taken apart: the one origin that sees the key."""
 
     scheme: str
@@ -62,7 +62,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def parse_base_url(text: str, *, allow_insecure: bool = False) -> Origin:
+def parse_base_url(text: str, *, allow_insecure: bool = False) -> BaseURL:
     """Take a base URL apart; https only, or http on this machine, or where the caller takes the risk."""
     match = _BASE_URL.fullmatch(text)
     if match is None:
@@ -77,19 +77,19 @@ def parse_base_url(text: str, *, allow_insecure: bool = False) -> Origin:
             "(allow_insecure=True permits it)"
         )
     port = int(match["port"] or _DEFAULT_PORT[scheme])
-    if not 0 < port < 65536 or dotted(match["path"]):
+    if not 0 < port < 65536 or has_dot_segments(match["path"]):
         raise errors.ConfigurationError("base_url (or FLORA_BASE_URL) must have a port below 65536 and no dot segments")
     shown_port = f":{port}" if match["port"] and port != _DEFAULT_PORT[scheme] else ""
     path = match["path"].rstrip("/")
-    return Origin(scheme, host, port, path, f"{scheme}://{host}{shown_port}{path}")
+    return BaseURL(scheme, host, port, path, f"{scheme}://{host}{shown_port}{path}")
 
 
-def dotted(path: str) -> bool:
+def has_dot_segments(path: str) -> bool:
     """Say whether *path* has segments that lead elsewhere."""
     return any(segment in (".", "..") for segment in path.lower().replace("%2e", ".").split("/"))
 
 
-def poll_target(origin: Origin, poll_url: str) -> str | None:
+def poll_target(origin: BaseURL, poll_url: str) -> str | None:
     """Say where a ``poll_url`` may be asked: below our own base URL, or nowhere (``None``).
 
     Only its path and query are ever used, behind the base URL that the caller configured, so that whatever a parser
@@ -106,12 +106,12 @@ def poll_target(origin: Origin, poll_url: str) -> str | None:
     if not path.startswith(origin.path + "/"):
         return None
     below = path[len(origin.path) :]
-    if not ENCODED_PATH.fullmatch(below) or dotted(below) or "%2f" in below.lower():
+    if not ENCODED_PATH.fullmatch(below) or has_dot_segments(below) or "%2f" in below.lower():
         return None
     return origin.url + below + (f"?{query}" if query else "") if _ENCODED_QUERY.fullmatch(query) else None
 
 
-def check_proxy(origin: Origin, proxy: str, *, allow_insecure: bool) -> str:
+def check_proxy(origin: BaseURL, proxy: str, *, allow_insecure: bool) -> str:
     """Check a proxy: through https it is told nothing, a plain request it reads whole, the key included."""
     match = _PROXY.fullmatch(proxy)
     if match is None:
@@ -123,7 +123,7 @@ def check_proxy(origin: Origin, proxy: str, *, allow_insecure: bool) -> str:
     return proxy
 
 
-def media_url(origin: Origin, url: str, *, allow_private_hosts: bool = False) -> str:
+def media_url(origin: BaseURL, url: str, *, allow_private_hosts: bool = False) -> str:
     """Check that an output may be fetched from *url*: https, its usual port, and no address that is not public.
 
     What a name resolves to is seen when it is connected (:func:`is_public`). If the API is on this machine, so may
@@ -186,7 +186,7 @@ def _shown(url: str) -> str:
     return repr(re.split(r"[?#]", url)[0][:200])
 
 
-def secure(origin: Origin, url: str) -> bool:
+def is_https_or_loopback(origin: BaseURL, url: str) -> bool:
     """Say whether *url* is https, or http on this machine while the API is there too."""
     match = _ABSOLUTE.fullmatch(url)
     if match is None:
@@ -194,7 +194,7 @@ def secure(origin: Origin, url: str) -> bool:
     return match["scheme"].lower() == "https" or (origin.loopback and is_loopback(match["host"]))
 
 
-def named_origin(url: str) -> str | None:
+def origin_of(url: str) -> str | None:
     """Say where an absolute *url* leads, without the rest of it."""
     match = _ABSOLUTE.fullmatch(url)
     return f"{match['scheme']}://{match['host']}" if match else None

@@ -12,7 +12,7 @@ LEARNED_MODELS = 1000
 """For how many models what was learned is kept."""
 
 
-class Estimates:
+class DurationEstimator:
     """How far FLORA's estimates are off, by type and model, learned from the runs that finish."""
 
     def __init__(self) -> None:

@@ -22,15 +22,15 @@ from typing import Any, Literal, TypeAlias
 from msgspec import Struct
 
 from flora_async import errors
-from flora_async._aio import bind_loop, running_loop
+from flora_async._aio import require_loop, running_loop
 from flora_async._http import retry
 from flora_async._http.rate_limit import Lane
 from flora_async._polling import schedule
 from flora_async._polling.schedule import PollFactory
 from flora_async._polling.sweep import MARK_SECONDS, PACE_HALF_LIFE, Mark, Sweep, Wanted, count_worthwhile, split
-from flora_async._polling.targets import Look, Scope, Subject
-from flora_async._polling.tracked_run import Agenda, Entry, Interest, Plan, Waiter, as_run, is_news
-from flora_async.events import LookBegan, LookEnded, Tell
+from flora_async._polling.targets import PollResult, Scope, WaitTarget
+from flora_async._polling.tracked_run import Agenda, Interest, Plan, TrackedRun, Waiter, is_change, to_run
+from flora_async.events import Emit, PollFinished, PollStarted
 from flora_async.models import Generation, GenerationPage, Run, lacks_outputs
 
 log = logging.getLogger("flora_async")
@@ -53,7 +53,7 @@ MISSES = 2
 """A run that was not where it should have been in the history so often is polled by its own address from there on."""
 CLOCK_SKEW = 5.0
 """Seconds by which the creation of a run that was not yet seen may be misjudged."""
-HEARD = 100_000
+MAX_FINISHED_EARLY = 100_000
 """Maximum number of run ids remembered as finished before a wait for them starts."""
 
 _KNOWN = ("pending", "running", "completed", "failed")
@@ -66,7 +66,7 @@ ReadPage: TypeAlias = Callable[[str | None, Scope, float], Coroutine[Any, Any, G
 class Eyes(Struct, frozen=True):
     """How runs are polled: the requests, and what binds them."""
 
-    look: Callable[[str, str | None, float], Coroutine[Any, Any, Look]]
+    look: Callable[[str, str | None, float], Coroutine[Any, Any, PollResult]]
     """By id, or at a better address. The last argument is the time of the turn that the poll has."""
     page: ReadPage | None
     """``None``: the history is not read."""
@@ -78,7 +78,7 @@ class Eyes(Struct, frozen=True):
     """FLORA's time, in Unix seconds."""
     finished: Callable[[Run, float], object]
     """Called with each run that has finished, and its age."""
-    tell: Tell | None = None
+    tell: Emit | None = None
     """Told of each poll."""
 
 
@@ -86,7 +86,7 @@ class _Poll(Struct, eq=False):
     """A request in flight."""
 
     began: float
-    entry: Entry | None = None
+    entry: TrackedRun | None = None
     """The run that is polled, if it is one."""
     sweep: Sweep | None = None
     """The sweep that a page is read for."""
@@ -95,21 +95,21 @@ class _Poll(Struct, eq=False):
     evicted: bool = False
 
 
-class Watcher:
+class Poller:
     """Everything that one client waits for. Works in one task, while there is something to wait for."""
 
     def __init__(self, eyes: Eyes) -> None:
         self._eyes = eyes
-        self.tell: Tell | None = eyes.tell
-        self._entries: dict[str, Entry] = {}
+        self.tell: Emit | None = eyes.tell
+        self._entries: dict[str, TrackedRun] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._until = math.inf
         self._closed = False
         self._deadlines: Agenda[Waiter] = Agenda()
-        self._due: Agenda[Entry] = Agenda()
-        self._ready: dict[tuple[bool, bool], Agenda[Entry]] = {
+        self._due: Agenda[TrackedRun] = Agenda()
+        self._ready: dict[tuple[bool, bool], Agenda[TrackedRun]] = {
             (failing, alone): Agenda() for failing in (False, True) for alone in (False, True)
         }
         """Runs that are due now or soon, by whether their last poll failed and whether only their own address helps."""
@@ -127,20 +127,20 @@ class Watcher:
         self._pages_from = 0.0
         self._page_failures = 0
         self._alternate = False
-        self._heard: dict[str, None] = {}
+        self._finished_early: dict[str, None] = {}
 
-    def enter(self, subject: Subject, poll: PollFactory | None) -> Interest:
+    def enter(self, subject: WaitTarget, poll: PollFactory | None) -> Interest:
         """Return a caller's interest in a run, which begins with :meth:`wait`."""
-        self._loop = bind_loop(self._loop)
+        self._loop = require_loop(self._loop)
         now = self._loop.time()
         plan = Plan(subject, poll, now)
         entry = self._entries.get(subject.run_id)
         if entry is None:
-            entry = Entry(subject, now)
+            entry = TrackedRun(subject, now)
             if subject.poll_url:
                 entry.target = self._eyes.target(entry.run_id, subject.poll_url)
-            if entry.run_id in self._heard:
-                del self._heard[entry.run_id]
+            if entry.run_id in self._finished_early:
+                del self._finished_early[entry.run_id]
                 entry.retry_at = now
                 plan.restart()
         return Interest(entry, plan)
@@ -148,28 +148,28 @@ class Watcher:
     def announce(self, run_id: str) -> None:
         """Poll a run now: FLORA has reported its end. From any thread."""
         if self._loop is None:
-            self._hear(run_id)
+            self._remember_finished(run_id)
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._announced, run_id)
 
     def _announced(self, run_id: str) -> None:
         entry = self._entries.get(run_id)
         if entry is None:
-            self._hear(run_id)
+            self._remember_finished(run_id)
             return
         # A request in flight may have been answered before the end; the next poll is by the run's own address.
-        entry.hurry(asyncio.get_running_loop().time())
+        entry.poll_now(asyncio.get_running_loop().time())
         entry.alone, entry.sweep = True, None
         if entry.poll is None:
             self._schedule(entry)
         else:
             entry.poll.cancel()
 
-    def _hear(self, run_id: str) -> None:
+    def _remember_finished(self, run_id: str) -> None:
         """Remember that a run has ended before a wait for it started."""
-        self._heard[run_id] = None
-        if len(self._heard) > HEARD:
-            self._heard.pop(next(iter(self._heard)), None)
+        self._finished_early[run_id] = None
+        if len(self._finished_early) > MAX_FINISHED_EARLY:
+            self._finished_early.pop(next(iter(self._finished_early)), None)
 
     def wait(self, interest: Interest, *, deadline: float, known: Run | None = None, changes: bool = False) -> Waiter:
         """Wait for a run to finish, or (*changes*) to differ from its *known* record; cancel the future to leave."""
@@ -182,7 +182,7 @@ class Watcher:
         waiter.entry, waiter.plan, waiter.changes, waiter.context = entry, plan, changes, interest.context
         entry.waiters[waiter] = None
         waiter.add_done_callback(partial(self._left, waiter), context=interest.context)
-        if changes and entry.run is not None and is_news(entry.run, known):
+        if changes and entry.run is not None and is_change(entry.run, known):
             waiter.set_result(entry.run)
         waiter.deadline = deadline
         if deadline < math.inf:
@@ -196,7 +196,7 @@ class Watcher:
             self._wake.set()
         return waiter
 
-    def _schedule(self, entry: Entry) -> None:
+    def _schedule(self, entry: TrackedRun) -> None:
         """Poll a run when it is due next, if nothing in flight will tell of it."""
         if entry.poll is None and entry.sweep is None and self._entries.get(entry.run_id) is entry:
             self._unready(entry)
@@ -204,11 +204,11 @@ class Watcher:
             if entry.due < self._until:
                 self._wake.set()
 
-    def _unready(self, entry: Entry) -> None:
+    def _unready(self, entry: TrackedRun) -> None:
         for group in self._ready.values():
             group.drop(entry)
 
-    def _leave(self, entry: Entry) -> None:
+    def _leave(self, entry: TrackedRun) -> None:
         if self._entries.get(entry.run_id) is not entry:
             return
         del self._entries[entry.run_id]
@@ -257,8 +257,8 @@ class Watcher:
             while self._entries:
                 self._wake.clear()
                 now = loop.time()
-                self._expire(now)
-                soonest = min(self._launch(now), self._deadlines.next_due())
+                self._expire_deadlines(now)
+                soonest = min(self._start_polls(now), self._deadlines.next_due())
                 self._until = max(now + 0.001, soonest)
                 timer = loop.call_at(self._until, self._wake.set) if self._until < math.inf else None
                 await self._wake.wait()
@@ -280,7 +280,7 @@ class Watcher:
                 if look.task is not None:
                     look.task.cancel()
 
-    def _expire(self, now: float) -> None:
+    def _expire_deadlines(self, now: float) -> None:
         while (waiter := self._deadlines.pop(now)) is not None:
             if waiter.done():
                 continue
@@ -291,7 +291,7 @@ class Watcher:
                 waiter.entry.retry_at = now
                 self._schedule(waiter.entry)
 
-    def _launch(self, now: float) -> float:
+    def _start_polls(self, now: float) -> float:
         """Start the polls that are due, as many as may go out; return when to plan again."""
         for _ in range(BITE):
             entry = self._due.pop(now + EARLY_SECONDS)
@@ -341,7 +341,7 @@ class Watcher:
             return now, partial(self._read_page, read, sweep)
         return later, None if entry is None else partial(self._look_at, entry)
 
-    def _choose_run(self, now: float) -> tuple[float, Entry | None]:
+    def _choose_run(self, now: float) -> tuple[float, TrackedRun | None]:
         """Return the run to poll next by its own address; it may take the place of a poll that hangs."""
         later = math.inf
         for failing in (False, True):
@@ -367,10 +367,10 @@ class Watcher:
         how: Literal["run", "page"],
         poll: _Poll,
         look: Callable[[], Coroutine[Any, Any, None]],
-        entries: list[Entry],
+        entries: list[TrackedRun],
     ) -> asyncio.Task[None]:
         for entry in entries:
-            entry.looks += 1
+            entry.polls += 1
         # A page serves many waits, and can be part of one: of the first.
         waiter = next(iter(entries[0].waiters), None) if entries else None
         poll.task = _create_task(
@@ -378,10 +378,10 @@ class Watcher:
             Context() if waiter is None else waiter.context.copy(),
         )
         self._looks[poll] = None
-        poll.task.add_done_callback(partial(self._looked, poll))
+        poll.task.add_done_callback(partial(self._on_poll_done, poll))
         return poll.task
 
-    def _looked(self, poll: _Poll, task: asyncio.Task[None]) -> None:
+    def _on_poll_done(self, poll: _Poll, task: asyncio.Task[None]) -> None:
         self._looks.pop(poll, None)
         if poll.timer is not None:
             poll.timer.cancel()
@@ -399,7 +399,7 @@ class Watcher:
             self._schedule(entry)
         self._wake.set()
 
-    def _look_at(self, entry: Entry, turn: float) -> None:
+    def _look_at(self, entry: TrackedRun, turn: float) -> None:
         """Poll a run by its own address."""
         if len(self._looks) >= MAX_POLLS:
             self._evict()
@@ -414,7 +414,7 @@ class Watcher:
             oldest.evicted = True
             oldest.task.cancel()
 
-    async def _look(self, entry: Entry, turn: float) -> None:
+    async def _look(self, entry: TrackedRun, turn: float) -> None:
         try:
             look = await self._eyes.look(entry.run_id, entry.target, turn)
         except errors.FloraError as failure:
@@ -427,24 +427,24 @@ class Watcher:
             entry.alone = False
         self._seen(entry, look.run, now)
 
-    def _failed(self, entry: Entry, failure: errors.FloraError) -> None:
+    def _failed(self, entry: TrackedRun, failure: errors.FloraError) -> None:
         now = asyncio.get_running_loop().time()
         entry.trouble = str(failure)
-        if entry.target is not None and schedule.blames_address(failure):
+        if entry.target is not None and schedule.should_drop_poll_url(failure):
             # The run's own address decides; until it has spoken nothing is final.
             entry.direct, entry.target = True, None
             return
-        if schedule.ends_wait(failure, age=now - entry.born):
+        if schedule.is_fatal(failure, age=now - entry.born):
             failure.run_id = entry.run_id
             self._settle(entry, failure)
             return
         if not isinstance(failure, errors.RateLimitError):  # which is about the client, not about the run
             entry.failures += 1
-        entry.retry_at = now + schedule.pause_after_failed_look(failure, max(1, entry.failures))
+        entry.retry_at = now + schedule.poll_retry_delay(failure, max(1, entry.failures))
         said = {"run_id": entry.run_id, "error": type(failure).__name__}
         log.info("%s: a look failed (%s), waiting goes on", entry.run_id, type(failure).__name__, extra=said)
 
-    def _seen(self, entry: Entry, run: Run, now: float) -> None:
+    def _seen(self, entry: TrackedRun, run: Run, now: float) -> None:
         """Take in a record of a run, whichever way it came."""
         before = entry.run
         entry.created, entry.exact = run.created.timestamp(), True
@@ -461,14 +461,14 @@ class Watcher:
         entry.failures, entry.trouble, entry.retry_at = 0, None, None
         for plan in list(entry.plans):
             self._advance(entry, plan, run, now)
-        if is_news(run, before):
+        if is_change(run, before):
             entry.run = run
             for waiter in entry.waiters:
                 if waiter.changes and not waiter.done():
                     waiter.set_result(run)
         self._schedule(entry)
 
-    def _advance(self, entry: Entry, plan: Plan, run: Run, now: float) -> None:
+    def _advance(self, entry: TrackedRun, plan: Plan, run: Run, now: float) -> None:
         """Schedule the next poll; a caller's schedule that fails ends the waits that share it, and no other."""
         try:
             plan.advance(now, now - entry.born, run)
@@ -480,7 +480,7 @@ class Watcher:
                 if waiter.plan is plan and not waiter.done():
                     waiter.set_exception(error)
 
-    def _settle(self, entry: Entry, end: Run | Exception) -> None:
+    def _settle(self, entry: TrackedRun, end: Run | Exception) -> None:
         """Give every waiter its end, once."""
         self._leave(entry)
         for waiter in list(entry.waiters):
@@ -547,7 +547,7 @@ class Watcher:
             page = await read(sweep.cursor, scope, turn)
         except errors.FloraError as failure:
             if sweep in self._sweeps:
-                self._page_failed(sweep, failure)
+                self._on_page_error(sweep, failure)
             return
         now = asyncio.get_running_loop().time()
         met = self._meet(page, now)
@@ -563,7 +563,7 @@ class Watcher:
             entry = self._entries.get(run_id)
             if entry is not None and entry.sweep is sweep:
                 if run_id in missed:
-                    self._missed(entry)
+                    self._on_missing_from_page(entry)
                 entry.alone, entry.sweep = True, None
                 self._schedule(entry)
         if not sweep.wanted:
@@ -577,21 +577,21 @@ class Watcher:
             if entry is None:
                 continue
             met.add(row.run_id)
-            entry.looks += entry.sweep is None  # it came along
+            entry.polls += entry.sweep is None  # it came along
             entry.sweep = None
-            if self._incomplete(row):
+            if self._lacks_outputs(row):
                 entry.alone, entry.retry_at = True, now
                 self._schedule(entry)
             else:
                 entry.alone, entry.misses = False, 0
-                self._seen(entry, as_run(row), now)
+                self._seen(entry, to_run(row), now)
         return met
 
-    def _incomplete(self, row: Generation) -> bool:
+    def _lacks_outputs(self, row: Generation) -> bool:
         """Return whether a row does not tell the end of a finished run: then its own address is asked."""
         return lacks_outputs(row)
 
-    def _missed(self, entry: Entry) -> None:
+    def _on_missing_from_page(self, entry: TrackedRun) -> None:
         """Count that a run was not on the page where it should have been."""
         entry.misses += 1
 
@@ -606,20 +606,20 @@ class Watcher:
 
     def _page_hangs(self, sweep: Sweep) -> None:
         if sweep in self._sweeps:
-            self._page_failed(sweep, errors.APITimeoutError("no page in time", sent="maybe_sent"))
+            self._on_page_error(sweep, errors.APITimeoutError("no page in time", sent="maybe_sent"))
 
-    def _page_failed(self, sweep: Sweep, failure: errors.FloraError) -> None:
+    def _on_page_error(self, sweep: Sweep, failure: errors.FloraError) -> None:
         asked = failure.retry_after if isinstance(failure, errors.RateLimitError) else math.inf
         if (asked or 0.0) > retry.RETRY_AFTER_CAP:  # else the same page is read again in its turn
             self._give_up(sweep)
         self._page_failures += 1
-        pause = schedule.pause_after_failed_look(failure, self._page_failures)
+        pause = schedule.poll_retry_delay(failure, self._page_failures)
         self._pages_from = asyncio.get_running_loop().time() + pause
         name = type(failure).__name__
         log.info("a page of the history failed (%s), runs are asked one by one", name, extra={"error": name})
 
 
-def _scope_of(entries: Iterable[Entry]) -> Scope:
+def _scope_of(entries: Iterable[TrackedRun]) -> Scope:
     """Return the smallest part of the history that holds all the runs."""
     workspaces = {entry.scope[0] for entry in entries}
     projects = {entry.scope[1] for entry in entries}
@@ -635,13 +635,13 @@ def _create_task(work: Coroutine[Any, Any, None], context: Context) -> asyncio.T
 
 
 async def _told(
-    tell: Tell, how: Literal["run", "page"], look: Callable[[], Coroutine[Any, Any, None]], run_ids: tuple[str, ...]
+    tell: Emit, how: Literal["run", "page"], look: Callable[[], Coroutine[Any, Any, None]], run_ids: tuple[str, ...]
 ) -> None:
     """Emit the events of a poll as it begins and ends."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    tell(LookBegan(how=how, run_ids=run_ids))
+    tell(PollStarted(how=how, run_ids=run_ids))
     try:
         await look()
     finally:
-        tell(LookEnded(how=how, run_ids=run_ids, seconds=loop.time() - began))
+        tell(PollFinished(how=how, run_ids=run_ids, seconds=loop.time() - began))

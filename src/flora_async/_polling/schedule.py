@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from msgspec import Struct
 
 from flora_async import errors
-from flora_async._http.retry import NOT_FOUND_GRACE, RATE_LIMIT_PAUSE, retry_delay
+from flora_async._http.retry import NOT_FOUND_GRACE, RATE_LIMIT_PAUSE, backoff_delay
 from flora_async.models import Run
 
 PollSchedule: TypeAlias = Generator[float, Any, None]
@@ -32,7 +32,7 @@ NET_FIRST = 60.0
 NET_CAP = 300.0
 
 
-def ends_wait(failure: errors.FloraError, *, age: float) -> bool:
+def is_fatal(failure: errors.FloraError, *, age: float) -> bool:
     """Say whether a failed look ends a wait; *age* is the seconds since the run was created, or first asked for."""
     if isinstance(failure, errors.NotFoundError):
         return age > NOT_FOUND_GRACE
@@ -43,21 +43,21 @@ def ends_wait(failure: errors.FloraError, *, age: float) -> bool:
     return not isinstance(failure, errors.ResponseDecodeError)
 
 
-def blames_address(failure: errors.FloraError) -> bool:
+def should_drop_poll_url(failure: errors.FloraError) -> bool:
     """Say whether a failed look at a ``poll_url`` may fare better at the run's own address."""
     if isinstance(failure, errors.APIError):
         return failure.status < 500 and failure.status not in (401, 408, 429)
     return isinstance(failure, errors.ProtocolError | errors.ResponseDecodeError)
 
 
-def pause_after_failed_look(failure: errors.FloraError, failures: int) -> float:
+def poll_retry_delay(failure: errors.FloraError, failures: int) -> float:
     """Say how long to wait after so many looks in a row that told nothing."""
     asked = failure.retry_after if isinstance(failure, errors.APIError) else None
     floor = RATE_LIMIT_PAUSE if isinstance(failure, errors.RateLimitError) else 0.0
-    return max(floor, asked or 0.0, min(retry_delay(failures), POLL_CAP))
+    return max(floor, asked or 0.0, min(backoff_delay(failures), POLL_CAP))
 
 
-class Sighting(Struct, frozen=True, gc=False):
+class PollState(Struct, frozen=True, gc=False):
     """What is known when the next look is planned."""
 
     age: float
@@ -66,10 +66,10 @@ class Sighting(Struct, frozen=True, gc=False):
     """The run as it was just seen; ``None`` before the first look."""
 
 
-def run_schedule(estimate: float | None) -> Generator[float, Sighting, None]:
+def adaptive_schedule(estimate: float | None) -> Generator[float, PollState, None]:
     """Plan the looks at one run that should take *estimate* seconds, where somebody knows.
 
-    A wait generator in backoff's protocol; unlike others it is sent a :class:`Sighting` each time. While the run should
+    A wait generator in backoff's protocol, which is sent a :class:`PollState` each time. While the run should
     need R more seconds it waits 65 % of R, so a few steps close in on the finish. Around and after it the gap is half
     the square root of the age, the growth that is best when the true scale is unknown. Progress counts only when it
     moves. No gap is under 2 s, FLORA's advice, or over 12 s, give or take a tenth.
@@ -99,7 +99,7 @@ def run_schedule(estimate: float | None) -> Generator[float, Sighting, None]:
         sighting = yield max(POLL_FLOOR, gap * random.uniform(1 - POLL_JITTER, 1 + POLL_JITTER))
 
 
-def safety_net(estimate: float | None) -> Generator[float, Sighting, None]:
+def webhook_fallback_schedule(estimate: float | None) -> Generator[float, PollState, None]:
     """Plan the looks at a run whose end FLORA will call back about: long after it should have come, then ever rarer."""
     first = max(NET_FIRST, 2 * (estimate or 0.0))
     sighting = yield 0.0

@@ -13,7 +13,7 @@ Scope: TypeAlias = tuple[str | None, str | None]
 """The workspace and the project that a run is in, where they are known."""
 
 
-class Look(Struct, frozen=True, gc=False):
+class PollResult(Struct, frozen=True, gc=False):
     """What one request told about a run."""
 
     run: Run
@@ -21,7 +21,7 @@ class Look(Struct, frozen=True, gc=False):
     """Seconds since the run's creation, by FLORA's clock."""
 
 
-class Subject(Struct, frozen=True):
+class WaitTarget(Struct, frozen=True):
     """What is known of a run before it is looked at."""
 
     run_id: str

@@ -11,9 +11,9 @@ from itertools import count
 from typing import Generic, TypeVar
 
 from flora_async._polling import schedule
-from flora_async._polling.schedule import PollFactory, PollSchedule, Sighting
+from flora_async._polling.schedule import PollFactory, PollSchedule, PollState
 from flora_async._polling.sweep import Sweep
-from flora_async._polling.targets import Scope, Subject
+from flora_async._polling.targets import Scope, WaitTarget
 from flora_async.models import Generation, Run
 
 T = TypeVar("T")
@@ -71,10 +71,10 @@ class Plan:
 
     __slots__ = ("_schedule", "due", "interval", "poll", "told", "waiters")
 
-    def __init__(self, subject: Subject, poll: PollFactory | None, now: float) -> None:
+    def __init__(self, subject: WaitTarget, poll: PollFactory | None, now: float) -> None:
         self.poll = poll
         self.told = subject.told and poll is None
-        adaptive = schedule.safety_net if self.told else schedule.run_schedule
+        adaptive = schedule.webhook_fallback_schedule if self.told else schedule.adaptive_schedule
         self._schedule: PollSchedule = schedule.start_schedule(poll or (lambda: adaptive(subject.estimate)))
         self.interval: float = schedule.POLL_FLOOR
         self.due: float = now
@@ -85,7 +85,7 @@ class Plan:
     def advance(self, now: float, age: float, run: Run | None) -> None:
         """Schedule the next poll, after one at which the run was *age* seconds old."""
         if self.poll is None:
-            self.interval = self._schedule.send(Sighting(age, run))
+            self.interval = self._schedule.send(PollState(age, run))
         elif self.due > now + EARLY * self.interval:
             return  # a poll for another wait: this schedule's own is still to come
         else:
@@ -95,7 +95,7 @@ class Plan:
     def restart(self) -> None:
         """Schedule as for a run without an estimate from here on, where no caller has set the schedule."""
         if self.poll is None:
-            self._schedule = schedule.start_schedule(lambda: schedule.run_schedule(None))
+            self._schedule = schedule.start_schedule(lambda: schedule.adaptive_schedule(None))
 
 
 class Waiter(asyncio.Future[Run | None]):
@@ -103,7 +103,7 @@ class Waiter(asyncio.Future[Run | None]):
 
     __slots__ = ("changes", "context", "deadline", "entry", "plan")
 
-    entry: Entry
+    entry: TrackedRun
     plan: Plan
     deadline: float
     changes: bool
@@ -117,21 +117,38 @@ class Interest:
 
     __slots__ = ("context", "entry", "plan")
 
-    def __init__(self, entry: Entry, plan: Plan) -> None:
+    def __init__(self, entry: TrackedRun, plan: Plan) -> None:
         self.entry = entry
         self.plan = plan
         self.context: Context = copy_context()
 
 
-class Entry:
+class TrackedRun:
     """An awaited run."""
 
     __slots__ = (
-        "alone", "born", "created", "direct", "exact", "failures", "known_age", "looks", "misses", "plans", "poll",
-        "retry_at", "run", "run_id", "scope", "sweep", "target", "trouble", "waiters",
+        "alone",
+        "born",
+        "created",
+        "direct",
+        "exact",
+        "failures",
+        "known_age",
+        "misses",
+        "plans",
+        "poll",
+        "polls",
+        "retry_at",
+        "run",
+        "run_id",
+        "scope",
+        "sweep",
+        "target",
+        "trouble",
+        "waiters",
     )  # fmt: skip
 
-    def __init__(self, subject: Subject, now: float) -> None:
+    def __init__(self, subject: WaitTarget, now: float) -> None:
         self.run_id: str = subject.run_id
         self.scope: Scope = subject.scope
         self.plans: list[Plan] = []
@@ -152,7 +169,7 @@ class Entry:
         self.poll: asyncio.Task[None] | None = None
         self.sweep: Sweep | None = None
         """The sweep that looks for it."""
-        self.looks: int = 0
+        self.polls: int = 0
         """How many requests have asked for it or returned it."""
         self.failures: int = 0
         self.trouble: str | None = None
@@ -187,14 +204,14 @@ class Entry:
         if not plan.waiters and plan in self.plans:
             self.plans.remove(plan)
 
-    def hurry(self, now: float) -> None:
+    def poll_now(self, now: float) -> None:
         """Poll now, and as usual from there on: FLORA has reported the end of the run."""
         self.retry_at = now
         for plan in self.plans:
             plan.restart()
 
 
-def is_news(run: Run, before: Run | None) -> bool:
+def is_change(run: Run, before: Run | None) -> bool:
     """Say whether *run* tells more than what was known *before*."""
     if before is None or run.finished or run.status != before.status:
         return True
@@ -203,6 +220,6 @@ def is_news(run: Run, before: Run | None) -> bool:
     return (run.started_at, run.outputs) != (before.started_at, before.outputs)
 
 
-def as_run(row: Generation) -> Run:
+def to_run(row: Generation) -> Run:
     """Leave out of an item of the history what a run does not say."""
     return Run(**{name: getattr(row, name) for name in Run.__struct_fields__})

@@ -15,13 +15,13 @@ from typing import ClassVar, Self, TypeAlias
 from msgspec.structs import replace
 
 from flora_async import errors
-from flora_async._aio import Closing
+from flora_async._aio import AsyncCloseable
 from flora_async._outcomes import CompletedOutcome, FailedOutcome
-from flora_async._polling.poller import Watcher
+from flora_async._polling.poller import Poller
 from flora_async._polling.schedule import PollFactory
-from flora_async._polling.targets import Subject
+from flora_async._polling.targets import WaitTarget
 from flora_async._polling.tracked_run import Interest, Waiter
-from flora_async.events import Tell, WaitBegan, WaitEnded
+from flora_async.events import Emit, WaitFinished, WaitStarted
 from flora_async.models import Run
 
 STEP = 200
@@ -32,14 +32,14 @@ OnUpdate: TypeAlias = Callable[[Run], None]
 
 
 async def wait_for_run(
-    watcher: Watcher, subject: Subject, *, poll: PollFactory | None, timeout: float | None, on_update: OnUpdate | None
+    watcher: Poller, subject: WaitTarget, *, poll: PollFactory | None, timeout: float | None, on_update: OnUpdate | None
 ) -> Run:
     """Wait for one run, and return it if it has completed."""
     run = subject.run
     if run is None or not run.finished:
         if on_update is None:
             interest = watcher.enter(subject, poll)
-            wait = None if watcher.tell is None else Wait(watcher.tell, interest)
+            wait = None if watcher.tell is None else WaitSpan(watcher.tell, interest)
             waiter = watcher.wait(interest, deadline=_deadline(timeout))
             if wait is not None:
                 wait.follow(waiter)
@@ -122,25 +122,25 @@ class CompletionQueue:
         return pending
 
 
-class _Waits(Closing):
+class _RunIterator(AsyncCloseable):
     """Waits for any number of runs, with one deadline. Leaving them stops the polling; the runs continue at FLORA."""
 
     _changes: ClassVar[bool]
     """Whether each change of a run is an item, not only its end."""
 
     def __init__(
-        self, watcher: Watcher, subjects: Iterable[Subject], *, poll: PollFactory | None, timeout: float | None
+        self, watcher: Poller, subjects: Iterable[WaitTarget], *, poll: PollFactory | None, timeout: float | None
     ) -> None:
         self._watcher = watcher
         self._poll = poll
         self._timeout = timeout
         self._deadline = math.inf
         self._finished: deque[Run] = deque()
-        self._unseen: deque[Subject] = deque()
+        self._unseen: deque[WaitTarget] = deque()
         self._handed: deque[tuple[Interest, Run]] = deque()
         """Runs that were yielded, and continue: they are waited for again when the next item is asked for."""
         self._queue = CompletionQueue()
-        self._waits: dict[Interest, Wait] = {}
+        self._waits: dict[Interest, WaitSpan] = {}
         """Those that emit events."""
         for subject in subjects:
             if subject.run is not None and subject.run.finished:
@@ -174,7 +174,7 @@ class _Waits(Closing):
 
     def _wait(self, interest: Interest, known: Run | None = None) -> None:
         if self._watcher.tell is not None and interest not in self._waits:
-            self._waits[interest] = Wait(self._watcher.tell, interest)
+            self._waits[interest] = WaitSpan(self._watcher.tell, interest)
         waiter = self._watcher.wait(interest, deadline=self._deadline, known=known, changes=self._changes)
         self._queue.add(waiter, interest)
         if interest in self._waits:
@@ -211,7 +211,7 @@ def _cancel(waiters: list[Waiter]) -> None:
         waiter.cancel()
 
 
-class RunWatch(_Waits):
+class RunWatch(_RunIterator):
     """The changes of one run or many, each with the finished run as its last: iterate over it with ``async for``.
 
     Progress never goes backwards, and what tells nothing new is left out. A failed run is an item, not an exception.
@@ -230,7 +230,7 @@ class RunWatch(_Waits):
     _changes = True
 
     def __init__(
-        self, watcher: Watcher, subjects: Iterable[Subject], *, poll: PollFactory | None, timeout: float | None
+        self, watcher: Poller, subjects: Iterable[WaitTarget], *, poll: PollFactory | None, timeout: float | None
     ) -> None:
         super().__init__(watcher, subjects, poll=poll, timeout=timeout)
         self._seen: dict[Interest, Run] = {}
@@ -252,7 +252,7 @@ class RunWatch(_Waits):
         return run
 
 
-class RunOutcomes(_Waits):
+class RunOutcomes(_RunIterator):
     """The ends of many runs, in the order in which they come: iterate over it with ``async for``.
 
     No run's failure touches the others. Leaving the loop stops the polling, when the iterator is dropped or by
@@ -269,15 +269,15 @@ class RunOutcomes(_Waits):
     async def __anext__(self) -> CompletedOutcome[None] | FailedOutcome[None, str]:
         await self._begin()
         if self._finished:
-            return outcome_of(self._finished.popleft())
+            return to_outcome(self._finished.popleft())
         waiter, interest = await self._next()
         try:
-            return outcome_of(_run_or_timeout(waiter.result(), waiter, self._timeout))
+            return to_outcome(_run_or_timeout(waiter.result(), waiter, self._timeout))
         except errors.FloraError as error:
             return FailedOutcome(order=None, error=error, run_id=interest.entry.run_id)
 
 
-def outcome_of(run: Run) -> CompletedOutcome[None] | FailedOutcome[None, str]:
+def to_outcome(run: Run) -> CompletedOutcome[None] | FailedOutcome[None, str]:
     """Return the outcome of a finished run."""
     if run.succeeded:
         return CompletedOutcome(order=None, run=run)
@@ -287,24 +287,24 @@ def outcome_of(run: Run) -> CompletedOutcome[None] | FailedOutcome[None, str]:
 _numbers = count(1)
 
 
-class Wait:
+class WaitSpan:
     """One wait for one run. It has a context of its own, in which its events are emitted and the run is polled."""
 
-    def __init__(self, tell: Tell, interest: Interest) -> None:
+    def __init__(self, tell: Emit, interest: Interest) -> None:
         self._tell = tell
         self._entry = interest.entry
         self._loop = asyncio.get_running_loop()
         self._began, self._unix = self._loop.time(), time.time()
-        self._looks = interest.entry.looks
+        self._looks = interest.entry.polls
         self._number = next(_numbers)
         self._over = False
         self._context = interest.context = copy_context()
-        self._context.run(tell, WaitBegan(wait=self._number, run_id=interest.entry.run_id))
+        self._context.run(tell, WaitStarted(wait=self._number, run_id=interest.entry.run_id))
 
     def follow(self, waiter: Waiter) -> None:
         """End with *waiter*, unless it brings a change only."""
         if waiter.entry is not self._entry:  # another wait has begun to poll the run in the meantime
-            self._looks += waiter.entry.looks - self._entry.looks
+            self._looks += waiter.entry.polls - self._entry.polls
             self._entry = waiter.entry
         waiter.add_done_callback(self._ended, context=self._context)
 
@@ -331,13 +331,13 @@ class Wait:
         if run is not None and run.completed is not None:
             lag = max(0.0, time.time() - max(run.completed.timestamp(), self._unix))
         self._tell(
-            WaitEnded(
+            WaitFinished(
                 wait=self._number,
                 run_id=self._entry.run_id,
                 status=run.status if run else None,
                 error=error,
                 seconds=self._loop.time() - self._began,
-                looks=max(0, self._entry.looks - self._looks),
+                polls=max(0, self._entry.polls - self._looks),
                 lag=lag,
                 charged_cost=run.charged_cost if run else None,
             )

@@ -10,10 +10,10 @@ import msgspec
 from msgspec import Struct
 
 from flora_async import errors
-from flora_async._http.requests import plain_request
-from flora_async._http.responses import read_response
+from flora_async._http.requests import custom_request
+from flora_async._http.responses import parse_response
 from flora_async._http.transport import Transport
-from flora_async._http.urls import Origin
+from flora_async._http.urls import BaseURL
 from flora_async._validation import check_id, check_text, to_json_object
 from flora_async.models import FieldError, GenerationType, Model, ModelParam, PageMeta, Project, Workspace
 
@@ -50,13 +50,13 @@ class _Models(Struct, frozen=True):
 class _Shelf:
     """Where lists come from."""
 
-    def __init__(self, origin: Origin, transport: Transport) -> None:
+    def __init__(self, origin: BaseURL, transport: Transport) -> None:
         self._origin = origin
         self._transport = transport
 
     async def _read(self, path: str, query: Mapping[str, str], kind: type[T]) -> T:
-        request = plain_request(self._origin, "GET", path, params=query, json=None, idempotency_key=None)
-        return (await self._transport.call(request, partial(read_response, kind))).data
+        request = custom_request(self._origin, "GET", path, params=query, json=None, idempotency_key=None)
+        return (await self._transport.call(request, partial(parse_response, kind))).data
 
 
 class Workspaces(_Shelf):
@@ -70,7 +70,7 @@ class Workspaces(_Shelf):
 class Projects(_Shelf):
     """``flora.projects``: what a workspace is divided into."""
 
-    def __init__(self, origin: Origin, transport: Transport, workspaces: Workspaces) -> None:
+    def __init__(self, origin: BaseURL, transport: Transport, workspaces: Workspaces) -> None:
         super().__init__(origin, transport)
         self._workspaces = workspaces
 

@@ -17,10 +17,10 @@ from msgspec.structs import replace
 from flora_async import errors
 from flora_async._http import retry
 from flora_async._http.requests import Request, create_request, list_request
-from flora_async._http.responses import Answer, given_before, read_page, read_started_run
+from flora_async._http.responses import RawResponse, parse_page, parse_started_run, reused_run_error
 from flora_async._http.transport import Attempt, Transport
-from flora_async._http.urls import Origin
-from flora_async._resources.matching import Claim, could_be, judge
+from flora_async._http.urls import BaseURL
+from flora_async._resources.matching import Claim, candidate_runs, match_creates
 from flora_async._resources.pagination import GenerationList
 from flora_async.models import Generation, GenerationPage, Order, StartedRun
 
@@ -33,15 +33,15 @@ MAX_IDLE_SCOPES = 100
 """Number of projects that are kept, with those in use, before the idle ones are dropped."""
 
 
-class Recovery:
+class CreateRecovery:
     """The creates of one client: those in flight, those whose run is looked for, and the runs they were given."""
 
-    def __init__(self, origin: Origin, transport: Transport, *, adopt: bool) -> None:
+    def __init__(self, origin: BaseURL, transport: Transport, *, adopt: bool) -> None:
         self._origin = origin
         self._transport = transport
         self._adopt = adopt
         self._given: dict[str, str] = {}
-        self._scopes: dict[tuple[str, str], _Scope] = {}
+        self._scopes: dict[tuple[str, str], _ProjectCreates] = {}
         self._max_scopes = MAX_IDLE_SCOPES
 
     def now(self) -> float:
@@ -67,7 +67,7 @@ class Recovery:
             unknown = self._unknown_outcome(order, key, attempts)
             if unknown is None:
                 if isinstance(error, errors.IdempotencyConflictError):
-                    self._explain(error, order, key)
+                    self._attach_order(error, order, key)
                 raise
             plain = _only_server_errors(attempts)
             scope.claim(unknown)
@@ -125,10 +125,10 @@ class Recovery:
         unknown.window = unknown.window[0], max(unknown.window[1], self._latest_now() + self._skew())
         return None
 
-    def _read(self, key: str, answer: Answer) -> StartedRun:
-        started = read_started_run(answer)
+    def _read(self, key: str, answer: RawResponse) -> StartedRun:
+        started = parse_started_run(answer)
         if self._given.get(started.run_id, key) != key:
-            raise given_before(answer, started.run_id)
+            raise reused_run_error(answer, started.run_id)
         self._give(started.run_id, key)
         return started
 
@@ -176,19 +176,19 @@ class Recovery:
         # A response that was read whole, and whose connection broke or timed out in the same moment.
         return next((run_id for run_id, owner in self._given.items() if owner == key), None)
 
-    def _explain(self, error: errors.IdempotencyConflictError, order: Order, key: str) -> None:
+    def _attach_order(self, error: errors.IdempotencyConflictError, order: Order, key: str) -> None:
         now, skew = self.now(), self._skew()
         error.order, error.idempotency_key = order, key
         error.window = now - retry.KEY_SECONDS - skew, now + skew
 
-    def _scope(self, order: Order) -> _Scope:
+    def _scope(self, order: Order) -> _ProjectCreates:
         place = order.workspace_id, order.project_id
         scope = self._scopes.get(place)
         if scope is None:
             if len(self._scopes) >= self._max_scopes:
                 self._scopes = {at: each for at, each in self._scopes.items() if each.in_flight or each.claims}
                 self._max_scopes = max(MAX_IDLE_SCOPES, 2 * len(self._scopes))
-            scope = self._scopes[place] = _Scope()
+            scope = self._scopes[place] = _ProjectCreates()
         return scope
 
     # -- looking for a run
@@ -196,7 +196,7 @@ class Recovery:
     async def _find(
         self,
         unknown: errors.CreateOutcomeUnknownError,
-        scope: _Scope,
+        scope: _ProjectCreates,
         known: Collection[str],
         plain: errors.InternalServerError | None = None,
     ) -> Generation:
@@ -215,8 +215,8 @@ class Recovery:
                 seen = await self._look(scope, unknown, known)
                 runs: list[str] = []
                 if seen is not None:
-                    runs = judge(scope.claims.values(), seen.rows).get(key, [])
-                    unknown.candidates = tuple(could_be(_claim(unknown), seen.rows))
+                    runs = match_creates(scope.claims.values(), seen.rows).get(key, [])
+                    unknown.candidates = tuple(candidate_runs(_claim(unknown), seen.rows))
                     complete = not (lagging or seen.broken)
                     if plain is not None and complete and not unknown.candidates:
                         raise plain
@@ -242,7 +242,7 @@ class Recovery:
         return replace(row, recovered=True)
 
     async def _look(
-        self, scope: _Scope, unknown: errors.CreateOutcomeUnknownError, known: Collection[str]
+        self, scope: _ProjectCreates, unknown: errors.CreateOutcomeUnknownError, known: Collection[str]
     ) -> _History | None:
         """Read the runs that are not accounted for, by a look that begins now; ``None`` if that fails."""
         asked = time.monotonic()
@@ -259,13 +259,13 @@ class Recovery:
                 scope.looked = began
             history = scope.history
         left = self._unaccounted(scope, history, known)
-        if scope.in_flight and len(could_be(_claim(unknown), left.rows)) > unknown.accepted:
+        if scope.in_flight and len(candidate_runs(_claim(unknown), left.rows)) > unknown.accepted:
             # Some of these can be runs of creates in flight. One that hangs does not hold this one up.
             await asyncio.wait(list(scope.in_flight), timeout=retry.RECOVERY_CONFIRM)
             left = self._unaccounted(scope, history, known)
         return left
 
-    def _unaccounted(self, scope: _Scope, history: _History, known: Collection[str]) -> _History:
+    def _unaccounted(self, scope: _ProjectCreates, history: _History, known: Collection[str]) -> _History:
         """Return the runs that no finished create has; a claim keeps the run that its own response has named."""
         rows = [
             row
@@ -295,7 +295,7 @@ class Recovery:
             status=None,
             workspace_id=order.workspace_id,
         )
-        return await self._transport.call(request, read_page)
+        return await self._transport.call(request, parse_page)
 
 
 class _History(Struct, frozen=True):
@@ -305,7 +305,7 @@ class _History(Struct, frozen=True):
     broken: bool
 
 
-class _Scope:
+class _ProjectCreates:
     """The creates of one project, which compete for its runs."""
 
     def __init__(self) -> None:

@@ -12,14 +12,14 @@ from typing import Any, TypeAlias, overload
 from msgspec.structs import replace
 
 from flora_async import errors
-from flora_async._http.requests import Request, check_order, create_request, list_request, order_of, retrieve_request
-from flora_async._http.responses import read_page, read_run
+from flora_async._http.requests import Request, create_request, encode_order, list_request, order_of, retrieve_request
+from flora_async._http.responses import parse_page, parse_run
 from flora_async._http.transport import Transport
-from flora_async._http.urls import Origin
-from flora_async._resources.create_recovery import Recovery
+from flora_async._http.urls import BaseURL
+from flora_async._resources.create_recovery import CreateRecovery
 from flora_async._resources.pagination import GenerationList
 from flora_async._validation import check_idempotency_key, check_run
-from flora_async.events import RunCreated, Tell
+from flora_async.events import Emit, RunCreated
 from flora_async.models import GenerationPage, GenerationType, Order, Run, RunLike, RunOrigin, RunStatus, StartedRun
 
 log = logging.getLogger("flora_async")
@@ -33,12 +33,12 @@ class Generations:
 
     def __init__(
         self,
-        origin: Origin,
+        origin: BaseURL,
         transport: Transport,
-        recovery: Recovery,
+        recovery: CreateRecovery,
         *,
         on_create: OnCreate | None,
-        tell: Tell | None,
+        tell: Emit | None,
     ) -> None:
         self._origin = origin
         self._transport = transport
@@ -159,7 +159,7 @@ class Generations:
         Raises:
             ConfigurationError: it cannot be sent.
         """
-        return check_order(self._origin, order)
+        return encode_order(self._origin, order)
 
     async def retrieve(self, run_id: RunLike) -> Run:
         """Get a run as it stands, with its outputs if it has completed. Reference: "Get a run".
@@ -173,7 +173,7 @@ class Generations:
             APIError, APIConnectionError: as for every request, after ``max_retries`` more attempts.
         """
         wanted = check_run("run_id", run_id)
-        return await self._transport.call(retrieve_request(self._origin, wanted), partial(read_run, wanted))
+        return await self._transport.call(retrieve_request(self._origin, wanted), partial(parse_run, wanted))
 
     def list(
         self,
@@ -197,7 +197,7 @@ class Generations:
             )
 
         async def fetch(cursor: str | None) -> GenerationPage:
-            return await transport.call(request_at(cursor), read_page)
+            return await transport.call(request_at(cursor), parse_page)
 
         first = request_at(cursor)  # refuses bad arguments here and now
         return GenerationList(fetch, cursor, first.url)

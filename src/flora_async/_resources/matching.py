@@ -26,7 +26,7 @@ class Claim(Struct, frozen=True):
     """Whether it is known to have been accepted, so that its run exists."""
 
 
-def could_be(claim: Claim, rows: Iterable[Generation]) -> list[str]:
+def candidate_runs(claim: Claim, rows: Iterable[Generation]) -> list[str]:
     """List the runs that can be a create's, newest first."""
     order, (first, last) = claim.order, claim.window
     return [
@@ -42,25 +42,25 @@ def _same_model(ordered: str | None, made_by: str | None) -> bool:
     return ordered is None or made_by is None or ordered == made_by
 
 
-def judge(claims: Collection[Claim], rows: Collection[Generation]) -> dict[str, list[str]]:
+def match_creates(claims: Collection[Claim], rows: Collection[Generation]) -> dict[str, list[str]]:
     """Say, for the key of each create that was accepted, which runs it can have.
 
     One: it is that one, whatever the others have. Several: nobody can tell. None: there are more creates than runs, so
     the history does not show all of them yet.
     """
     claims = [claim for claim in claims if claim.accepted]
-    options = {claim.key: could_be(claim, rows) for claim in claims}
+    options = {claim.key: candidate_runs(claim, rows) for claim in claims}
     for claim in claims:
         if claim.named in options[claim.key]:
             options[claim.key] = [claim.named]
     orders = {claim.key: claim.order for claim in claims}
     verdicts: dict[str, list[str]] = {}
-    for rivals in _rivals(options):
+    for rivals in _connected_groups(options):
         verdicts |= _settle({key: options[key] for key in rivals}, orders)
     return verdicts
 
 
-def _rivals(options: Mapping[str, Collection[str]]) -> Iterator[list[str]]:
+def _connected_groups(options: Mapping[str, Collection[str]]) -> Iterator[list[str]]:
     """Part the creates into groups that want no run of each other."""
     left = dict(options)
     while left:
@@ -76,7 +76,7 @@ def _rivals(options: Mapping[str, Collection[str]]) -> Iterator[list[str]]:
 def _settle(options: Mapping[str, list[str]], orders: Mapping[str, Order]) -> dict[str, list[str]]:
     left = {key: list(runs) for key, runs in options.items()}
     settled: dict[str, list[str]] = {}
-    while forced := _sole(left) or _twins(left, orders):
+    while forced := _single_candidate(left) or _identical_orders(left, orders):
         for key, run in forced.items():
             settled[key] = [run]
             del left[key]
@@ -87,14 +87,14 @@ def _settle(options: Mapping[str, list[str]], orders: Mapping[str, Order]) -> di
     return {key: [] for key in options}
 
 
-def _sole(left: Mapping[str, list[str]]) -> dict[str, str]:
+def _single_candidate(left: Mapping[str, list[str]]) -> dict[str, str]:
     for key, runs in left.items():
         if len(runs) == 1:
             return {key: runs[0]}
     return {}
 
 
-def _twins(left: Mapping[str, list[str]], orders: Mapping[str, Order]) -> dict[str, str]:
+def _identical_orders(left: Mapping[str, list[str]], orders: Mapping[str, Order]) -> dict[str, str]:
     """Find creates of one and the same order that have just as many runs: whichever gets which, each gets its like."""
     for key in left:
         twins = [other for other in left if orders[other] == orders[key]]

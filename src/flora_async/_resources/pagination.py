@@ -14,7 +14,7 @@ from typing import Any, Self, TypeAlias
 from weakref import WeakSet, ref
 
 from flora_async import errors
-from flora_async._aio import Closing
+from flora_async._aio import AsyncCloseable
 from flora_async.models import BrokenItem, Generation, GenerationPage
 
 log = logging.getLogger("flora_async")
@@ -25,7 +25,7 @@ REMEMBERED = 20_000
 """How many items back a walk knows that it has handed one out: FLORA's pages shift by what is new, not by more."""
 
 
-class PageIterator(Closing):
+class PageIterator(AsyncCloseable):
     """The pages of the history as FLORA cuts them, newest first; an item that shifts between two pages is on both.
 
     The next page is on its way while the caller reads this one. That ends with the walk, with ``aclose()``, at the end
@@ -38,10 +38,10 @@ class PageIterator(Closing):
     def __init__(self, fetch: FetchPage, cursor: str | None) -> None:
         self._fetch = fetch
         self._cursor = cursor
-        self._been = {cursor}
+        self._visited_cursors = {cursor}
         self._soon: asyncio.Handle | None = None
-        self._ahead: asyncio.Task[GenerationPage] | None = None
-        self._over = self._circle = False
+        self._clock_offset: asyncio.Task[GenerationPage] | None = None
+        self._over = self._cursor_repeated = False
         self._turn = asyncio.Lock()
 
     def __aiter__(self) -> Self:
@@ -54,20 +54,20 @@ class PageIterator(Closing):
     async def _next_page(self) -> GenerationPage:
         if self._over:
             raise StopAsyncIteration
-        if self._circle:
+        if self._cursor_repeated:
             self._over = True
             raise errors.PaginationError(self._cursor or "")
         if self._soon is not None:
             self._soon.cancel()
-        ahead, self._ahead = self._ahead, None
+        ahead, self._clock_offset = self._clock_offset, None
         page = await (self._fetch(self._cursor) if ahead is None else ahead)
         self._cursor = page.next_cursor or None
         if self._cursor is None or self._over:  # the last page, or closed meanwhile
             self._over = True
-        elif self._cursor in self._been:
-            self._circle = True
+        elif self._cursor in self._visited_cursors:
+            self._cursor_repeated = True
         else:
-            self._been.add(self._cursor)
+            self._visited_cursors.add(self._cursor)
             # Not at once: a reader who asks for it before anything else could run has nothing to gain from a task.
             me: ref[PageIterator] = ref(self)
             self._soon = asyncio.get_running_loop().call_soon(_look_ahead, me)
@@ -75,21 +75,21 @@ class PageIterator(Closing):
 
     def look_ahead(self) -> None:
         """Have the next page on its way."""
-        self._ahead = asyncio.create_task(self._fetch(self._cursor))
-        self._ahead.add_done_callback(_noticed)
+        self._clock_offset = asyncio.create_task(self._fetch(self._cursor))
+        self._clock_offset.add_done_callback(_noticed)
 
     async def aclose(self) -> None:
         """End the walk, and the look-ahead with it."""
         self._over = True
         if self._soon is not None:
             self._soon.cancel()
-        ahead, self._ahead = self._ahead, None
+        ahead, self._clock_offset = self._clock_offset, None
         if ahead is not None:
             ahead.cancel()
             await asyncio.wait([ahead])
 
     def __del__(self) -> None:
-        ahead = self._ahead
+        ahead = self._clock_offset
         if ahead is not None and not ahead.done() and not ahead.get_loop().is_closed():
             # The garbage collector may come by on any thread.
             ahead.get_loop().call_soon_threadsafe(ahead.cancel)
@@ -107,7 +107,7 @@ def _noticed(ahead: asyncio.Task[GenerationPage]) -> None:
         ahead.exception()
 
 
-class Once:
+class Deduplicator:
     """Tells what of a page was not on one before it: pages shift by what is new."""
 
     def __init__(self) -> None:
@@ -130,14 +130,14 @@ class Once:
         return generations
 
 
-def warn_of_broken(page: GenerationPage) -> None:
+def log_broken_items(page: GenerationPage) -> None:
     """Have the log name the items of a page that cannot be read."""
     for item in page.broken:
         said = {"field": item.field, "request_id": item.request_id}
         log.warning("an item of the history cannot be read, at %s (%s)", item.field, item.request_id, extra=said)
 
 
-class GenerationIterator(Closing):
+class GenerationIterator(AsyncCloseable):
     """The items of the history, newest first, each once: an item that pages shift to is not handed out again.
 
     An item that cannot be read is said when all others have been handed out. Tasks that share an iterator each get
@@ -149,7 +149,7 @@ class GenerationIterator(Closing):
     def __init__(self, pages: PageIterator) -> None:
         self._pages = pages
         self._items: Iterator[Generation] = iter(())
-        self._once = Once()
+        self._once = Deduplicator()
         self._broken: BrokenItem | None = None
         self._turn = asyncio.Lock()
 
@@ -168,7 +168,7 @@ class GenerationIterator(Closing):
                 except StopAsyncIteration:
                     self._tell_of_the_broken()
                     raise
-                warn_of_broken(page)
+                log_broken_items(page)
                 if page.broken:
                     self._broken = self._broken or page.broken[0]
                 self._items = iter(self._once.fresh(page.generations))
@@ -191,7 +191,7 @@ class GenerationIterator(Closing):
         await self._pages.aclose()
 
 
-class GenerationList(Closing):
+class GenerationList(AsyncCloseable):
     """The history, to be read as often as wanted: each ``async for`` over it begins a walk of its own.
 
     ``async with`` ends the look-aheads of all its walks.

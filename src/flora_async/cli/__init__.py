@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     It may be called in any thread and with any stdout and stderr, ``None`` included. Signals are handled in the main
     thread only.
     """
-    session = commands.Session()
+    session = commands.CommandContext()
     options: argparse.Namespace | None = None
     with output.lossless_streams():
         try:

@@ -18,7 +18,7 @@ from flora_async.export import COLUMNS
 if TYPE_CHECKING:
     from flora_async.sandbox import Sandbox
 
-Command: TypeAlias = Callable[[argparse.Namespace, "Session"], Coroutine[Any, Any, int]]
+Command: TypeAlias = Callable[[argparse.Namespace, "CommandContext"], Coroutine[Any, Any, int]]
 
 PATIENCE = 600.0
 """Seconds."""
@@ -28,7 +28,7 @@ NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 127, 126, 128
 """Exit codes of a shell for a program that cannot be run, and the base of those for one that a signal has ended."""
 
 
-class Session:
+class CommandContext:
     """What a command has begun, reported however the command ends."""
 
     def __init__(self) -> None:
@@ -82,12 +82,12 @@ def on_signal(number: signal.Signals, call: Callable[[], object]) -> bool:
     return True
 
 
-async def _generations(options: argparse.Namespace, session: Session) -> int:
+async def _generations(options: argparse.Namespace, session: CommandContext) -> int:
     operations: dict[str, Command] = {"create": _create, "retrieve": _retrieve, "list": _list}
     return await operations[options.operation](options, session)
 
 
-async def _create(options: argparse.Namespace, session: Session) -> int:
+async def _create(options: argparse.Namespace, session: CommandContext) -> int:
     params = arguments.read_params(options.params)
     arguments.check_folder("--download", options.download)
     async with session.flora(options) as flora:
@@ -130,13 +130,13 @@ async def _save(flora: Flora, run: Run, options: argparse.Namespace) -> None:
             output.tell(f"saved {path}")
 
 
-async def _retrieve(options: argparse.Namespace, session: Session) -> int:
+async def _retrieve(options: argparse.Namespace, session: CommandContext) -> int:
     async with session.flora(options) as flora:
         output.show(output.plain(await flora.generations.retrieve(options.run_id)))
     return 0
 
 
-async def _list(options: argparse.Namespace, session: Session) -> int:
+async def _list(options: argparse.Namespace, session: CommandContext) -> int:
     printed = _Printed(options.format)
     code = 0
     meta: dict[str, object] = {"next_cursor": None}
@@ -196,7 +196,7 @@ class _Printed:
             self._rows.end()
 
 
-async def _wait(options: argparse.Namespace, session: Session) -> int:
+async def _wait(options: argparse.Namespace, session: CommandContext) -> int:
     """Print each run as it ends. The failure of one does not touch the others."""
     arguments.check_folder("--download", options.download)
     for run_id in options.run:
@@ -242,7 +242,7 @@ async def _saved(flora: Flora, run: Run, options: argparse.Namespace) -> int:
     return 0
 
 
-async def _watch(options: argparse.Namespace, session: Session) -> int:
+async def _watch(options: argparse.Namespace, session: CommandContext) -> int:
     arguments.check_folder("--download", options.download)
     codes = {0}
     for run_id in options.run:
@@ -256,26 +256,26 @@ async def _watch(options: argparse.Namespace, session: Session) -> int:
     return max(codes)
 
 
-async def _models(options: argparse.Namespace, session: Session) -> int:
+async def _models(options: argparse.Namespace, session: CommandContext) -> int:
     async with session.flora(options) as flora:
         output.show_list("models", await flora.models.list(type=options.type), Model, options.format)
     return 0
 
 
-async def _workspaces(options: argparse.Namespace, session: Session) -> int:
+async def _workspaces(options: argparse.Namespace, session: CommandContext) -> int:
     async with session.flora(options) as flora:
         output.show_list("workspaces", await flora.workspaces.list(), Workspace, options.format)
     return 0
 
 
-async def _projects(options: argparse.Namespace, session: Session) -> int:
+async def _projects(options: argparse.Namespace, session: CommandContext) -> int:
     async with session.flora(options) as flora:
         listed = await flora.projects.list(workspace_id=options.workspace_id)
         output.show_list("projects", listed, Project, options.format)
     return 0
 
 
-async def _gallery(options: argparse.Namespace, session: Session) -> int:
+async def _gallery(options: argparse.Namespace, session: CommandContext) -> int:
     arguments.check_output_file("--out", options.out, options.prompts)
     prompts = {} if options.prompts is None else gallery.read_prompts(options.prompts)
     async with session.flora(options) as flora:
@@ -292,7 +292,7 @@ async def _gallery(options: argparse.Namespace, session: Session) -> int:
     return 0
 
 
-def _sandbox(options: argparse.Namespace, _session: Session) -> Coroutine[Any, Any, int]:
+def _sandbox(options: argparse.Namespace, _session: CommandContext) -> Coroutine[Any, Any, int]:
     # Here, since aiohttp is a quarter of a second of imports, which no event loop should stand still for.
     from flora_async.sandbox import Sandbox
 
@@ -350,19 +350,19 @@ def _terminate(process: asyncio.subprocess.Process) -> None:
         process.terminate()
 
 
-async def _demo(options: argparse.Namespace, _session: Session) -> int:
+async def _demo(options: argparse.Namespace, _session: CommandContext) -> int:
     await demo.show(options.prompt)
     return 0
 
 
-async def _batch(options: argparse.Namespace, session: Session) -> int:
+async def _batch(options: argparse.Namespace, session: CommandContext) -> int:
     # Imported here: SQLAlchemy takes long to import.
     from flora_async.cli import batch
 
     return await batch.run(options, session)
 
 
-async def _completion(options: argparse.Namespace, _session: Session) -> int:
+async def _completion(options: argparse.Namespace, _session: CommandContext) -> int:
     try:
         import shtab
     except ModuleNotFoundError:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 
 from flora_async import errors
-from flora_async._aio import Closing, run_in_thread
+from flora_async._aio import AsyncCloseable, run_in_thread
 from flora_async._lazy import LazyModule
-from flora_async._resources.pagination import GenerationList, Once, warn_of_broken
-from flora_async.export._checkpoint import BATCH, Exported, Write, check_listing, save
+from flora_async._resources.pagination import Deduplicator, GenerationList, log_broken_items
+from flora_async.export._checkpoint import BATCH, ExportResult, Write, check_listing, save
 from flora_async.models import Generation, Run
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ else:
     pandas, polars, pyarrow = LazyModule("pandas"), LazyModule("polars"), LazyModule("pyarrow")
 
 __all__ = [
-    "Exported",
+    "ExportResult",
     "RecordBatches",
     "Row",
     "record_batches",
@@ -151,7 +151,7 @@ def _arrow_schema() -> pyarrow.Schema:
 # -- what is as long as it likes ---------------------------------------------------------------------------------------
 
 
-class RecordBatches(Closing):
+class RecordBatches(AsyncCloseable):
     """The history as Arrow record batches of about 10,000 rows, one at a time: ``async for`` over it.
 
     After an error it can be asked again, and goes on with the page that it did not get.
@@ -168,7 +168,7 @@ class RecordBatches(Closing):
         self.next_cursor = None
         self.broken = 0
         self._pages = listing.pages()
-        self._once = Once()
+        self._once = Deduplicator()
         self._cursor: str | None = None
         self._generations: list[Generation] = []
         """What was read since the last batch: it outlives an error."""
@@ -178,7 +178,7 @@ class RecordBatches(Closing):
 
     async def __anext__(self) -> pyarrow.RecordBatch:
         async for page in self._pages:
-            warn_of_broken(page)
+            log_broken_items(page)
             self.broken += len(page.broken)
             self._generations += self._once.fresh(page.generations)
             self._cursor = page.next_cursor
@@ -207,7 +207,9 @@ def record_batches(listing: GenerationList) -> RecordBatches:
     return RecordBatches(listing)
 
 
-async def to_jsonl(listing: GenerationList, path: str | PathLike[str], *, since: datetime | None = None) -> Exported:
+async def to_jsonl(
+    listing: GenerationList, path: str | PathLike[str], *, since: datetime | None = None
+) -> ExportResult:
     """Write a listing to a file of JSON Lines, one run a line; resumable, see the top of this module.
 
     Args:
@@ -222,7 +224,7 @@ async def to_jsonl(listing: GenerationList, path: str | PathLike[str], *, since:
     return await save(listing, path, since, _json_lines)
 
 
-async def to_csv(listing: GenerationList, path: str | PathLike[str], *, since: datetime | None = None) -> Exported:
+async def to_csv(listing: GenerationList, path: str | PathLike[str], *, since: datetime | None = None) -> ExportResult:
     """Write a listing to a CSV file in UTF-8, with a row of names; otherwise like :func:`to_jsonl`.
 
     Text that a spreadsheet would take for a formula, because it begins with ``= + - @``, a tab or a carriage return,
@@ -231,7 +233,9 @@ async def to_csv(listing: GenerationList, path: str | PathLike[str], *, since: d
     return await save(listing, path, since, _csv)
 
 
-async def to_parquet(listing: GenerationList, path: str | PathLike[str], *, since: datetime | None = None) -> Exported:
+async def to_parquet(
+    listing: GenerationList, path: str | PathLike[str], *, since: datetime | None = None
+) -> ExportResult:
     """Write a listing to a Parquet file, compressed by zstd; otherwise like :func:`to_jsonl`.
 
     Raises:

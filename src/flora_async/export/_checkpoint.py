@@ -14,7 +14,7 @@ import msgspec
 
 from flora_async import errors
 from flora_async._aio import run_in_thread
-from flora_async._resources.pagination import GenerationList, Once, warn_of_broken
+from flora_async._resources.pagination import Deduplicator, GenerationList, log_broken_items
 from flora_async._validation import check_path
 from flora_async.models import Generation, GenerationPage, Record
 
@@ -32,7 +32,7 @@ BATCH_BYTES = 2**24
 _page = msgspec.json.Decoder(GenerationPage)
 
 
-class Exported(Record, frozen=True, kw_only=True):
+class ExportResult(Record, frozen=True, kw_only=True):
     """What was written."""
 
     path: Path
@@ -42,7 +42,9 @@ class Exported(Record, frozen=True, kw_only=True):
     """How many items of the history could not be read, and are not in it; the log names each."""
 
 
-async def save(listing: GenerationList, path: str | PathLike[str], since: datetime | None, opened: Open) -> Exported:
+async def save(
+    listing: GenerationList, path: str | PathLike[str], since: datetime | None, opened: Open
+) -> ExportResult:
     """Write a listing to the file at *path*, or go on with that."""
     check_listing(listing)
     if since is not None and since.tzinfo is None:
@@ -60,7 +62,7 @@ async def save(listing: GenerationList, path: str | PathLike[str], since: dateti
     except (OSError, UnicodeError) as error:
         strerror = isinstance(error, OSError) and error.strerror
         raise errors.ExportError(f"cannot write {target}: {strerror or error}") from None
-    return Exported(path=target, rows=written, broken=broken)
+    return ExportResult(path=target, rows=written, broken=broken)
 
 
 def not_replaceable(path: Path) -> str | None:
@@ -121,7 +123,7 @@ async def _walk(listing: GenerationList, path: Path, since: datetime | None, las
     with path.open("ab") as file:
         async with listing.pages(cursor=last.next_cursor if last else None) as pages:
             async for page in pages:
-                warn_of_broken(page)
+                log_broken_items(page)
                 await run_in_thread(_append, file, page)
                 # Newest first: a whole page of what is too old has nothing newer behind it.
                 if since and page.generations and all(row.created < since for row in page.generations):
@@ -140,7 +142,7 @@ async def _write(pages: Path, part: Path, target: Path, since: datetime | None, 
         file = await run_in_thread(_open_pages, files, pages)
         write = await run_in_thread(files.enter_context, opened(part))
         written = broken = 0
-        once = Once()
+        once = Deduplicator()
         while batch := await run_in_thread(_batch, file):
             broken += sum(len(page.broken) for page in batch)
             fresh = [row for page in batch for row in once.fresh(page.generations)]

@@ -9,7 +9,7 @@ from typing import get_args
 import msgspec
 
 from flora_async.models import GenerationType, Order
-from flora_async.sandbox._runs import Selection, decode_cursor
+from flora_async.sandbox._runs import HistoryQuery, decode_cursor
 
 PREFIXES = {"workspace_id": "ws_", "project_id": "prj_", "run_id": "run_"}
 STATUSES = ("pending", "running", "completed", "failed")
@@ -90,7 +90,7 @@ def read_order(given: dict[str, object]) -> Order:
     return msgspec.convert(given, Order)
 
 
-def read_selection(query: Mapping[str, str]) -> Selection:
+def read_selection(query: Mapping[str, str]) -> HistoryQuery:
     """Read the query of ``GET /generations``, or refuse it with every part that is wrong."""
     wrong: dict[str, str] = {}
     limit = query.get("limit", "20")
@@ -106,7 +106,9 @@ def read_selection(query: Mapping[str, str]) -> Selection:
             wrong[name] = f"Must start with {PREFIXES[name]}"
     if wrong:
         raise RefusalError(400, "input_validation_error", "The request is not valid.", fields=wrong)
-    return Selection(offset or 0, int(limit), query.get("project_id"), query.get("workspace_id"), query.get("status"))
+    return HistoryQuery(
+        offset or 0, int(limit), query.get("project_id"), query.get("workspace_id"), query.get("status")
+    )
 
 
 def asked_status(prompt: str) -> int | None:

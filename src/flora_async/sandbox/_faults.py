@@ -49,7 +49,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-class Dice:
+class FaultPicker:
     """Says which requests meet which fault, by a seed."""
 
     def __init__(self, shares: Mapping[Fault, float], seed: int) -> None:
@@ -74,7 +74,7 @@ class Dice:
         return None
 
 
-async def befall(fault: Fault, request: web.Request) -> web.Response:
+async def apply_before(fault: Fault, request: web.Request) -> web.Response:
     """Do what a fault does before anything else is done."""
     if fault == "html":
         return web.Response(status=502, text="<html><h1>502 Bad Gateway</h1></html>", content_type="text/html")
@@ -85,7 +85,7 @@ async def befall(fault: Fault, request: web.Request) -> web.Response:
     return _cut(request)
 
 
-def spoil(fault: Fault | None, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+def apply_after(fault: Fault | None, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
     """Do what a fault does to an answer."""
     if (
         fault is None

@@ -167,7 +167,7 @@ def _output(run: SandboxRun, base_url: str) -> dict[str, object]:
     return {"output_id": "output_1", "type": f"{kind}Url", "url": url}
 
 
-class Selection(Struct, frozen=True):
+class HistoryQuery(Struct, frozen=True):
     """What a page of the history is asked for."""
 
     offset: int = 0
@@ -229,7 +229,7 @@ class Runs:
         """Say what was ordered, by run id."""
         return {run_id: run.order for run_id, run in self._by_id.items()}
 
-    def page(self, selection: Selection, now: float) -> tuple[list[SandboxRun], int | None, int]:
+    def page(self, selection: HistoryQuery, now: float) -> tuple[list[SandboxRun], int | None, int]:
         """Give a page, newest first, the offset of the next one if there is one, and how many there are in all.
 
         Offsets count from the newest: new runs shift the pages, as they do at FLORA.

@@ -23,7 +23,16 @@ from flora_async.errors import ConfigurationError
 from flora_async.models import GenerationType, Order
 from flora_async.sandbox import _catalog, _front_page
 from flora_async.sandbox._contract import RefusalError, asked_status, check_run_id, read_order, read_selection, refusal
-from flora_async.sandbox._faults import BEFORE, Dice, Fault, FaultName, befall, check_fault, is_number, spoil
+from flora_async.sandbox._faults import (
+    BEFORE,
+    Fault,
+    FaultName,
+    FaultPicker,
+    apply_after,
+    apply_before,
+    check_fault,
+    is_number,
+)
 from flora_async.sandbox._runs import (
     EXTENSIONS,
     Runs,
@@ -35,7 +44,7 @@ from flora_async.sandbox._runs import (
     run_record,
     started_record,
 )
-from flora_async.sandbox._webhooks import CallBacks
+from flora_async.sandbox._webhooks import WebhookSender
 
 log: logging.Logger = logging.getLogger("flora_async.sandbox")
 
@@ -109,7 +118,7 @@ class Sandbox:
         faults: what goes wrong, and for what share of the requests, like ``{"lost_reply": 0.1, 503: 0.05}``;
             :data:`flora_async.sandbox.FaultName` says what there is.
         seed: which requests meet the faults; the same ones for the same seed and order of requests.
-        lost_callbacks: the share of call-backs that never come.
+        lost_webhooks: the share of call-backs that never come.
         rate_limit: requests a second that each API key may send, with a second's worth at once. More are answered with
             429 and ``Retry-After``, and nothing is done for them. By default there is no limit.
 
@@ -129,7 +138,7 @@ class Sandbox:
         max_runs: int = 200_000,
         faults: Mapping[Fault, float] | None = None,
         seed: int = 0,
-        lost_callbacks: float = 0.0,
+        lost_webhooks: float = 0.0,
         rate_limit: float | None = None,
     ) -> None:
         for name, value in (("time_scale", time_scale), ("rate_limit", rate_limit)):
@@ -137,8 +146,8 @@ class Sandbox:
                 raise ConfigurationError(f"{name} must be a finite number above 0, not {value!r}")
         if idempotency not in KEY_SECONDS:
             raise ConfigurationError(f"idempotency must be 'reject' or 'replay', not {idempotency!r}")
-        if not (is_number(lost_callbacks) and 0 <= lost_callbacks <= 1):
-            raise ConfigurationError(f"lost_callbacks must be a share from 0 to 1, not {lost_callbacks!r}")
+        if not (is_number(lost_webhooks) and 0 <= lost_webhooks <= 1):
+            raise ConfigurationError(f"lost_webhooks must be a share from 0 to 1, not {lost_webhooks!r}")
         _check_count("max_runs", max_runs)
         _check_count("port", port, 0, 65535)
         self.api_key: str = api_key or f"sk_test_{secrets.token_hex(16)}"
@@ -158,8 +167,8 @@ class Sandbox:
         self._runs = Runs(max_runs)
         self._keys: dict[tuple[str, str], _Accepted] = {}
         self._planned: list[_Planned] = []
-        self._dice = Dice(faults or {}, seed)
-        self._callbacks = CallBacks(time_scale=time_scale, lost=lost_callbacks, seed=seed)
+        self._dice = FaultPicker(faults or {}, seed)
+        self._callbacks = WebhookSender(time_scale=time_scale, lost=lost_webhooks, seed=seed)
         self.webhook_secret: str = self._callbacks.secret
         """What call-backs are signed with: the ``secret`` of ``flora.inbox``."""
         self._runner: web.AppRunner | None = None
@@ -269,7 +278,7 @@ class Sandbox:
                 self.requests[f"{request.method} /{path.split('/')[1]}"] += 1
                 self._check_rate(self._check_key(request))
                 fault = self._fault(request.method, path)
-            response = await (befall(fault, request) if fault in BEFORE else handler(request))
+            response = await (apply_before(fault, request) if fault in BEFORE else handler(request))
         except RefusalError as error:
             response = _json(error.body, status=error.status)
             response.headers.update(error.headers)
@@ -282,7 +291,7 @@ class Sandbox:
         response.headers["request-id"] = f"req_{secrets.token_hex(12)}"
         # By the clock that its runs go by, which need not be the machine's.
         response.headers["Date"] = formatdate(self._unix_at_zero + self._clock(), usegmt=True)
-        return spoil(fault, request, response)
+        return apply_after(fault, request, response)
 
     def _check_key(self, request: web.Request) -> str:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")

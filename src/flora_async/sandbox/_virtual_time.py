@@ -35,7 +35,7 @@ class SingleTaskRunner:
 
     def __init__(self, *, virtual: bool) -> None:
         self.virtual = virtual
-        self._runner = asyncio.Runner(loop_factory=VirtualLoop if virtual else None)
+        self._runner = asyncio.Runner(loop_factory=VirtualTimeLoop if virtual else None)
         self._calls: asyncio.Queue[tuple[Coroutine[Any, Any, Any], asyncio.Future[Any]] | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
@@ -83,7 +83,7 @@ class SingleTaskRunner:
         await task
 
 
-class VirtualLoop(asyncio.SelectorEventLoop):
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An event loop whose clock stands while anything is ready, and else jumps to the next timer.
 
     What happens in this process, over loopback too, takes no time. It waits for threads that work for this loop, but
@@ -95,7 +95,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._executing = 0
         self._limiters: tuple[CapacityLimiter, ...] = ()
         self._first: asyncio.Task[None] | None = None
-        super().__init__(_Jumping(self))
+        super().__init__(_TimeSkippingSelector(self))
 
     def time(self) -> float:
         """Say the virtual time, in seconds."""
@@ -130,10 +130,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._executing -= 1
 
 
-class _Jumping(selectors.DefaultSelector):
+class _TimeSkippingSelector(selectors.DefaultSelector):
     """A selector that lets a loop's time pass instead of waiting."""
 
-    def __init__(self, loop: VirtualLoop) -> None:
+    def __init__(self, loop: VirtualTimeLoop) -> None:
         super().__init__()
         self._virtual = loop
         self._used = False

@@ -20,7 +20,7 @@ PATIENCE = aiohttp.ClientTimeout(total=10)
 API_VERSION = "2026-06-11"
 
 
-class CallBacks:
+class WebhookSender:
     """Everything that a sandbox has still to say."""
 
     def __init__(self, *, time_scale: float, lost: float, seed: int) -> None:
