@@ -103,7 +103,7 @@ def typing(session: nox.Session) -> None:
     _install(session, *TESTS, "frames", "typing", "docs", "bench", "nox")
     session.run("mypy")
     session.run("pyright", "--project", "pyproject.toml")
-    session.run("python", "tests/documented.py")
+    session.run("python", "tests/support/documented.py")
     session.run("pyright", "--verifytypes", "flora_async", "--ignoreexternal")
 
 
@@ -117,6 +117,7 @@ def lint(session: nox.Session) -> None:
 def _style(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", env={"PYTHONPATH": "src"})
     session.run("codespell")
 
 
@@ -133,7 +134,9 @@ def fuzz(session: nox.Session) -> None:
     _install(session, "fuzz", *TESTS)
     options = session.posargs or ["-max_total_time=600"]
     session.chdir(session.create_tmp())
-    session.run("python", str(ROOT / "tests" / "fuzz.py"), "-rss_limit_mb=2048", "-max_len=2000", *options)
+    session.run(
+        "python", str(ROOT / "tests" / "properties" / "fuzz.py"), "-rss_limit_mb=2048", "-max_len=2000", *options
+    )
 
 
 @nox.session

@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 from flora_async.sandbox._virtual_time import VirtualTimeLoop
 
@@ -31,21 +30,17 @@ def _walk_near(f: FrameType | None) -> Iterator[tuple[FrameType, int]]:
 traceback.walk_stack = _walk_near
 
 
-settings.register_profile("tests", deadline=None)  # 200 ms for an example is missed on a busy machine
-settings.load_profile("tests")
-
-SLOW = (
-    *("test_batch", "test_chaos", "test_chromium", "test_docs", "test_durable", "test_durable_proof"),
-    *("test_durable_rooms", "test_examples", "test_export", "test_front_page", "test_fuzz", "test_gallery"),
-    *("test_pytest_plugin", "test_site", "test_terminal"),
-)
-"""Modules that start processes, databases or long runs: `nox -s check` leaves them out."""
+SLOW = {
+    *("durable", "docs", "e2e", "properties", "test_batch", "test_chaos", "test_export", "test_front_page"),
+    *("test_gallery", "test_pytest_plugin", "test_terminal"),
+}
+"""Folders and modules that start processes, databases or long runs: `nox -s check` leaves them out."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of slow modules."""
     for item in items:
-        if item.path.stem in SLOW:
+        if item.path.stem in SLOW or item.path.parent.name in SLOW:
             item.add_marker(pytest.mark.slow)
 
 
@@ -72,7 +67,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     if config.getvalue("dist") != "loadgroup":
         return None
     scheduler = LoadScopeScheduling(config, log)
-    scheduler._split_scope = lambda nodeid: "docs" if "test_docs.py" in nodeid else nodeid
+    scheduler._split_scope = lambda nodeid: "docs" if "test_guide.py" in nodeid else nodeid
     return scheduler
 
 

@@ -261,7 +261,7 @@ class BatchOutcomes:
         self._place = 0
         self._seen: set[int] = set()
         self._latest = 0.0
-        self._clock_offset: deque[sa.Row[Any]] = deque()
+        self._next_rows: deque[sa.Row[Any]] = deque()
         self._over = False
         self._reading = asyncio.Lock()
 
@@ -270,27 +270,27 @@ class BatchOutcomes:
 
     async def __anext__(self) -> BatchOutcome:
         async with self._reading:
-            while not self._clock_offset:
+            while not self._next_rows:
                 over = self._over
                 await (self._read_latest() if self._as_finished and not over else self._read_next(last=over))
-                if not self._clock_offset:
+                if not self._next_rows:
                     if over:
                         raise StopAsyncIteration
                     self._over = await self._batch.is_finished()
                     if not self._over:
                         await asyncio.sleep(POLL_INTERVAL)
-            return _to_outcome(self._clock_offset.popleft())
+            return _to_outcome(self._next_rows.popleft())
 
     async def _read_next(self, *, last: bool) -> None:
         """Read orders in input order up to the first that has not ended; *last*: pass over those."""
-        while not self._clock_offset:
+        while not self._next_rows:
             sql = "SELECT * FROM flora_orders WHERE batch = :batch AND number >= :first ORDER BY number LIMIT 500"
             page = await self._read(partial(select, sql=sql, first=self._place))
             for row in page:
                 if row.state not in ENDED and not last:
                     return
                 if row.state in ENDED and row.number not in self._seen:
-                    self._clock_offset.append(row)
+                    self._next_rows.append(row)
                 self._place = row.number + 1
             if not page:
                 return
@@ -302,8 +302,8 @@ class BatchOutcomes:
             "AND number > :number) ORDER BY ended, number LIMIT 500"
         )
         ended, number = self._latest - COMMIT_DELAY, -1
-        while not self._clock_offset and (page := await self._read(partial(select, sql=sql, ended=ended, number=number))):
-            self._clock_offset.extend(row for row in page if row.number not in self._seen)
+        while not self._next_rows and (page := await self._read(partial(select, sql=sql, ended=ended, number=number))):
+            self._next_rows.extend(row for row in page if row.number not in self._seen)
             self._seen.update(row.number for row in page)
             ended, number = page[-1].ended, page[-1].number
             self._latest = max(self._latest, ended)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from scripted import DUPLICATE, RUN_ID, Scripted, answer, error, generation, hang_up, history, row, started
-from test_faults import fails
+from test_single_response import fails
 
 from flora_async import (
     APITimeoutError,

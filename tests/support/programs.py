@@ -13,7 +13,7 @@ from pathlib import Path
 from flora_async import Flora
 from flora_async.sandbox import Sandbox
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = (README, *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts))
 

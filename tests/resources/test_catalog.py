@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from scripted import Scripted, answer
-from test_faults import fails
+from test_single_response import fails
 
 from flora_async import ConfigurationError, Flora, Model, ModelOption, ModelParam, PaginationError
 from flora_async._resources.catalog import faults

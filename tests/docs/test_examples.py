@@ -24,7 +24,7 @@ from programs import complaints_of
 from flora_async.sandbox import Sandbox
 from flora_async.webhooks import sign
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 PROGRAMS = sorted(EXAMPLES.rglob("*.py"))
 STRICT = (sys.executable, "-W", "error", "-X", "dev")
 UVICORN = ("-m", "uvicorn", "--lifespan", "on", "--log-level", "warning", "--app-dir", str(EXAMPLES))

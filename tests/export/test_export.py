@@ -56,7 +56,7 @@ from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COLUMNS = [
     *("run_id", "status", "progress", "created", "started", "completed", "charged_cost"),
     *("model_id", "project_id", "workspace_id", "error_code", "error_message", "outputs"),

@@ -1,4 +1,4 @@
-"""Check the types of all that the documentation shows, by mypy and pyright, both strict: `python tests/documented.py`.
+"""Check the types of all programs in the documentation: `python tests/support/documented.py`. mypy and pyright, strict.
 
 The programs of the README and the guide, the notebook and the examples are copied into a temporary folder, where each
 checker reads all of them at once.

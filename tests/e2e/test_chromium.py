@@ -11,7 +11,7 @@ import backoff
 import hostile
 import pytest
 from browser import Browser, chromium
-from test_render import output, page, run
+from test_cards import output, page, run
 
 from flora_async import ConfigurationError, Flora
 from flora_async._html.cards import table

@@ -98,7 +98,7 @@ async def test_every_order_ends_as_one_run_or_as_one_error_that_names_it(count: 
 @pytest.mark.proof
 async def test_the_same_through_the_official_client(official_client: Path) -> None:
     """For comparison: it is measured, not judged."""
-    program = str(shutil.copy(Path(__file__).parent / "interop" / "orders.mjs", official_client))
+    program = str(shutil.copy(Path(__file__).parents[1] / "e2e" / "orders.mjs", official_client))
     count = 2000
     async with (
         Sandbox(time_scale=0.01) as sandbox,

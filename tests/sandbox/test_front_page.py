@@ -5,7 +5,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from test_render import Read
+from test_cards import Read
 
 from flora_async import Flora
 from flora_async.sandbox import Sandbox

@@ -1,4 +1,4 @@
-"""Takes the picture of the gallery that the guide shows: ``python tests/screenshot.py docs/gallery.png``.
+"""Takes the picture of the gallery that the guide shows: ``python tests/support/screenshot.py docs/gallery.png``.
 
 The history is that of a sandbox. Chromium has to be there.
 """

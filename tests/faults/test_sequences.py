@@ -1,4 +1,4 @@
-"""The fault matrix: the cases that take more than one answer, each by its number in FAULTS.md."""
+"""The fault matrix: the cases that take more than one answer, each by its number in MATRIX.md."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from scripted import (
     started,
 )
 from secrets_of import KEY
-from test_faults import ORDER, fails, quick, silent_about_the_key  # noqa: F401 (fixtures)
+from test_single_response import ORDER, fails, quick, silent_about_the_key  # noqa: F401 (fixtures)
 
 from flora_async import (
     APIConnectionError,

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_render import Read
+from test_cards import Read
 
 from flora_async import (
     APIConnectionError,

@@ -1,4 +1,4 @@
-"""The fault matrix, on the wire: each case of FAULTS.md by its number, over real sockets."""
+"""The fault matrix, on the wire: each case of MATRIX.md by its number, over real sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README says what is so: its commands are the ones that are tested, and its programs, which test_docs runs."""
+"""The README says what is so: its commands are the ones that are tested, and its programs, which test_guide runs."""
 
 from programs import README, ROOT, examples, programs
 
