@@ -35,7 +35,9 @@ from flora_async import (
     WaitFinished,
     WaitStarted,
 )
-from flora_async._http import retry
+from flora_async._http import retry, transport
+from flora_async._polling import poller, waiting
+from flora_async._resources import generations
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -374,8 +376,7 @@ async def test_what_on_event_raises_goes_no_further(server: Scripted, caplog: py
 async def test_without_a_listener_no_event_is_made(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the client does."""
     made: list[object] = []
-    for room in ("_transport", "_generations", "_watcher", "_waits"):
-        module = getattr(flora_async, room)
+    for module in (transport, generations, poller, waiting):
         for name, value in list(vars(module).items()):
             if isinstance(value, type) and issubclass(value, Event):
                 monkeypatch.setattr(module, name, lambda **fields: made.append(fields))
@@ -442,7 +443,7 @@ def _name(node: ast.Assign) -> str:
 
 def test_log_records_have_fields() -> None:
     """All of them, under names that no record has already, and that none but the documented use."""
-    rooms = Path(flora_async.__file__).parent.glob("*.py")
+    rooms = Path(flora_async.__file__).parent.rglob("*.py")
     used = {name for room in rooms for name in fields_of(ast.parse(room.read_text(encoding="utf-8")))}
     assert not used & {*vars(logging.makeLogRecord({})), "message", "asctime"}
     guide = (Path(__file__).parent.parent / "docs" / "guide" / "telemetry.md").read_text(encoding="utf-8")

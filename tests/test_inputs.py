@@ -539,10 +539,10 @@ def test_a_plain_with_names_async_with() -> None:
         pass
 
 
-@pytest.mark.parametrize("key", ['"sk_live_1"', "'sk_live_1'", "Bearer sk_live_1", '"sk_live_1', "sk live"])
+@pytest.mark.parametrize("key", ['"sk_live_1"', "'sk_live_1'", "Bearer sk_live_1", '"sk_live_1'])
 def test_keys_that_were_copied_with_more(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quotation marks or the scheme around a key are refused before a request, and the key is not shown."""
-    with pytest.raises(ConfigurationError, match=r"API key .* (Remove the quotes|without 'Bearer')") as refused:
+    with pytest.raises(ConfigurationError, match=r"API key .* (Remove the quotes|begins with 'Bearer')") as refused:
         Flora(key)
     assert "live" not in str(refused.value)
     monkeypatch.setenv("FLORA_API_KEY", key)

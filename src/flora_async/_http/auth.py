@@ -55,6 +55,6 @@ def load_api_key(given: object) -> tuple[APIKey, str | None]:
         )
     if key[0] in "\"'":
         return APIKey(""), "the API key (api_key or FLORA_API_KEY) begins with a quotation mark. Remove the quotes"
-    if " " in key:
-        return APIKey(""), "the API key (api_key or FLORA_API_KEY) has a space in it. Pass it without 'Bearer'"
+    if key.lower().startswith("bearer "):
+        return APIKey(""), "the API key (api_key or FLORA_API_KEY) begins with 'Bearer'. Pass the key alone"
     return APIKey(key), None

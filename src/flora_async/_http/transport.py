@@ -163,7 +163,7 @@ class Transport:
     async def _exchange(
         self, sessions: HTTPSessions, request: Request, read: Callable[[RawResponse], T], *, attempt: int
     ) -> T:
-        if request.billable and (check := check_before_post.get()) is not None:
+        if (check := check_before_post.get()) is not None and request.billable:
             await check()
         if self._tell is None:
             return await sessions.send_once(request, read)

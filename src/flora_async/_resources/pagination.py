@@ -40,7 +40,7 @@ class PageIterator(AsyncCloseable):
         self._cursor = cursor
         self._visited_cursors = {cursor}
         self._soon: asyncio.Handle | None = None
-        self._next_page: asyncio.Task[GenerationPage] | None = None
+        self._prefetch: asyncio.Task[GenerationPage] | None = None
         self._over = self._cursor_repeated = False
         self._turn = asyncio.Lock()
 
@@ -59,7 +59,7 @@ class PageIterator(AsyncCloseable):
             raise errors.PaginationError(self._cursor or "")
         if self._soon is not None:
             self._soon.cancel()
-        ahead, self._next_page = self._next_page, None
+        ahead, self._prefetch = self._prefetch, None
         page = await (self._fetch(self._cursor) if ahead is None else ahead)
         self._cursor = page.next_cursor or None
         if self._cursor is None or self._over:  # the last page, or closed meanwhile
@@ -75,21 +75,21 @@ class PageIterator(AsyncCloseable):
 
     def look_ahead(self) -> None:
         """Have the next page on its way."""
-        self._next_page = asyncio.create_task(self._fetch(self._cursor))
-        self._next_page.add_done_callback(_noticed)
+        self._prefetch = asyncio.create_task(self._fetch(self._cursor))
+        self._prefetch.add_done_callback(_noticed)
 
     async def aclose(self) -> None:
         """End the walk, and the look-ahead with it."""
         self._over = True
         if self._soon is not None:
             self._soon.cancel()
-        ahead, self._next_page = self._next_page, None
+        ahead, self._prefetch = self._prefetch, None
         if ahead is not None:
             ahead.cancel()
             await asyncio.wait([ahead])
 
     def __del__(self) -> None:
-        ahead = self._next_page
+        ahead = self._prefetch
         if ahead is not None and not ahead.done() and not ahead.get_loop().is_closed():
             # The garbage collector may come by on any thread.
             ahead.get_loop().call_soon_threadsafe(ahead.cancel)
