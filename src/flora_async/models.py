@@ -73,6 +73,9 @@ ActionId: TypeAlias = (
 )
 """The 37 actions that the reference lists. Open: FLORA exchanges them between releases."""
 
+IDEMPOTENCY_KEY_TTL = 7200.0
+"""Seconds for which FLORA remembers an idempotency key. Reference: "Start a generation"."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 

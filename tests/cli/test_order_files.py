@@ -31,8 +31,8 @@ from flora_async import (
     RunFailedError,
     RunTimeoutError,
     UnprocessableEntityError,
+    models,
 )
-from flora_async._http import retry
 from flora_async._http.requests import encode_order
 from flora_async._http.urls import parse_base_url
 from flora_async.cli import arguments
@@ -203,8 +203,8 @@ def test_what_follows_from_a_failed_create(failure: FloraError, doubtful: bool, 
 
 def test_a_key_is_not_used_to_its_last_second() -> None:
     """FLORA's clock may be another."""
-    assert policy.key_is_fresh(0.0, retry.KEY_SECONDS - policy.KEY_MARGIN - 1)
-    assert not policy.key_is_fresh(0.0, retry.KEY_SECONDS - policy.KEY_MARGIN)
+    assert policy.key_is_fresh(0.0, models.IDEMPOTENCY_KEY_TTL - policy.KEY_MARGIN - 1)
+    assert not policy.key_is_fresh(0.0, models.IDEMPOTENCY_KEY_TTL - policy.KEY_MARGIN)
 
 
 def test_pauses_grow_to_a_cap() -> None:

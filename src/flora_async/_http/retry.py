@@ -33,8 +33,6 @@ CLOCK_SKEW = 2.0
 """Seconds by which FLORA's clock may be off from what its ``Date`` headers tell."""
 CLOCK_SKEW_UNHEARD = 60.0
 """The same, while no such header was seen."""
-KEY_SECONDS = 7200.0
-"""How long FLORA remembers a key. Reference: "Start a generation"."""
 RETRY_BUDGET = 20.0
 RETRY_SHARE = 0.2
 """Each request earns a fifth of a second try; in an outage the load grows by no more."""

@@ -22,7 +22,7 @@ from flora_async._http.transport import Attempt, Transport
 from flora_async._http.urls import BaseURL
 from flora_async._resources.matching import Claim, candidate_runs, match_creates
 from flora_async._resources.pagination import GenerationList
-from flora_async.models import Generation, GenerationPage, Order, StartedRun
+from flora_async.models import IDEMPOTENCY_KEY_TTL, Generation, GenerationPage, Order, StartedRun
 
 log = logging.getLogger("flora_async")
 
@@ -179,7 +179,7 @@ class CreateRecovery:
     def _attach_order(self, error: errors.IdempotencyConflictError, order: Order, key: str) -> None:
         now, skew = self.now(), self._skew()
         error.order, error.idempotency_key = order, key
-        error.window = now - retry.KEY_SECONDS - skew, now + skew
+        error.window = now - IDEMPOTENCY_KEY_TTL - skew, now + skew
 
     def _scope(self, order: Order) -> _ProjectCreates:
         place = order.workspace_id, order.project_id

@@ -286,7 +286,8 @@ class Sandbox:
             words = refusal(error.status, message=error.reason)
             response = _json(words.body, status=words.status)
         except Exception:
-            log.exception("%s %s failed", request.method, request.path)
+            extra = {"method": request.method, "path": request.path}
+            log.exception("%s %s failed", request.method, request.path, extra=extra)
             response = _json(refusal(500, message="The sandbox has failed.").body, status=500)
         response.headers["request-id"] = f"req_{secrets.token_hex(12)}"
         # By the clock that its runs go by, which need not be the machine's.

@@ -152,7 +152,8 @@ class Database:
                 if not (self._opened and is_outage(error)) or time.monotonic() - began > OUTAGE_TIMEOUT:
                     raise DatabaseError(message) from None
                 if self.trouble is None:
-                    log.warning("%s; trying again until it can", message)
+                    extra = {"error": type(error).__name__}
+                    log.warning("%s. Retrying", message, extra=extra)
                 self.trouble = message
                 self.outages += 1
                 await asyncio.sleep(OUTAGE_PAUSE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from flora_async import errors
-from flora_async._http import retry
+from flora_async.models import IDEMPOTENCY_KEY_TTL
 
 Verdict: TypeAlias = Literal["later", "again", "stop", "forbidden", "refused", "recover"]
 """``later``: nothing was started, the order waits again. ``again``: send it again under its key, after a pause.
@@ -49,7 +49,7 @@ def judge_failure(failure: errors.FloraError, *, doubtful: bool, fresh: bool) ->
 
 def key_is_fresh(sent: float, now: float) -> bool:
     """Return whether FLORA still knows a key that was first used at *sent*, with time to spare."""
-    return now < sent + retry.KEY_SECONDS - KEY_MARGIN
+    return now < sent + IDEMPOTENCY_KEY_TTL - KEY_MARGIN
 
 
 def pause_after(failures: int) -> float:

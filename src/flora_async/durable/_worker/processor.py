@@ -143,7 +143,10 @@ class OrderProcessor:
         unknown = _unknown(item, order, "the response was lost", accepted=True)
         if started.recovered:  # the client did not know that this run is another order's: the database does
             return await self._recover(unknown, item)
-        log.error("FLORA accepted the order under key %s twice: %s is not recorded", item.key, started.run_id)
+        extra = {"idempotency_key": item.key, "run_id": started.run_id}
+        log.error(
+            "FLORA accepted the order under key %s twice, %s is not recorded", item.key, started.run_id, extra=extra
+        )
         await self._end(item, "unknown", error=unknown)
         return None
 
@@ -245,7 +248,8 @@ class OrderProcessor:
         pause = policy.pause_after(self._failures)
         self._open_at = time.monotonic() + pause
         self.trouble = str(failure)
-        log.warning("FLORA takes no orders, trying again in %g s: %s", pause, type(failure).__name__)
+        extra = {"pause": pause, "error": type(failure).__name__}
+        log.warning("cannot send orders, next attempt in %g s: %s", pause, type(failure).__name__, extra=extra)
 
 
 def _unknown(

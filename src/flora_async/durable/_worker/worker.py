@@ -94,7 +94,8 @@ class Worker:
                 if self._free() and self.processor.pause <= 0:
                     pause = await self._claim()
             except errors.DatabaseError as error:
-                log.error("no orders could be claimed: %s", error)  # noqa: TRY400 - the database's message is enough
+                extra = {"error": type(error).__name__}
+                log.error("cannot claim orders: %s", error, extra=extra)  # noqa: TRY400 - the message is enough
                 pause = FAULT_PAUSE
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -139,7 +140,8 @@ class Worker:
         try:
             await self.processor.process(item)
         except Exception as error:
-            log.exception("an order of %s failed here, it is tried again", item.name, exc_info=error)
+            extra = {"error": type(error).__name__}
+            log.exception("an order of %s failed: it will be retried", item.name, exc_info=error, extra=extra)
             await asyncio.sleep(FAULT_PAUSE)
             with suppress(errors.DatabaseError):
                 await self._database.write(lambda c: orders.leave(c, item, doubtful=True))
