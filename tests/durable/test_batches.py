@@ -512,6 +512,36 @@ async def test_the_database_is_away_for_a_moment(sandbox: Sandbox, url: str, mon
     assert (status.completed, sandbox.accepted) == (20, 20)
 
 
+async def test_closing_while_the_database_is_away(sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change that waits for the database fails when the batches are closed, and does not wait forever."""
+
+    def fail(self: Any, work: Any, writes: bool) -> Any:
+        raise sa.exc.OperationalError("UPDATE", {}, Exception("gone"))
+
+    monkeypatch.setattr(database_module, "CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(worker, "CLOSE_TIMEOUT", 0.05)
+    async with opened(sandbox, url) as batches:
+        await batches["mugs"].run(orders(1))
+        monkeypatch.setattr(Database, "_transact", fail)
+        changes = [asyncio.create_task(batches["mugs"].cancel()) for _ in range(2)]
+        await until(lambda: batches.trouble is not None)
+        changes.append(asyncio.create_task(batches["mugs"].cancel()))
+    for change_made in changes:
+        with pytest.raises(DatabaseError, match="closed before the change"):
+            await asyncio.wait_for(change_made, 5)
+
+
+async def test_batches_that_were_never_opened_are_closed(sandbox: Sandbox, url: str) -> None:
+    """No database is created for it, and closing twice is closing once."""
+    async with Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
+        batches = Batches(flora, database=url)
+        await batches.close()
+        assert not Path(url.removeprefix("sqlite:///")).exists()
+        async with batches:
+            pass
+        await batches.close()
+
+
 async def test_a_database_of_an_older_version(sandbox: Sandbox, url: str) -> None:
     """One sentence, and nothing in it is changed."""
     change(url, sa.text("CREATE TABLE flora_batches (batch TEXT)"))

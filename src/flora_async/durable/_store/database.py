@@ -102,8 +102,9 @@ class Database:
         """Close all connections, after the writes that wait."""
         if self._writing is not None:
             await asyncio.wait([self._writing], timeout=CLOSE_TIMEOUT)
-            self._writing.cancel()
-            await asyncio.wait([self._writing])
+            while not self._writing.done():
+                self._writing.cancel()  # what it writes; then what waits
+                await asyncio.wait([self._writing], timeout=0.1)
         await run_in_thread(self._engine.dispose)
 
     async def read(self, question: Callable[[sa.Connection], T]) -> T:
@@ -136,6 +137,8 @@ class Database:
                     await self._commit([each])
                 return
             results = [error] * len(group)
+        except asyncio.CancelledError:
+            results = [DatabaseError("the database was closed before the change was made")] * len(group)
         for (_, answer), result in zip(group, results, strict=True):
             if isinstance(result, FloraError) and not answer.done():
                 answer.set_exception(result)

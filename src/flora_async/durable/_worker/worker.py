@@ -63,15 +63,18 @@ class Worker:
 
     async def close(self) -> None:
         """Begin nothing more, wait for creates in flight, and release the other orders."""
+        loops, self._loops = self._loops, []
+        if not loops:
+            return
         self.processor.closing = True
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 while self.processor.creating:  # noqa: ASYNC110 - at most ten seconds
                     await asyncio.sleep(0.01)
-        if ending := [*self._loops, *self._tasks.values()]:
-            for task in ending:
-                task.cancel()
-            await asyncio.wait(ending)
+        ending = [*loops, *self._tasks.values()]
+        for task in ending:
+            task.cancel()
+        await asyncio.wait(ending)
         with suppress(TimeoutError, errors.DatabaseError):  # else others take the orders over when they miss the signs
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._database.write(lambda c: orders.remove(c, self.process))
