@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -36,6 +37,7 @@ from flora_async import (
     RunTimeoutError,
     StartedRun,
 )
+from flora_async._aio import import_in_thread
 from flora_async._http import rate_limit, retry
 
 pytestmark = pytest.mark.anyio
@@ -725,11 +727,39 @@ async def test_a_session_that_would_show_the_key_to_another_host() -> None:
         aiohttp.ClientSession(connector=ElsewhereConnector()) as elsewhere,
         aiohttp.ClientSession(connector=aiohttp.UnixConnector("/tmp/none")) as local,
     ):
-        with pytest.raises(ConfigurationError, match="a proxy of its own"):
+        with pytest.raises(ConfigurationError, match="its own proxy"):
             Flora(KEY, session=proxied)
         for session in (elsewhere, local):
             with pytest.raises(ConfigurationError, match="must connect with aiohttp"):
                 Flora(KEY, session=session)
+
+
+async def test_a_session_that_does_not_verify_certificates() -> None:
+    """A connector with ``ssl=False`` is refused; one with a custom TLS context is used."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as unverified,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=ssl.create_default_context())) as verified,
+    ):
+        with pytest.raises(ConfigurationError, match="must verify TLS certificates"):
+            Flora(KEY, session=unverified)
+        await Flora(KEY, session=verified).close()
+
+
+async def test_a_session_without_aiohttps_private_attributes(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A private attribute that another aiohttp does not have is unknown: the session is used."""
+    server.on("GET", f"/runs/{RUN_ID}", answer(run()))
+
+    def public(value: object) -> dict[str, object]:
+        private = ("_loop", "_acquired", "_default_proxy", "_ssl")
+        return {name: each for name, each in vars(value).items() if name not in private}
+
+    await import_in_thread("flora_async._http.session")
+    monkeypatch.setattr("flora_async._http.session.vars", public, raising=False)
+    async with (
+        aiohttp.ClientSession() as session,
+        Flora(KEY, base_url=server.base_url, session=session) as flora,
+    ):
+        assert (await flora.generations.retrieve(RUN_ID)).run_id == RUN_ID
 
 
 async def test_a_proxy_carries_everything(server: Scripted) -> None:

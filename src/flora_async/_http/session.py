@@ -61,8 +61,9 @@ class HTTPSessions:
         may_connect: Callable[[str], bool] | None,
         ssl: SSLContext | None,
     ) -> None:
-        # aiohttp has no public way to ask.
-        if borrowed is not None and vars(borrowed).get("_loop") is not asyncio.get_running_loop():
+        # aiohttp has no public attribute for the loop. Without the private one the loop is not checked.
+        loop = asyncio.get_running_loop()
+        if borrowed is not None and vars(borrowed).get("_loop", loop) is not loop:
             raise errors.ConfigurationError(
                 "session= belongs to another event loop: make it in the asyncio.run(...) that uses this client"
             )
@@ -339,7 +340,10 @@ _LIBRARY_ERRORS = (
 
 
 def check_session(session: object) -> None:
-    """Check a caller's own session: it must not come in the way of the key."""
+    """Check the caller's session: it must neither replace the API key nor show it to another host.
+
+    Private attributes of aiohttp that do not exist count as unknown, not as an error.
+    """
     if not isinstance(session, aiohttp.ClientSession):
         raise errors.ConfigurationError(f"session must be an aiohttp.ClientSession, not {type(session).__name__}")
     for name, wrong in (
@@ -350,15 +354,20 @@ def check_session(session: object) -> None:
     ):
         if wrong:
             raise errors.ConfigurationError(
-                f"session must not have {name} of its own that come in the way of the key: make it without"
+                f"session must not have its own {name}, which could replace the key. Make it without {name}"
             )
-
     if vars(session).get("_default_proxy") is not None:
-        raise errors.ConfigurationError("session must not have a proxy of its own, which would see the key: use proxy=")
-    if session.connector is not None and type(session.connector) is not aiohttp.TCPConnector:
+        raise errors.ConfigurationError("session must not have its own proxy, which would see the key. Use proxy=")
+    connector = session.connector
+    if connector is not None and type(connector) is not aiohttp.TCPConnector:
         raise errors.ConfigurationError(
-            f"session must connect with aiohttp.TCPConnector, not {type(session.connector).__name__}, which may give "
-            "the key to another host: make it without connector=, or use proxy="
+            f"session must connect with aiohttp.TCPConnector, not {type(connector).__name__}, which may send the key "
+            "to another host. Make the session without connector=, or use proxy="
+        )
+    if connector is not None and vars(connector).get("_ssl", True) is False:
+        raise errors.ConfigurationError(
+            "session must verify TLS certificates: its connector has ssl=False, so any host could read the key. "
+            "Trust another authority with ssl.create_default_context(cafile=...)"
         )
 
 
