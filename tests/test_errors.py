@@ -72,7 +72,7 @@ EXAMPLES: list[tuple[FloraError, list[str]]] = [
             accepted=True,
             candidates=("run_1", "run_2", "run_3", "run_4", "run_5"),
         ),
-        ["was ordered", "run_1 or run_2 or run_3 or 2 more", "key-1"],
+        ["create accepted, but its run id is unknown", "run_1 or run_2 or run_3 or 2 more", "key-1"],
     ),
     (IdempotencyConflictError("used", status=409, code="idempotency_duplicate"), ["409", "idempotency_duplicate"]),
     (ResponseTooLargeError("more than 1000 bytes", request_id="req_3"), ["1000 bytes", "req_3", "maybe_sent"]),
@@ -80,7 +80,7 @@ EXAMPLES: list[tuple[FloraError, list[str]]] = [
     (RunFailedError(FAILED), ["run_1", "safety_blocked", "Not this."]),
     (
         RunTimeoutError("run_1", timeout=5, run=FAILED, trouble="503"),
-        ["run_1", "5 s", "failed at 40 %", "503", "goes on"],
+        ["run_1", "5 s", "failed at 40 %", "503", "the run continues"],
     ),
     (RunTimeoutError("run_1", timeout=5, run=None, trouble=None), ["run_1", "never seen"]),
     (PaginationError("c1"), ["'c1'"]),
@@ -90,7 +90,7 @@ EXAMPLES: list[tuple[FloraError, list[str]]] = [
 
 @pytest.mark.parametrize(("error", "words"), EXAMPLES)
 def test_the_text_is_one_line_that_holds_what_is_needed(error: FloraError, words: list[str]) -> None:
-    """Code, message, request id; run id and cause; URL and field; the key of an unknown create."""
+    """The text of each error holds its code, ids, cause and key on one line."""
     assert "\n" not in str(error)
     for word in words:
         assert word in str(error)
@@ -98,7 +98,7 @@ def test_the_text_is_one_line_that_holds_what_is_needed(error: FloraError, words
 
 @pytest.mark.parametrize(("error", "words"), EXAMPLES)
 def test_errors_pickle(error: FloraError, words: list[str]) -> None:
-    """They cross processes with everything they know."""
+    """A pickled error keeps its class, its text and all its attributes."""
     error.run_id = "run_7"
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
@@ -114,25 +114,51 @@ def test_an_error_says_which_run_it_is_about() -> None:
 
 
 def test_what_cannot_be_printed_is_not() -> None:
-    """A server's words move no terminal's cursor, and forge no line of a log."""
+    """Control characters of a server's text are replaced."""
     assert str(FloraError("a\x1b[2J\r\nb\x00")) == "a\N{REPLACEMENT CHARACTER}[2J b\N{REPLACEMENT CHARACTER}"
 
 
 def test_every_failure_of_a_request_says_whether_it_was_sent() -> None:
-    """Not sent, perhaps, or answered."""
+    """API errors have ``sent`` "answered", unknown creates "maybe_sent"."""
     assert {error.sent for error, _ in EXAMPLES if isinstance(error, APIError | ResponseDecodeError)} == {"answered"}
     assert {error.sent for error, _ in EXAMPLES if isinstance(error, CreateOutcomeUnknownError)} == {"maybe_sent"}
 
 
+RETRYABLE_AND_UNKNOWN: list[tuple[FloraError, bool, bool]] = [
+    (APIError("late", status=408), True, False),
+    (APIError("slow down", status=429), True, False),
+    (APIError("broken", status=500), True, True),
+    (APIError("busy", status=503), True, True),
+    *((APIError("no", status=status), False, False) for status in (400, 401, 402, 403, 404, 409, 422)),
+    (APIConnectionError("refused", sent="not_sent"), True, False),
+    (APIConnectionError("cut", sent="maybe_sent"), True, True),
+    (APIConnectionError("certificate", sent="not_sent", retryable=False), False, False),
+    (ProtocolError("no HTTP"), True, True),
+    (ProtocolError("redirect", status=302, retryable=False), False, False),
+    (ResponseTooLargeError("too large"), False, True),
+    (ResponseDecodeError("no", field=None, url="u", status=200, request_id=None, excerpt="{}"), False, True),
+    (ResponseDecodeError("no", field=None, url="u", status=200, request_id=None, excerpt=" <html>"), True, True),
+    (CreateOutcomeUnknownError(order=ORDER, idempotency_key="k", window=(1, 2), attempts=1, reason="cut"), False, True),
+    (ConfigurationError("no key"), False, False),
+]
+
+
+@pytest.mark.parametrize(("error", "retryable", "unknown"), RETRYABLE_AND_UNKNOWN)
+def test_each_error_knows_whether_a_retry_helps(error: FloraError, retryable: bool, unknown: bool) -> None:
+    """Each error has ``retryable`` and ``outcome_unknown``, also after it was pickled."""
+    for each in (error, pickle.loads(pickle.dumps(error))):
+        assert (each.retryable, each.outcome_unknown) == (retryable, unknown)
+
+
 def test_attempts_are_told() -> None:
-    """More than one attempt is worth a word."""
+    """The text has the number of attempts, if there were several."""
     error = APIConnectionError("cut", sent="maybe_sent")
     error.attempts = 3
     assert "3 attempts" in str(error)
 
 
 def test_every_error_is_in_the_one_tree_and_at_the_front_door() -> None:
-    """Catching FloraError catches everything; time-outs are TimeoutErrors, bad settings ValueErrors."""
+    """All errors are public subclasses of FloraError; timeouts are TimeoutErrors, invalid settings ValueErrors."""
     found = {name for name in flora_async.__all__ if name.endswith("Error")} - {"FieldError"}
     tree: set[type[FloraError]] = {FloraError}
     while grown := {child for parent in tree for child in parent.__subclasses__()} - tree:

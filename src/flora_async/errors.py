@@ -1,30 +1,32 @@
-"""What can go wrong: one tree, and nothing but this tree (or cancellation) leaves the package.
+"""Exception hierarchy. Only these exceptions, or a cancellation, leave the package.
 
 ::
 
     FloraError
     ├─ ConfigurationError (ValueError)   a bad argument, key, base_url or id; nothing was sent
     ├─ ClientClosedError                 used after close
-    ├─ APIError                          FLORA answered with an error
+    ├─ APIError                          FLORA responded with an error
     │   ├─ BadRequestError 400           ├─ AuthenticationError 401   ├─ InsufficientCreditsError 402
     │   ├─ PermissionDeniedError 403     ├─ NotFoundError 404         ├─ ConflictError 409
     │   │                                                             │   └─ IdempotencyConflictError
     │   ├─ UnprocessableEntityError 422  ├─ RateLimitError 429        └─ InternalServerError 5xx
-    ├─ APIConnectionError                no usable answer came
+    ├─ APIConnectionError                no usable response was received
     │   ├─ APITimeoutError (TimeoutError)
-    │   ├─ ProtocolError                 garbage, a redirect, an answer about another run
-    │   └─ ResponseTooLargeError         more than the client takes
-    ├─ ResponseDecodeError               an answer that is not what the API promises
-    ├─ CreateOutcomeUnknownError         a create that may have been accepted, and billed
-    ├─ RunFailedError                    FLORA gave the run up
-    ├─ RunTimeoutError (TimeoutError)    our patience has ended, the run goes on
-    ├─ PaginationError                   the history leads in a circle
+    │   ├─ ProtocolError                 invalid HTTP, a redirect, a response about another run
+    │   └─ ResponseTooLargeError         more bytes or values than the client accepts
+    ├─ ResponseDecodeError               a response that does not match the API reference
+    ├─ CreateOutcomeUnknownError         a create that may have been accepted and billed
+    ├─ RunFailedError                    FLORA ended the run without a result
+    ├─ RunTimeoutError (TimeoutError)    the wait timed out; the run continues
+    ├─ PaginationError                   the history repeated a cursor
     ├─ DownloadError                     an output that was not saved
     ├─ ExportError                       a file of the history that was not written
     ├─ DatabaseError                     the database of a durable batch cannot be used
     └─ WebhookVerificationError          a webhook without a valid signature
 
-Each pickles, and its text is one line that holds what a log reader or FLORA's support needs. None holds the API key.
+Each exception can be pickled. Its text is one line and never holds the API key.
+
+``retryable`` and ``outcome_unknown`` are set here alone. Every retry rule of the package reads them.
 """
 
 from __future__ import annotations
@@ -36,17 +38,22 @@ from typing import Any, Literal, TypeAlias
 from flora_async.models import FieldError, Order, Run
 
 SendState: TypeAlias = Literal["not_sent", "maybe_sent", "answered"]
-"""Whether a request that failed can have reached FLORA, or has."""
+"""Whether the failed request can have reached FLORA: no, perhaps, or yes."""
 
 
 class FloraError(Exception):
-    """The root of everything that this package raises."""
+    """Base class of all exceptions of this package."""
+
+    retryable: bool = False
+    """Whether the same request can succeed later."""
+    outcome_unknown: bool = False
+    """Whether a create that failed with this error may have been accepted, and billed."""
 
     _run_id: str | None = None
 
     @property
     def run_id(self) -> str | None:
-        """The run that the error is about, where there is one."""
+        """The id of the run that the error is about; ``None`` if there is none."""
         return self._run_id
 
     @run_id.setter
@@ -54,32 +61,32 @@ class FloraError(Exception):
         self._run_id = run_id
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the error as plain JSON types: its class as ``type``, its text as ``message``, and what it is about.
+        """Return the error as plain JSON types: ``type`` (its class), ``message`` (its text), and ids.
 
-        ``run_id``, ``code``, ``status``, ``request_id`` and ``idempotency_key`` are ``None`` where the error has none.
+        ``run_id``, ``code``, ``status``, ``request_id`` and ``idempotency_key`` are ``None`` if the error has none.
         """
-        about = ("run_id", "code", "status", "request_id", "idempotency_key")
-        known = {name: getattr(self, name, None) for name in about}
+        names = ("run_id", "code", "status", "request_id", "idempotency_key")
+        known = {name: getattr(self, name, None) for name in names}
         return {"type": type(self).__name__, "message": str(self), **known}
 
-    def _named(self) -> str:
-        """Say it on one line; subclasses add what they know."""
+    def _describe(self) -> str:
+        """Return the message; subclasses add details."""
         return super().__str__()
 
     def __str__(self) -> str:
-        text = self._named()
+        text = self._describe()
         about = f" ({self.run_id})" if self.run_id and self.run_id not in text else ""
-        # What a server says must not move a terminal's cursor, or forge a line of a log.
+        # A server's text must not move the cursor of a terminal, or forge a line of a log.
         return "".join(
             char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(f"{text}{about}".split())
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exception's own way calls the class with args alone, which keyword-only constructors refuse.
-        return _revive, (type(self), self.args, self.__dict__)
+        # Exception.__reduce__ calls the class with args alone, which keyword-only constructors refuse.
+        return _restore, (type(self), self.args, self.__dict__)
 
 
-def _revive(kind: type[FloraError], args: tuple[object, ...], state: dict[str, object]) -> FloraError:
+def _restore(kind: type[FloraError], args: tuple[object, ...], state: dict[str, object]) -> FloraError:
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(state)
@@ -87,15 +94,19 @@ def _revive(kind: type[FloraError], args: tuple[object, ...], state: dict[str, o
 
 
 class ConfigurationError(FloraError, ValueError):
-    """A setting or an argument cannot be used. Nothing was sent; the text names it and the mend."""
+    """A setting or an argument cannot be used. Nothing was sent. The text names the fix."""
 
 
 class ClientClosedError(FloraError):
-    """The client was closed, before the call or under it. Runs that were started go on at FLORA."""
+    """The client was closed before or during the call. Runs that were started continue at FLORA."""
+
+
+_RETRYABLE_STATUSES = (408, 429)
+"""Statuses below 500 with which a server asks for a retry."""
 
 
 class APIError(FloraError):
-    """FLORA answered with an error. Reference of the codes: "Errors" in FLORA's public documentation."""
+    """FLORA responded with an error. Reference of the codes: "Errors" in FLORA's public documentation."""
 
     sent: SendState = "answered"
 
@@ -112,23 +123,25 @@ class APIError(FloraError):
     ) -> None:
         super().__init__(message)
         self.message = message
-        """FLORA's words, for people."""
+        """FLORA's message, for people."""
         self.status = status
         """The HTTP status."""
+        self.retryable = status in _RETRYABLE_STATUSES or status >= 500
+        self.outcome_unknown = status >= 500  # the server can have failed after it accepted the create
         self.code = code
-        """FLORA's machine-readable word for it; ``None`` when something in between has answered."""
+        """Machine-readable error code; ``None`` if a proxy sent the response."""
         self.fields = fields
-        """What is wrong with which field of the request (validation errors only)."""
+        """The invalid fields of the request, each with a message (validation errors only)."""
         self.request_id = request_id
-        """What FLORA's support asks for."""
+        """Id of the request. FLORA's support asks for it."""
         self.retry_after = retry_after
-        """Seconds that FLORA asks to wait, where it says so."""
+        """Seconds of the ``Retry-After`` header; ``None`` if there was none."""
         self.headers: Mapping[str, str] = headers or {}
-        """The headers of the answer, their names in lower case."""
+        """Headers of the response, with names in lower case."""
         self.attempts = 1
-        """How often the request was tried."""
+        """Number of attempts to send the request."""
 
-    def _named(self) -> str:
+    def _describe(self) -> str:
         fields = "; ".join(f"{error.field}: {error.message}" for error in self.fields)
         notes = (
             f"fields {fields}" if fields else "",
@@ -141,7 +154,7 @@ class APIError(FloraError):
 
 
 class BadRequestError(APIError):
-    """400: the request is malformed; ``fields`` says where. Not worth repeating."""
+    """400: the request is malformed; ``fields`` names the invalid fields. A retry fails too."""
 
 
 class AuthenticationError(APIError):
@@ -149,32 +162,32 @@ class AuthenticationError(APIError):
 
 
 class InsufficientCreditsError(APIError):
-    """402: the workspace cannot pay for the generation. Nothing was started."""
+    """402: the workspace has too few credits for the generation. Nothing was started."""
 
 
 class PermissionDeniedError(APIError):
-    """403: the key may not do this."""
+    """403: the key has no permission for this request."""
 
 
 class NotFoundError(APIError):
-    """404: there is no such run or path, or none that the key may see."""
+    """404: the run or path does not exist, or the key has no access to it."""
 
 
 class ConflictError(APIError):
-    """409: the request conflicts with the state of things."""
+    """409: the request conflicts with the current state at FLORA."""
 
 
 class IdempotencyConflictError(ConflictError):
-    """409 ``idempotency_duplicate`` on a first try: the caller's own idempotency key was used before.
+    """409 ``idempotency_duplicate`` on the first attempt: the caller's idempotency key was used before.
 
-    The run of that earlier use exists, and is not billed again; ``flora.recover_create(error)`` looks for it.
+    The run of the earlier use exists and is not billed again. ``flora.recover_create(error)`` searches for it.
     """
 
     order: Order | None = None
-    """What was ordered; ``None`` for a request that was no order."""
+    """The order; ``None`` if the request was not a create."""
     idempotency_key: str | None = None
     window: tuple[float, float] = (0.0, 0.0)
-    """Unix seconds by FLORA's clock between which the key was used first: FLORA remembers keys for 2 hours."""
+    """Unix seconds by FLORA's clock. The key was first used between them: FLORA stores keys for 2 hours."""
 
 
 class UnprocessableEntityError(APIError):
@@ -182,63 +195,65 @@ class UnprocessableEntityError(APIError):
 
 
 class RateLimitError(APIError):
-    """429: too many requests for the workspace; ``retry_after`` says for how long, where FLORA does."""
+    """429: too many requests for the workspace. ``retry_after`` has the pause that FLORA requested, if any."""
 
 
 class InternalServerError(APIError):
-    """5xx: FLORA, or something in front of it, has failed."""
+    """5xx: FLORA or a proxy in front of it failed."""
 
 
 class APIConnectionError(FloraError):
-    """No usable answer came."""
+    """No usable response was received."""
 
     def __init__(self, message: str, *, sent: SendState, retryable: bool = True, request_id: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        """What has happened, for people."""
+        """The failure, for people."""
         self.sent: SendState = sent
-        """``"not_sent"``: FLORA cannot have seen the request. ``"maybe_sent"``: it can have."""
+        """``"not_sent"``: FLORA cannot have received the request. ``"maybe_sent"``: it can have received it."""
         self.retryable = retryable
-        """Whether the same request may fare better in a moment."""
+        self.outcome_unknown = sent != "not_sent"
         self.request_id = request_id
-        """What FLORA's support asks for, if an answer had begun."""
+        """Id of the request, if a response had begun. FLORA's support asks for it."""
         self.attempts = 1
-        """How often the request was tried."""
+        """Number of attempts to send the request."""
 
-    def _named(self) -> str:
+    def _describe(self) -> str:
         attempts = f", {self.attempts} attempts" if self.attempts > 1 else ""
         request_id = f", request id {self.request_id}" if self.request_id else ""
         return f"{self.message} [{self.sent}{attempts}{request_id}]"
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):
-    """One exchange took longer than the client's ``timeout``.
+    """One attempt took longer than the client's ``timeout``.
 
     Every TimeoutError is an OSError: an ``except OSError`` around a call of FLORA catches it too.
     """
 
 
 class ProtocolError(APIConnectionError):
-    """What came back is no answer of this API: not HTTP, a redirect (never followed), or about another run."""
+    """The response is invalid HTTP, a redirect (never followed), or about another run."""
 
     def __init__(
         self, message: str, *, status: int | None = None, retryable: bool = True, request_id: str | None = None
     ) -> None:
         super().__init__(message, sent="maybe_sent", retryable=retryable, request_id=request_id)
         self.status = status
-        """The HTTP status of the answer, if it had one."""
+        """The HTTP status of the response, if it had one."""
+        self.outcome_unknown = status is None or not 300 <= status < 400  # a redirect is not executed
 
 
 class ResponseTooLargeError(APIConnectionError):
-    """An answer has more bytes, unpacked, than ``max_response_bytes``, or more values than any answer of FLORA's."""
+    """The response has more decompressed bytes than ``max_response_bytes``, or more than 200,000 values."""
 
     def __init__(self, message: str, *, request_id: str | None = None) -> None:
         super().__init__(message, sent="maybe_sent", retryable=False, request_id=request_id)
 
 
 class ResponseDecodeError(FloraError):
-    """An answer came that is not what the API promises."""
+    """The response does not match the API reference."""
 
+    outcome_unknown = True
     sent: SendState = "answered"
 
     def __init__(
@@ -246,35 +261,37 @@ class ResponseDecodeError(FloraError):
     ) -> None:
         super().__init__(reason)
         self.reason = reason
-        """What is wrong with it."""
+        """Description of the mismatch."""
         self.field = field
-        """Where in the answer, like ``$.generations[0].status``; ``None`` if it is no JSON object at all."""
+        """Path in the response, like ``$.generations[0].status``; ``None`` if the response is not a JSON object."""
         self.url = url
-        """What was asked for, without its query."""
+        """URL of the request, without its query."""
         self.status = status
         """The HTTP status."""
         self.request_id = request_id
-        """What FLORA's support asks for."""
+        """Id of the request. FLORA's support asks for it."""
         self.excerpt = excerpt
-        """The beginning of the answer."""
+        """The beginning of the response body."""
+        self.retryable = excerpt.lstrip().startswith("<")  # a page of a proxy
         self.attempts = 1
-        """How often the request was tried."""
+        """Number of attempts to send the request."""
 
-    def _named(self) -> str:
+    def _describe(self) -> str:
         where = f" at {self.field}" if self.field else ""
         return (
-            f"{self.url} answered {self.status} with something else than promised: {self.reason}{where} "
+            f"cannot decode the {self.status} response of {self.url}: {self.reason}{where} "
             f"[request id {self.request_id}]: {self.excerpt}"
         )
 
 
 class CreateOutcomeUnknownError(FloraError):
-    """A create may have been accepted, and billed, but its answer was lost.
+    """A create may have been accepted, and billed, but its response was lost.
 
-    Nothing was ordered under a second key, and nothing should be before this is cleared up: that would be billed again.
-    ``flora.recover_create(error)`` tries again, also later and in another process: the error pickles.
+    The client sent no second key. Do not create again before recovery: the new run would be billed too.
+    ``flora.recover_create(error)`` retries the recovery, also later and in another process: the error can be pickled.
     """
 
+    outcome_unknown = True
     sent: SendState = "maybe_sent"
 
     def __init__(
@@ -290,25 +307,25 @@ class CreateOutcomeUnknownError(FloraError):
     ) -> None:
         super().__init__(reason)
         self.order = order
-        """What was ordered."""
+        """The order of the create."""
         self.idempotency_key = idempotency_key
-        """The one key under which every attempt was sent."""
+        """The idempotency key of every attempt."""
         self.window = window
-        """Unix seconds by FLORA's clock, as far as that is known: a run of this order was created between them."""
+        """Unix seconds by FLORA's clock, as far as it is known. A run of this order was created between them."""
         self.attempts = attempts
-        """How often it was sent."""
+        """Number of attempts to send the create."""
         self.reason = reason
-        """What became of the last attempt."""
+        """The error of the last attempt."""
         self.accepted = accepted
-        """Whether FLORA has said that it knows the key, so that the run exists."""
+        """Whether FLORA has reported that it knows the key: then the run exists."""
         self.candidates = candidates
-        """Ids of runs in the history that could be it; empty also where nobody could look."""
+        """Ids of possible runs in the history; also empty if the history could not be read."""
 
-    def _named(self) -> str:
+    def _describe(self) -> str:
         known = (
-            f"the {self.order.type} was ordered, but nobody knows as which run"
+            f"{self.order.type} create accepted, but its run id is unknown"
             if self.accepted
-            else (f"nobody knows whether the {self.order.type} was ordered")
+            else f"unknown whether the {self.order.type} create was accepted"
         )
         runs = f", perhaps {' or '.join(self.candidates[:3])}" if self.candidates else ""
         more = f" or {len(self.candidates) - 3} more" if len(self.candidates) > 3 else ""
@@ -322,7 +339,7 @@ class _RunError(FloraError):
 
     @property
     def run_id(self) -> str:
-        """The run that the error is about."""
+        """The id of the run that the error is about."""
         return self._run_id or ""
 
     @run_id.setter
@@ -331,22 +348,22 @@ class _RunError(FloraError):
 
 
 class RunFailedError(_RunError):
-    """FLORA gave the run up; ``run`` is its last word. A failed run is not charged."""
+    """FLORA ended the run without a result; ``run`` is its final state. A failed run is not charged."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        """The run as it ended."""
+        """The final state of the run."""
         self.run_id = run.run_id
         self.code: str | None = run.error_code
-        """FLORA's machine-readable word for why, like ``safety_blocked``. Open."""
+        """Machine-readable reason, like ``safety_blocked``. FLORA can add new codes."""
         self.message: str | None = run.error_message
-        """FLORA's words for it, for people."""
+        """FLORA's message, for people."""
         ended = "failed" if run.status == "failed" else f"ended as {run.status}"
         super().__init__(f"{run.run_id} {ended}: {self.code or 'no code'}: {self.message or 'no message'}")
 
 
 class RunTimeoutError(_RunError, TimeoutError):
-    """The wait is over, the run is not: it goes on at FLORA, is still billed, and can be awaited again by its id.
+    """The wait timed out, but the run continues. FLORA still bills it, and you can wait for its id again.
 
     Every TimeoutError is an OSError: an ``except OSError`` around a wait catches it too.
     """
@@ -354,39 +371,41 @@ class RunTimeoutError(_RunError, TimeoutError):
     def __init__(self, run_id: str, *, timeout: float, run: Run | None, trouble: str | None) -> None:
         self.run_id = run_id
         self.timeout = timeout
-        """How many seconds were waited."""
+        """Length of the wait in seconds."""
         self.run = run
-        """The run as it was last seen; ``None`` if no look succeeded."""
+        """State of the run at the last poll; ``None`` if no poll succeeded."""
         seen = f"last seen {run.status} at {run.progress:g} %" if run else "never seen"
-        last = f"; the last look failed: {trouble}" if trouble else ""
-        super().__init__(f"{run_id} has not finished in {timeout:g} s ({seen}{last}); it goes on, await it again")
+        last = f"; the last poll failed: {trouble}" if trouble else ""
+        super().__init__(
+            f"{run_id} has not finished in {timeout:g} s ({seen}{last}): the run continues. Wait for it again"
+        )
 
 
 class PaginationError(FloraError):
-    """The history sent the walk back to a page that it had been at. The items until there were handed out."""
+    """The history returned a cursor for the second time. The items before it were yielded."""
 
     def __init__(self, cursor: str) -> None:
-        super().__init__(f"the history leads back to the page at cursor {cursor!r}, where this walk has been before")
+        super().__init__(f"cannot read the history further: FLORA returned cursor {cursor!r} for the second time")
         self.cursor = cursor
-        """The cursor that came twice."""
+        """The repeated cursor."""
 
 
 class DownloadError(FloraError):
-    """An output was not saved. No part of it stays behind, and FLORA still has it.
+    """An output was not saved. No partial file is left, and FLORA still has the output.
 
-    Those before it are saved; the same call with ``on_existing="skip"`` goes on from there.
+    The outputs before it are saved. The same call with ``on_existing="skip"`` resumes after them.
     """
 
     saved: tuple[Path, ...] = ()
-    """The paths of the outputs of the same run that were saved before it."""
+    """Paths of the outputs of the same run that were saved before it."""
 
 
 class ExportError(FloraError):
-    """A file of the history was not written. The pages read so far stay beside it: the same call goes on from there."""
+    """A file of the history was not written. The pages read so far are kept: the same call resumes after them."""
 
 
 class DatabaseError(FloraError):
-    """The database of a durable batch cannot be used. What FLORA was sent is in it, as far as it had got."""
+    """The database of a durable batch cannot be used. It holds the state that was stored before the failure."""
 
 
 class WebhookVerificationError(FloraError):

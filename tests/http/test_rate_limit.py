@@ -338,8 +338,8 @@ def test_an_outage_is_not_made_worse() -> None:
     budget = RetryBudget()
     again = 0
     for _ in range(200):
-        budget.earn()
-        again += budget.spend() + budget.spend()
+        budget.deposit()
+        again += budget.try_withdraw() + budget.try_withdraw()
     assert again <= 200 * retry.RETRY_SHARE + retry.RETRY_BUDGET
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from flora_async import (
     APIConnectionError,
+    APIError,
     APITimeoutError,
     AuthenticationError,
     BadRequestError,
@@ -52,7 +53,7 @@ def pause(failure: FloraError, *, failures: int = 1, billable: bool = False, **c
     return retry.next_retry_delay([failure] * failures, billable=billable, **settings)
 
 
-@pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, BUSY, BROKEN, SLOW_DOWN])
+@pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, BUSY, BROKEN, SLOW_DOWN, APIError("late", status=408)])
 def test_reads_are_tried_again(failure: FloraError) -> None:
     """After connection faults, time-outs, 429 and 5xx, as often as allowed."""
     assert pause(failure, failures=1) is not None
@@ -143,7 +144,7 @@ def test_delays_grow_and_are_capped(failures: int) -> None:
 )
 def test_what_may_have_arrived(failure: FloraError, arrived: bool) -> None:
     """Doubt is about what FLORA can have accepted."""
-    assert retry.may_have_arrived(failure) is arrived
+    assert failure.outcome_unknown is arrived
 
 
 @pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, GARBAGE, UNDECODABLE, BUSY, BROKEN, SLOW_DOWN])

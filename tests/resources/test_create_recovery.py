@@ -83,7 +83,7 @@ async def test_a_run_that_never_shows(flora: Flora, server: Scripted) -> None:
     server.on("POST", "/generate", hang_up, DUPLICATE).on("GET", "/generations", history(row("run_old", age=3600)))
     failure = await unknown(flora.generations.create(**ORDER))
     assert (failure.accepted, failure.candidates) == (True, ())
-    assert "was ordered, but nobody knows as which run" in str(failure)
+    assert "create accepted, but its run id is unknown" in str(failure)
 
 
 async def test_a_history_that_cannot_be_read(flora: Flora, server: Scripted) -> None:

@@ -9,37 +9,37 @@ import backoff
 
 from flora_async import errors
 
-# Trying again. FLORA's advice: exponential, capped at 30 s. With jitter, so that many callers do not return in step.
+# FLORA recommends exponential backoff, capped at 30 s. Jitter keeps many callers from retrying at the same time.
 RETRY_FIRST = 0.5
 RETRY_CAP = 30.0
 RATE_LIMIT_PAUSE = 1.0
-"""The least pause after a 429 that does not say for how long."""
+"""Minimum pause in seconds after a 429 without ``Retry-After``."""
 RETRY_AFTER_CAP = 60.0
-"""The longest ``Retry-After`` that a call sits out."""
+"""Longest ``Retry-After`` in seconds that a call waits for; a longer one raises the error."""
 RESEND_PAUSE = 1.0
 RESEND_PAUSE_AFTER_TIMEOUT = 5.0
-"""Two requests under one idempotency key at once may both execute, so the first gets time to end."""
+"""Seconds before a create is resent: FLORA may execute two simultaneous requests under one key."""
 RESEND_WINDOW = 1800.0
-"""FLORA forgets keys, after 2 hours by its reference; a create is never sent again later than this."""
+"""Seconds after which a create is not resent. FLORA deletes keys after 2 hours, by its reference."""
 
-# Finding a run whose create was accepted, and its answer lost.
+# Recovery of a run whose create was accepted and whose response was lost.
 NOT_FOUND_GRACE = 10.0
-"""Seconds after its creation in which a run may be unknown to the server that is asked, and missing in the history."""
+"""Seconds after its creation in which a run may be missing on some servers and in the history."""
 RECOVERY_PAUSES = (NOT_FOUND_GRACE, 4.0, 8.0, 8.0)
-"""Seconds before each further look at the history. Only after the first does it prove anything by what is missing."""
+"""Seconds before each further read of the history. A run missing in the first read proves nothing."""
 RECOVERY_CONFIRM = 2.0
-"""Seconds in which other creates in flight are given their runs, before a look that depends on them is judged."""
+"""Seconds to wait for other creates in flight, before the history is matched without them."""
 CLOCK_SKEW = 2.0
-"""Seconds by which FLORA's clock may be off from what its ``Date`` headers tell."""
-CLOCK_SKEW_UNHEARD = 60.0
-"""The same, while no such header was seen."""
+"""Maximum error in seconds of FLORA's clock as estimated from ``Date`` headers."""
+CLOCK_SKEW_WITHOUT_DATE = 60.0
+"""The same, before the first such header."""
 RETRY_BUDGET = 20.0
 RETRY_SHARE = 0.2
-"""Each request earns a fifth of a second try; in an outage the load grows by no more."""
+"""Retries earned by each request: in an outage the load grows by no more than this share."""
 
 
 def backoff_delay(failures: int) -> float:
-    """Say how long to pause after so many failures in a row."""
+    """Return the seconds to wait after so many failures in a row."""
     delays = backoff.expo(base=2, factor=RETRY_FIRST, max_value=RETRY_CAP)
     next(delays)
     for _ in range(failures - 1):
@@ -50,10 +50,10 @@ def backoff_delay(failures: int) -> float:
 def next_retry_delay(
     failures: Sequence[errors.FloraError], *, retries: int, idempotent: bool, billable: bool, elapsed: float
 ) -> float | None:
-    """Return how long to pause before the same request is sent again; ``None``: it is not.
+    """Return the seconds to wait before the next retry; ``None`` if there is no retry.
 
-    *failures* are those of this call, oldest first; *elapsed* the seconds since the first attempt that FLORA can have
-    seen.
+    *failures* are the errors of this call, oldest first. *elapsed* is the time in seconds since the first attempt that
+    FLORA can have received.
     """
     failure = failures[-1]
     if not idempotent or len(failures) > retries:
@@ -69,57 +69,38 @@ def next_retry_delay(
             delay = max(RATE_LIMIT_PAUSE, delay)
         if billable and failure.status == 503:
             delay = max(RESEND_PAUSE, delay)
-    elif billable and may_have_arrived(failure):
+    elif billable and failure.outcome_unknown:
         late = isinstance(failure, errors.APITimeoutError)
         delay = max(RESEND_PAUSE_AFTER_TIMEOUT if late else RESEND_PAUSE, delay)
-    elif not _passing(failure) or sum(map(_unusable, failures)) > 1:
+    elif not failure.retryable or sum(map(_is_unusable, failures)) > 1:
         return None
     return None if billable and elapsed + delay > RESEND_WINDOW else delay
 
 
-def _passing(failure: errors.FloraError) -> bool:
-    if isinstance(failure, errors.APIConnectionError):
-        return failure.retryable
-    if isinstance(failure, errors.ResponseDecodeError):
-        return failure.excerpt.lstrip().startswith("<")  # a page of something in between
-    return isinstance(failure, errors.APIError) and failure.status >= 500
-
-
-def _unusable(failure: errors.FloraError) -> bool:
-    """Say whether an answer came and was none of this API's: once that is a stray, twice it is how things are."""
+def _is_unusable(failure: errors.FloraError) -> bool:
+    """Return whether a response came that is not this API's. The first can be a stray, a second one is permanent."""
     return isinstance(failure, errors.ProtocolError | errors.ResponseDecodeError)
 
 
-def may_have_been_seen(failure: errors.FloraError) -> bool:
-    """Return whether FLORA can have seen a request that ended so, accepted or not: its key may count from then."""
+def may_have_been_received(failure: errors.FloraError) -> bool:
+    """Return whether FLORA can have received the failed request: its idempotency key may be stored from then on."""
     return isinstance(failure, errors.APIError | errors.ResponseDecodeError) or (
         isinstance(failure, errors.APIConnectionError) and failure.sent != "not_sent"
     )
 
 
-def may_have_arrived(failure: errors.FloraError) -> bool:
-    """Return whether a create that ended so may have been accepted. A 5xx can come from behind the acceptance."""
-    if isinstance(failure, errors.ProtocolError):
-        return failure.status is None or not 300 <= failure.status < 400
-    if isinstance(failure, errors.APIConnectionError):
-        return failure.sent != "not_sent"
-    if isinstance(failure, errors.APIError):
-        return failure.status >= 500
-    return isinstance(failure, errors.ResponseDecodeError)
-
-
 class RetryBudget:
-    """How many second tries a client may still make: a share of its requests, so that an outage is not made worse."""
+    """The retries that a client may still make: a share of its requests, so that an outage does not multiply load."""
 
     def __init__(self) -> None:
         self._left = RETRY_BUDGET
 
-    def earn(self) -> None:
+    def deposit(self) -> None:
         """Count a request."""
         self._left = min(RETRY_BUDGET, self._left + RETRY_SHARE)
 
-    def spend(self) -> bool:
-        """Take a second try, if there is one left."""
+    def try_withdraw(self) -> bool:
+        """Withdraw one retry; return whether there was one."""
         if self._left < 1:
             return False
         self._left -= 1

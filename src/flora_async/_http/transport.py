@@ -125,7 +125,7 @@ class Transport:
         failures: list[errors.FloraError] = []
         now = began = loop.time()
         first_seen: float | None = None
-        self._budget.earn()
+        self._budget.deposit()
         while True:
             sent, turn, answered = turn, None, False
             try:
@@ -140,7 +140,7 @@ class Transport:
                 if attempts is not None:
                     at = now if sent is None else sent
                     attempts.append(Attempt(error, at, self.clock.at(at)))
-                if first_seen is None and retry.may_have_been_seen(error):
+                if first_seen is None and retry.may_have_been_received(error):
                     first_seen = sent
                 if sent is not None and isinstance(error, errors.RateLimitError):
                     self._refused(error, request, sent)
@@ -197,8 +197,8 @@ class Transport:
         if pause is None or self._closed:
             return None
         # A 429 is the limiter's business; and no load is worth a run that is paid for and not known.
-        unbudgeted = isinstance(failure, errors.RateLimitError) or (billable and retry.may_have_arrived(failure))
-        return pause if unbudgeted or self._budget.spend() else None
+        unbudgeted = isinstance(failure, errors.RateLimitError) or (billable and failure.outcome_unknown)
+        return pause if unbudgeted or self._budget.try_withdraw() else None
 
     def time(self) -> float:
         """Return the time of this client's event loop, also where none is running."""

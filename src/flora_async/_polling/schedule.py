@@ -36,17 +36,13 @@ def is_fatal(failure: errors.FloraError, *, age: float) -> bool:
     """Say whether a failed look ends a wait; *age* is the seconds since the run was created, or first asked for."""
     if isinstance(failure, errors.NotFoundError):
         return age > NOT_FOUND_GRACE
-    if isinstance(failure, errors.APIError):
-        return failure.status < 500 and failure.status not in (408, 429)
-    if isinstance(failure, errors.APIConnectionError):
-        return not failure.retryable
-    return not isinstance(failure, errors.ResponseDecodeError)
+    return not (failure.retryable or isinstance(failure, errors.ResponseDecodeError))
 
 
 def should_drop_poll_url(failure: errors.FloraError) -> bool:
     """Say whether a failed look at a ``poll_url`` may fare better at the run's own address."""
     if isinstance(failure, errors.APIError):
-        return failure.status < 500 and failure.status not in (401, 408, 429)
+        return not (failure.retryable or isinstance(failure, errors.AuthenticationError))
     return isinstance(failure, errors.ProtocolError | errors.ResponseDecodeError)
 
 

@@ -138,16 +138,16 @@ class CreateRecovery:
             del self._given[next(iter(self._given))]
 
     def _skew(self) -> float:
-        return retry.CLOCK_SKEW if self._transport.clock.known else retry.CLOCK_SKEW_UNHEARD
+        return retry.CLOCK_SKEW if self._transport.clock.known else retry.CLOCK_SKEW_WITHOUT_DATE
 
     def _unknown_outcome(
         self, order: Order, key: str, attempts: Sequence[Attempt]
     ) -> errors.CreateOutcomeUnknownError | None:
         """Return the error of a create that may have been accepted; ``None`` if no attempt can have been."""
-        if not any(retry.may_have_arrived(attempt.error) for attempt in attempts):
+        if not any(attempt.error.outcome_unknown for attempt in attempts):
             return None
         last, named = attempts[-1].error, self._named_run(key, attempts)
-        first = next(attempt for attempt in attempts if retry.may_have_been_seen(attempt.error))
+        first = next(attempt for attempt in attempts if retry.may_have_been_received(attempt.error))
         skew = self._skew()
         unknown = errors.CreateOutcomeUnknownError(
             order=order,
@@ -348,7 +348,7 @@ def _only_server_errors(attempts: Sequence[Attempt]) -> errors.InternalServerErr
         error = attempt.error
         if isinstance(error, errors.InternalServerError):
             last = error
-        elif not isinstance(error, errors.RateLimitError) and retry.may_have_been_seen(error):
+        elif not isinstance(error, errors.RateLimitError) and retry.may_have_been_received(error):
             return None
     if last is not None:
         last.attempts = len(attempts)
