@@ -242,7 +242,7 @@ async def test_the_metrics_of_a_burst(tmp_path: Path) -> None:
     assert sorted(sums) == ["50 image", "50 text"]
     assert said["flora.client.rate_limits {response}"].split()[0] != "0"
     assert any(line.startswith("flora.client.retries") for line in lines)
-    for name in ("flora.run.wait s", "flora.run.polls {look}", "flora.run.lag s"):
+    for name in ("flora.run.wait s", "flora.run.polls {poll}", "flora.run.lag s"):
         assert said[name].startswith("100 x, ")
 
 

@@ -1,6 +1,6 @@
-"""Pure: what a set of orders costs so far, by type and model, and whether one more fits a limit. No clock, no effects.
+"""Pure: costs of orders by type and model, and the decision whether one more order fits a limit.
 
-All amounts are USD. ``charged_cost`` of a create is a quote; a finished run has the charge, which replaces it.
+All amounts are USD. The ``charged_cost`` of a create is a quote. The charge of the finished run replaces it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ BudgetDecision: TypeAlias = Literal["start", "wait", "stop"]
 """``start``: the order fits. ``wait``: an order in flight may still show a lower cost. ``stop``: it never fits."""
 
 StopReason: TypeAlias = Literal["max_cost", "insufficient_credits"]
-"""Why no further order was started: the cost limit was reached, or FLORA responded with 402."""
+"""Reason why no further order was started: the cost limit was reached, or FLORA responded with 402."""
 
 QUOTE_MARGIN = 4.0
-"""Factor for a quote while no run of its type and model was charged: FLORA has charged 0.873 for a quote of 0.253."""
+"""Factor for a quote before the first charge of its type and model: FLORA has charged 0.873 for a quote of 0.253."""
 _ROUNDING = 1e-9
 
 
@@ -75,8 +75,8 @@ def price_key(order: Order) -> PriceKey:
 def decide_start(costs: Mapping[PriceKey, KindCosts], key: PriceKey, *, max_cost: float) -> BudgetDecision:
     """Decide whether an order may start now. The first order of each type and model starts alone: its price is unknown.
 
-    No order starts while one with an unknown price is in flight. ``wait`` means: decide again when an order in flight
-    was answered or has finished.
+    No order starts while one with an unknown price is in flight. After ``wait``, decide again when an order in flight
+    gets its response or its run finishes.
     """
     in_flight = [kind for kind in costs.values() if kind.in_flight]
     if any(kind.price is None for kind in in_flight):
@@ -89,13 +89,13 @@ def decide_start(costs: Mapping[PriceKey, KindCosts], key: PriceKey, *, max_cost
 
 
 def decide_read(costs: Mapping[PriceKey, KindCosts], *, max_cost: float) -> BudgetDecision:
-    """Decide whether to read another order, whose type and model are unknown: if one of a seen kind would fit."""
+    """Decide whether to read another order of unknown type and model: an order of a known price key must fit."""
     decisions = {decide_start(costs, key, max_cost=max_cost) for key in costs or [("", None)]}
     return "start" if "start" in decisions else "wait" if "wait" in decisions else "stop"
 
 
 class CostTracker:
-    """Costs of orders in memory, updated as each is sent, answered and finished."""
+    """Costs of orders in memory, updated when each is sent, accepted and finished."""
 
     def __init__(self) -> None:
         self.costs: dict[PriceKey, KindCosts] = {}
@@ -107,7 +107,7 @@ class CostTracker:
         self.costs[key] = replace(kind, unanswered=kind.unanswered + 1)
 
     def record_refused(self, key: PriceKey) -> None:
-        """Drop a create that was refused or never sent: it costs nothing."""
+        """Remove a create that was refused or never sent: it costs nothing."""
         kind = self.costs[key]
         self.costs[key] = replace(kind, unanswered=kind.unanswered - 1)
 
@@ -130,11 +130,11 @@ class CostTracker:
         self._finish(key, quote, replace(kind, charged=kind.charged + (charge or 0.0), highest_charge=highest))
 
     def record_failed(self, key: PriceKey, quote: float) -> None:
-        """Drop the quote of a failed run: failed runs are not charged."""
+        """Remove the quote of a failed run: failed runs are not charged."""
         self._finish(key, quote, self.costs[key])
 
     def record_abandoned(self, key: PriceKey, quote: float) -> None:
-        """Keep a run that is no longer waited for at its expected cost: it continues, and its charge stays unknown."""
+        """Count a run that is no longer awaited at its expected cost: it continues, and its charge stays unknown."""
         kind = self.costs[key]
         self._finish(key, quote, replace(kind, charged=kind.charged + max(quote, kind.price or 0.0)))
 

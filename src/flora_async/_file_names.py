@@ -50,7 +50,7 @@ _CONTENT_TYPES = {
 }
 _EXTENSIONS = {name: extension for extension, names in _CONTENT_TYPES.items() for name in names.split()}
 EXTENSIONS = (*_CONTENT_TYPES, "jpeg", "tif", "mpeg", "aif", "bin")
-"""Every extension that a saved output can have."""
+"""All extensions that a saved output can have."""
 
 _URL_EXTENSION = re.compile(r"[^/?#]*//[^/?#]*/[^?#]*\.([A-Za-z0-9]{1,5})(?:[?#].*)?", re.DOTALL)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]|^[.-]")
@@ -59,7 +59,7 @@ _DIGEST = 8
 
 
 def extension_of(content_type: str, *urls: str) -> str:
-    """Return the extension for a content type; for an unknown one that of the first URL with a known extension."""
+    """Return the extension of a content type. If it is unknown, return the first known extension in *urls*."""
     known = _EXTENSIONS.get(re.split("[;,]", content_type)[0].strip().lower())
     if known is not None:
         return known

@@ -1,4 +1,4 @@
-"""Modules that only annotations name: imported when ``typing.get_type_hints`` asks for them, and not before."""
+"""Modules that only annotations name: imported when ``typing.get_type_hints`` resolves them, not before."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class LazyModule:
-    """Stand in for the module *name*; its attributes are ``Any`` where it is not installed.
+    """Placeholder of the module *name*. Its attributes are ``Any`` if it is not installed.
 
-    Dependency injection resolves the annotations of public callables at run time. They name aiohttp, whose import is
-    most of this package's, and libraries of extras.
+    Dependency injection resolves the annotations of public callables at run time. These name aiohttp, which takes most
+    of this package's import time, and libraries of extras.
     """
 
     def __init__(self, name: str) -> None:

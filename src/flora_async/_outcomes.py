@@ -15,7 +15,7 @@ _RunIdT_co = TypeVar("_RunIdT_co", bound="str | None", covariant=True)
 
 
 class CompletedOutcome(Struct, Generic[_OrderT_co], frozen=True, kw_only=True):
-    """An order, or a started run, that has completed."""
+    """An order, or a started run, that completed."""
 
     order: _OrderT_co
     """The caller's own object; ``None`` in ``as_completed``, which knows runs only."""
@@ -39,14 +39,14 @@ class CompletedOutcome(Struct, Generic[_OrderT_co], frozen=True, kw_only=True):
 
 
 class FailedOutcome(Struct, Generic[_OrderT_co, _RunIdT_co], frozen=True, kw_only=True):
-    """An order, or a started run, that has not completed."""
+    """An order, or a started run, that did not complete."""
 
     order: _OrderT_co
     """The caller's own object; ``None`` in ``as_completed``, which knows runs only."""
     error: errors.FloraError
-    """A :class:`RunFailedError` if FLORA gave the run up; else what ended the create or the wait."""
+    """A :class:`RunFailedError` if the run failed; else the error that ended the create or the wait."""
     run_id: _RunIdT_co
-    """The id of the run; ``None`` if none was started, or none is known."""
+    """The id of the run; ``None`` if no run was started or its id is unknown."""
     run: None = None
 
     def result(self) -> NoReturn:
@@ -60,4 +60,4 @@ class FailedOutcome(Struct, Generic[_OrderT_co, _RunIdT_co], frozen=True, kw_onl
 
 
 Outcome: TypeAlias = CompletedOutcome[_OrderT_co] | FailedOutcome[_OrderT_co, "str | None"]
-"""What became of an order: ``run`` if it has completed, else ``error``; ``outcome.error is None`` narrows ``run``."""
+"""The end of an order: ``run`` if it has completed, else ``error``. ``outcome.error is None`` narrows ``run``."""

@@ -1,6 +1,6 @@
-"""What a client tells ``Flora(on_event=...)``: small records of requests, runs, looks and waits.
+"""Event types that a client emits to ``Flora(on_event=...)``: requests, runs, polls and waits.
 
-None holds the key, a prompt or the URL of an output. Seconds are floats, money is USD.
+No event contains the API key, a prompt or the URL of an output. Seconds are floats, money is USD.
 """
 
 from __future__ import annotations
@@ -17,72 +17,72 @@ log = logging.getLogger("flora_async")
 
 
 class Event(Record, frozen=True, gc=False, kw_only=True):
-    """Something that has happened. There will be more kinds, and more fields: leave alone what you do not know."""
+    """Base class of events. Later versions add event types and fields: ignore those that you do not know."""
 
 
 class RequestFinished(Event, frozen=True, gc=False, kw_only=True):
-    """FLORA has answered a request, or did not. Each attempt is one; downloads are not told."""
+    """An attempt at a request ended, with or without a response. Downloads emit no events."""
 
     method: str
     path: str
-    """Below the base URL, without ids and query, like ``/runs/{id}``."""
+    """Path below the base URL, without ids and query, like ``/runs/{id}``."""
     status: int | None
-    """Of the answer; ``None``: there was none."""
+    """HTTP status of the response; ``None`` without a response."""
     error: str | None
-    """Why it was of no use: the name of the error, like ``RateLimitError``."""
+    """Name of the error, like ``RateLimitError``; ``None`` after a success."""
     seconds: float
     attempt: int
     """1 for the first."""
     request_id: str | None
-    """What FLORA's support asks for."""
+    """FLORA's id of the request, for its support."""
 
 
 class RetryScheduled(Event, frozen=True, gc=False, kw_only=True):
-    """A request that has failed will be sent again. A failed look at a run is not: the next look is."""
+    """A failed request will be retried. A failed poll is not retried: the next poll replaces it."""
 
     method: str
     path: str
     error: str
     """The name of the error."""
     attempt: int
-    """The number of the one that failed."""
+    """Number of the attempt that failed."""
     pause: float
-    """Seconds."""
+    """Seconds until the retry."""
 
 
 class RateLimited(Event, frozen=True, gc=False, kw_only=True):
-    """FLORA has answered 429, and all requests of this client pause."""
+    """FLORA responded with 429, and all requests of this client pause."""
 
     path: str
     retry_after: float | None
-    """Seconds that FLORA asked for, where it did."""
+    """Seconds from the ``Retry-After`` header; ``None`` without it."""
     pause: float
-    """Seconds until the next request may go out."""
+    """Seconds until the next request may be sent."""
 
 
 class RunCreated(Event, frozen=True, gc=False, kw_only=True):
-    """FLORA has accepted an order, and billed it."""
+    """FLORA accepted and billed an order."""
 
     run_id: str
     type: GenerationType
-    """What it makes."""
+    """Type of the output."""
     model_id: str | None
     charged_cost: float
-    """USD; given back if the run fails."""
+    """USD; refunded if the run fails."""
     recovered: bool
-    """Whether the answer was lost, and the run found in the history."""
+    """Whether the response was lost and the run was found in the history."""
 
 
 class PollStarted(Event, frozen=True, gc=False, kw_only=True):
-    """Runs that somebody waits for are looked at, by one request. What is current in this context its request sees."""
+    """One request polls awaited runs. The request sees the context variables that are set in this event's context."""
 
     how: Literal["run", "page"]
-    """By the run's own address, or by a page of the history, for several."""
+    """``run``: the URL of one run. ``page``: a page of the history, for several runs."""
     run_ids: tuple[str, ...]
 
 
 class PollFinished(Event, frozen=True, gc=False, kw_only=True):
-    """A look is over. Told in the context of its beginning."""
+    """A poll ended. Emitted in the context of its :class:`PollStarted`."""
 
     how: Literal["run", "page"]
     run_ids: tuple[str, ...]
@@ -90,55 +90,59 @@ class PollFinished(Event, frozen=True, gc=False, kw_only=True):
 
 
 class WaitStarted(Event, frozen=True, gc=False, kw_only=True):
-    """Somebody waits for a run. What is current in this context the looks at the run see."""
+    """A wait for a run began. Its polls see the context variables that are set in this event's context."""
 
     wait: int
-    """A number of its own: many can wait for one run."""
+    """Unique number of the wait: several waits can be for one run."""
     run_id: str
 
 
 class WaitFinished(Event, frozen=True, gc=False, kw_only=True):
-    """A wait is over. Told in the context of its beginning."""
+    """A wait ended. Emitted in the context of its :class:`WaitStarted`."""
 
     wait: int
     run_id: str
     status: str | None
-    """``completed`` or ``failed``, if the run has ended."""
+    """``completed`` or ``failed``; ``None`` if the wait ended before the run."""
     error: str | None
-    """Else why the wait has: the name of an error, ``CancelledError`` if nobody waits any more."""
+    """Name of the error that ended the wait, ``CancelledError`` for a cancelled one; ``None`` if the run finished."""
     seconds: float
     polls: int
-    """How many requests have asked for the run or told of it; a page of the history does so for many at once."""
+    """Number of requests that polled this run. A page of the history counts for each run on it."""
     lag: float | None
-    """Seconds from the run's end (or the wait's beginning, if that came later) until this client knew, as far as this
-    machine's clock agrees with FLORA's; ``None``: FLORA does not say when it ended."""
+    """Seconds from the run's end until the client saw it, by this machine's clock. A wait that began after the run's
+    end counts from its own beginning. ``None`` if FLORA reports no end."""
     charged_cost: float | None
-    """USD, where FLORA says."""
+    """USD; ``None`` if FLORA reports none."""
 
 
 OnEvent: TypeAlias = Callable[[Event], object]
-"""Called with each event as it happens, on the event loop: be quick. What it raises is logged, once, and goes no
-further."""
+"""Called with each event on the event loop, so it must return quickly. Its first exception is logged; all are ignored.
+"""
 
 Emit: TypeAlias = Callable[[Event], None]
-"""Tells of an event, and never fails."""
+"""Emits an event to ``on_event``. It never raises."""
 
 
 def make_emitter(on_event: OnEvent | None) -> Emit | None:
-    """Give what tells *on_event*; ``None``: nobody listens, and no event need be made."""
+    """Return a function that emits events to *on_event*; ``None`` without *on_event*: no event need be built."""
     if on_event is None:
         return None
     if not callable(on_event) or iscoroutinefunction(on_event) or iscoroutinefunction(type(on_event).__call__):
-        raise errors.ConfigurationError("on_event must be a plain function that takes an Event, and no coroutine")
+        raise errors.ConfigurationError(
+            "on_event must be a plain function that takes an Event, not a coroutine function"
+        )
     failed = False
 
-    def tell(event: Event) -> None:
+    def emit(event: Event) -> None:
         nonlocal failed
         try:
             on_event(event)
         except Exception:
             if not failed:
                 failed = True
-                log.exception("on_event failed; said once", extra={"event_type": type(event).__name__})
+                log.exception(
+                    "on_event failed: further failures are not logged", extra={"event_type": type(event).__name__}
+                )
 
-    return tell
+    return emit

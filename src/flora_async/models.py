@@ -1,8 +1,8 @@
-"""What FLORA says, as frozen msgspec Structs: the runs, outputs and pages of the public API.
+"""API data types as frozen msgspec Structs: runs, outputs and pages.
 
-Fields carry FLORA's own names and raw values. Money is USD, ``progress`` a percentage (0-100). Unknown fields are
-ignored and open values stay ``str``, so a growing API never breaks a running service; a promised field that is missing
-or of another type is an error that names it.
+Fields have FLORA's names and raw values. Money is USD, ``progress`` is a percentage (0-100). Unknown fields are ignored
+and open types accept any ``str``, so additions to the API break no running service. A documented field that is missing
+or has another type raises an error that names it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from msgspec.structs import fields as struct_fields
 T = TypeVar("T")
 
 GenerationType: TypeAlias = Literal["image", "video", "audio", "text"]
-"""What a generation makes. Closed: FLORA refuses anything else."""
+"""Type of a generation's output. Closed: FLORA refuses other values."""
 
 RunStatus: TypeAlias = Literal["pending", "running", "completed", "failed"] | str
-"""Where a run stands. Open: an unknown status means "not finished yet"."""
+"""Status of a run. Open: an unknown status means "not finished yet"."""
 
 RunType: TypeAlias = Literal["generation", "technique", "action"] | str
-"""What kind of run was started. Open."""
+"""Kind of a started run. Open."""
 
 OutputType: TypeAlias = Literal["imageUrl", "videoUrl", "audioUrl", "text", "documentUrl"] | str
-"""What an output holds. Open. For ``"text"`` the output's ``url`` is the text itself."""
+"""Content of an output. Open. For ``"text"`` the output's ``url`` is the text itself."""
 
 ActionId: TypeAlias = (
     Literal[
@@ -71,7 +71,7 @@ ActionId: TypeAlias = (
     ]
     | str
 )
-"""The 37 actions that the reference lists. Open: FLORA exchanges them between releases."""
+"""The 37 actions of the reference. Open: FLORA replaces actions between releases."""
 
 IDEMPOTENCY_KEY_TTL = 7200.0
 """Seconds for which FLORA remembers an idempotency key. Reference: "Start a generation"."""
@@ -81,7 +81,7 @@ _FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59
 
 
 def _moment(raw: float) -> datetime:
-    # No source states the unit; FLORA's webhooks use milliseconds, and 1e11 seconds would be the year 5138.
+    # No source states the unit. FLORA's webhooks use milliseconds, and 1e11 seconds would be the year 5138.
     seconds = raw / 1000 if raw > 1e11 else raw
     try:
         return _EPOCH + timedelta(seconds=seconds)
@@ -90,19 +90,19 @@ def _moment(raw: float) -> datetime:
 
 
 class Record(Struct, frozen=True):
-    """Base class of what FLORA returns and takes."""
+    """Base class of all records that FLORA returns and accepts."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain JSON types: all of its fields by name, records within it as dicts, too.
+        """Return the record as plain JSON types: all fields by name, nested records as dicts.
 
-        ``json.dumps(run.to_dict())``, Django's ``JsonResponse(run.to_dict())`` and a FastAPI route that returns it work
-        as they stand.
+        ``json.dumps(run.to_dict())``, Django's ``JsonResponse(run.to_dict())`` and a FastAPI route that returns it need
+        no further conversion.
         """
         return {name: _to_plain(getattr(self, name)) for name in self.__struct_fields__ if not name.startswith("_")}
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: Callable[[Any], Any]) -> object:
-        """Describe the record to pydantic, so that FastAPI takes it as a response model and as a ``Body()``."""
+        """Build the pydantic schema, with which FastAPI accepts the record as a response model and as a ``Body()``."""
         from pydantic_core import core_schema
 
         schema = core_schema.typed_dict_schema(
@@ -142,7 +142,7 @@ def _to_plain(value: object) -> object:
 
 
 def _unwrap(value: object) -> object:
-    """Return what *value* means in JSON: a caller's order can hold any text, number and mapping that is taken."""
+    """Return the JSON type for *value*: a caller's order can contain subclasses and numpy scalars."""
     if isinstance(value, str):
         return str.__str__(value)
     if _is_mapping(value):
@@ -154,17 +154,17 @@ def _unwrap(value: object) -> object:
 
 
 class Output(Record, frozen=True, gc=False, kw_only=True):
-    """One thing that a run has made."""
+    """One output of a run."""
 
     output_id: str
     type: OutputType
     url: str
-    """Where it can be fetched, without a key, for a long but limited time; for ``"text"`` outputs the text itself."""
+    """Download URL, without a key, valid for a long but limited time. For ``"text"`` outputs it is the text itself."""
 
 
 if TYPE_CHECKING:
     Outputs: TypeAlias = tuple[Output, ...]
-else:  # FLORA may send a null; readers always find a tuple (Run.__post_init__).
+else:  # FLORA may send null. Run.__post_init__ converts it to a tuple.
     Outputs = tuple[Output, ...] | None
 
 
@@ -188,7 +188,7 @@ class TechniqueRef(Record, frozen=True, gc=False, kw_only=True):
 
 
 class Order(Record, frozen=True, omit_defaults=True, kw_only=True):
-    """A generation as it is ordered: the body of ``POST /generate``."""
+    """An order of one generation: the body of ``POST /generate``."""
 
     type: GenerationType
     prompt: str
@@ -200,10 +200,10 @@ class Order(Record, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class RunOrigin(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    """What a client knows of a run that it has created: enough to poll it well, without the order itself."""
+    """Facts about a run that this client created. With them, it can be polled well without the order itself."""
 
     created_at: float
-    """When FLORA answered the create, in Unix seconds by FLORA's clock."""
+    """Time of the response to the create, in Unix seconds by FLORA's clock."""
     type: GenerationType
     model: str | None = None
     workspace_id: str
@@ -213,7 +213,7 @@ class RunOrigin(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True)
 
 
 class StartedRun(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    """A run that FLORA has accepted, and billed; a run that fails later is not charged.
+    """A run that FLORA accepted and billed. A run that fails later is refunded.
 
     Reference: "Start a generation", Returns.
     """
@@ -223,38 +223,38 @@ class StartedRun(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True
     charged_cost: float
     """USD."""
     estimated_seconds: float | None = None
-    """How long FLORA expects the run to take, in seconds, where it says so."""
+    """Expected duration of the run in seconds; ``None`` if FLORA reports none."""
     poll_url: str | None = None
     project_id: str | None = None
     model: ModelRef | None = None
     action: ActionRef | None = None
     technique: TechniqueRef | None = None
     recovered: bool = field(default=False, name="recovered_by_client")
-    """Whether the answer to the create was lost, and the run was found in the history (``Flora(recover=...)``)."""
+    """Whether the response to the create was lost and the run was found in the history (``Flora(recover=...)``)."""
     origin: RunOrigin | None = field(default=None, name="origin_by_client")
-    """Set by the client that has created the run, never by FLORA; ``None`` for a recovered run."""
+    """Set by the client that created the run, never by FLORA; ``None`` for a recovered run."""
 
 
 class Run(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    """A run as it stands. Reference: "Get a run", Returns."""
+    """The current state of a run. Reference: "Get a run", Returns."""
 
     run_id: str
     status: RunStatus
     progress: float
     """0 to 100."""
     created_at: float
-    """FLORA's own number, whose unit it does not state; :attr:`created` is the time it means."""
+    """Raw number from FLORA, of unstated unit; :attr:`created` is the decoded time."""
     started_at: float | None = None
     completed_at: float | None = None
     charged_cost: float | None = None
     """USD."""
     outputs: Outputs = ()
-    """What it has made, each an :class:`Output`; empty until it has completed."""
+    """The outputs of the run, each an :class:`Output`; empty until it has completed."""
     error_code: str | None = None
     error_message: str | None = None
     poll_url: str | None = None
     recovered: bool = field(default=False, name="recovered_by_client")
-    """Whether this client did not see it start, but found it in the history after the create's answer was lost."""
+    """Whether the response to the create was lost and this client found the run in the history."""
 
     def __post_init__(self) -> None:
         if not self.outputs:
@@ -262,7 +262,7 @@ class Run(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end, good or bad. A status that is not known yet ends it with a time."""
+        """Whether the run has completed or failed. An unknown status counts as finished with a ``completed_at``."""
         if self.status in ("completed", "failed"):
             return True
         return self.completed_at is not None and self.status not in ("pending", "running")
@@ -274,17 +274,17 @@ class Run(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
 
     @property
     def created(self) -> datetime:
-        """When the run was ordered, in UTC. Times outside what a datetime can hold become its nearest end."""
+        """Time of the create, in UTC, limited to the range of datetime."""
         return _moment(self.created_at)
 
     @property
     def started(self) -> datetime | None:
-        """When work on the run began, in UTC."""
+        """Time at which FLORA began to process the run, in UTC."""
         return None if self.started_at is None else _moment(self.started_at)
 
     @property
     def completed(self) -> datetime | None:
-        """When the run came to its end, in UTC."""
+        """Time at which the run finished, in UTC."""
         return None if self.completed_at is None else _moment(self.completed_at)
 
     def _repr_html_(self) -> str:
@@ -292,18 +292,18 @@ class Run(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
 
 
 def lacks_outputs(run: Run) -> bool:
-    """Return whether a finished record tells neither outputs nor an error: an item of the history can be incomplete."""
+    """Return whether a finished record has neither outputs nor an error: an item of the history can be incomplete."""
     return run.finished and not run.outputs and (run.succeeded or not run.error_code)
 
 
 def _as_table(runs: Iterable[Run], caption: str) -> str:
-    from flora_async._html import cards  # which only notebooks need
+    from flora_async._html import cards  # Only notebooks need it.
 
     return cards.table([{**to_builtins(run), "created": run.created} for run in runs], caption)
 
 
 class Generation(Run, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    """A run as the history tells it: all that a :class:`Run` says, and where it belongs.
+    """A run in the history: the fields of a :class:`Run`, with its project and workspace.
 
     Reference: "List generation history", Returns.
     """
@@ -316,14 +316,14 @@ class Generation(Run, frozen=True, gc=False, kw_only=True, omit_defaults=True):
 
 
 RunLike: TypeAlias = StartedRun | Run | str
-"""A run, by any of its records (a :class:`Generation` is a :class:`Run`) or by its bare id."""
+"""A run, as one of its records (a :class:`Generation` is a :class:`Run`) or as its id."""
 
 
 class BrokenItem(Record, frozen=True, kw_only=True):
-    """An item of a page that is not what the reference promises; the others on its page are handed out."""
+    """An item of a page that cannot be decoded. The other items of the page are returned."""
 
     field: str | None
-    """Where, like ``$.generations[3].status``."""
+    """Path of the faulty field, like ``$.generations[3].status``."""
     reason: str
     url: str
     request_id: str | None
@@ -332,7 +332,7 @@ class BrokenItem(Record, frozen=True, kw_only=True):
 
 
 class PageMeta(Record, frozen=True, gc=False, kw_only=True):
-    """What stands beside the items of a page."""
+    """Metadata of a page."""
 
     next_cursor: str | None = None
     total_estimate: float | None = None
@@ -344,16 +344,16 @@ class GenerationPage(Record, frozen=True, gc=False, kw_only=True, omit_defaults=
     generations: tuple[Generation, ...]
     meta: PageMeta
     broken: tuple[BrokenItem, ...] = field(default=(), name="broken_for_client")
-    """The items that could not be read."""
+    """The items that could not be decoded."""
 
     @property
     def next_cursor(self) -> str | None:
-        """Where the next page begins; ``None`` on the last. Save it, and ``list(cursor=...)`` goes on from there."""
+        """Cursor of the next page; ``None`` on the last. Save it to continue with ``list(cursor=...)``."""
         return self.meta.next_cursor
 
     @property
     def total_estimate(self) -> float | None:
-        """About how many generations match, where FLORA says so."""
+        """Approximate number of matching generations; ``None`` if FLORA reports none."""
         return self.meta.total_estimate
 
     def _repr_html_(self) -> str:
@@ -362,45 +362,45 @@ class GenerationPage(Record, frozen=True, gc=False, kw_only=True, omit_defaults=
 
 
 class Response(Record, Generic[T], frozen=True, kw_only=True):
-    """An answer to ``Flora.request``, decoded."""
+    """A decoded response to ``Flora.request``."""
 
     data: T
     status: int
     headers: Mapping[str, str]
     """Names in lower case."""
     request_id: str | None
-    """What FLORA's support asks for."""
+    """FLORA's id of the request, for its support."""
 
 
 class Workspace(Record, frozen=True, gc=False, kw_only=True):
-    """Where a key may work. OpenAPI: ``GET /workspaces``."""
+    """A workspace that the key can use. OpenAPI: ``GET /workspaces``."""
 
     workspace_id: str
     name: str
     role: str | None = None
     created_at: float | None = None
-    """FLORA's own number."""
+    """Raw number from FLORA, of unstated unit."""
 
 
 class Project(Record, frozen=True, gc=False, kw_only=True):
-    """What a workspace is divided into. OpenAPI: ``GET /projects``."""
+    """A project of a workspace. OpenAPI: ``GET /projects``."""
 
     project_id: str
     workspace_id: str
     name: str
     created_at: float | None = None
-    """FLORA's own number."""
+    """Raw number from FLORA, of unstated unit."""
 
 
 class ModelOption(Record, frozen=True, kw_only=True):
-    """A value that a parameter can have."""
+    """An allowed value of a parameter."""
 
     value: Any
     label: str | None = None
 
 
 class ModelParam(Record, frozen=True, kw_only=True):
-    """A parameter that a model takes."""
+    """A parameter of a model."""
 
     name: str
     type: str
@@ -415,13 +415,13 @@ class ModelParam(Record, frozen=True, kw_only=True):
 
 
 class Model(Record, frozen=True, kw_only=True):
-    """What can be ordered. OpenAPI: ``GET /models``."""
+    """A model that orders can name. OpenAPI: ``GET /models``."""
 
     model_id: str
-    """What an order's ``model`` wants."""
+    """Value for the ``model`` of an order."""
     name: str
     type: str
-    """What it makes: a :data:`GenerationType`, or what FLORA has learned since."""
+    """Type of its outputs: a :data:`GenerationType`, or a type that FLORA added later."""
     provider: str | None = None
     estimated_seconds: float | None = None
     estimated_credits: float | None = None
@@ -430,7 +430,7 @@ class Model(Record, frozen=True, kw_only=True):
 
 
 class FieldError(Record, frozen=True, gc=False, kw_only=True):
-    """What FLORA has against one field of a request."""
+    """An error in one field of a request."""
 
     field: str
     message: str = ""
