@@ -120,7 +120,11 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 def require_loop(bound: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
     """Give the running event loop: asyncio's, and no other than the one that a client is *bound* to."""
-    loop = running_loop()
+    loop: asyncio.AbstractEventLoop | None
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        loop = None
     if loop is None:
         raise errors.ConfigurationError("flora-async runs on asyncio: call it inside asyncio.run(...)")
     if bound is not None and bound is not loop:

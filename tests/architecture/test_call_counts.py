@@ -18,7 +18,7 @@ from contestants import flora as ours
 pytestmark = pytest.mark.anyio
 
 PAGES, ITEMS = 100, 100
-OF_A_RETRIEVE, OF_A_CREATE, OF_AN_ITEM = 27, 82, 2.5
+OF_A_RETRIEVE, OF_A_CREATE, OF_AN_ITEM = 27, 78, 2.5
 
 
 @pytest.fixture

@@ -45,6 +45,8 @@ class Request(Struct, frozen=True, gc=False, kw_only=True):
     body: bytes | None = None
     idempotency_key: str | None = None
     order: Order | None = None
+    fresh: bool = False
+    """Whether it is sent over a new connection, on which nothing from before can come."""
     template: str = "/runs/{id}"
     """Its path below the base URL, without ids: what events tell."""
 
@@ -94,10 +96,9 @@ def _check_type(kind: object) -> GenerationType:
 
 def order_of(order: object, fields: Mapping[str, Any]) -> Order:
     """Return the Order that a create was given: whole, or as *fields*, which are ``None`` where they were left out."""
-    given = [name for name, value in fields.items() if value is not None]
     if order is None:
-        missing = [name for name in ("type", "prompt", "workspace_id", "project_id") if name not in given]
-        if missing:
+        if None in (fields["type"], fields["prompt"], fields["workspace_id"], fields["project_id"]):
+            missing = [name for name in ("type", "prompt", "workspace_id", "project_id") if fields[name] is None]
             raise errors.ConfigurationError(
                 f"the order lacks {', '.join(missing)}. Pass an Order, or type, prompt, workspace_id and project_id"
             )
@@ -107,6 +108,7 @@ def order_of(order: object, fields: Mapping[str, Any]) -> Order:
             f"the positional argument must be an Order, not {type(order).__name__}. "
             "Pass an Order, or type=..., prompt=..., workspace_id=..., project_id=..."
         )
+    given = [name for name, value in fields.items() if value is not None]
     if given:
         raise errors.ConfigurationError(
             f"an Order has its fields already. Leave out {', '.join(given)}, or use msgspec.structs.replace(order, ...)"

@@ -19,7 +19,6 @@ from errno import EACCES
 from io import BytesIO
 from ssl import SSLCertVerificationError, SSLContext, SSLError
 from typing import Any, TypeAlias, TypeVar
-from weakref import WeakKeyDictionary
 
 import aiohttp
 from aiohttp.payload import BytesIOPayload
@@ -41,6 +40,7 @@ log = logging.getLogger("flora_async")
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for one attempt at a connection, or nine tenths of the exchange's own, whichever is less."""
+_LAST_RESPONSE = "_flora_last_response"
 CREATE_KEEPALIVE = 2.0
 """Seconds that a connection for creates may idle: less than any server allows, so that none closes under a POST."""
 
@@ -98,8 +98,9 @@ class HTTPSessions:
         self._connector = _CreateConnector(limit=0, keepalive_timeout=CREATE_KEEPALIVE, ssl=trust)
         self._connector.waiting = set()
         self._creates = _session(self._connector, self._headers)
+        # A proxy can deliver a response twice. The second one would be read by the next request of its connection.
+        self._fresh = _session(aiohttp.TCPConnector(limit=0, force_close=True, ssl=trust), self._headers)
         self._media = _session(aiohttp.TCPConnector(socket_factory=guarded, ssl=trust), self._media_headers)
-        self._last: WeakKeyDictionary[asyncio.Transport, RawResponse] = WeakKeyDictionary()
         self._date: str | None = None
         self._closing = False
 
@@ -111,7 +112,7 @@ class HTTPSessions:
     async def send_once(self, request: Request, read: Callable[[RawResponse], T]) -> T:
         """Send *request*, once, and read its answer."""
         create = request.order is not None
-        session = self._creates if create else self._reads
+        session = self._creates if create else self._fresh if request.fresh else self._reads
         body = None if request.body is None else BytesIOPayload(BytesIO(request.body), content_type="application/json")
         waiting = self._connector.waiting
         if create:
@@ -132,12 +133,13 @@ class HTTPSessions:
                 auto_decompress=False,
                 proxy=self._proxy,
             ) as response:
-                if response.headers.get("date") != self._date:
-                    self._learn_time(response.headers, seconds=time.monotonic() - began)
+                headers = response.headers
+                if headers.get("date") != self._date:
+                    self._learn_time(headers, seconds=time.monotonic() - began)
                 answer = RawResponse(
                     request=request,
                     status=response.status,
-                    headers=response.headers,
+                    headers=headers,
                     body=await _read_body(
                         response, self._max_bytes, request, seconds=self._seconds - (time.monotonic() - began)
                     ),
@@ -146,8 +148,8 @@ class HTTPSessions:
                 if log.isEnabledFor(logging.DEBUG):
                     _log_response(answer, seconds=time.monotonic() - began)
                 try:
-                    if create and self._is_repeated_response(response, answer):
-                        raise errors.ProtocolError(f"{request.path}: the answer to another order came again")
+                    if create and _is_repeated(response, answer):
+                        raise errors.ProtocolError(f"{request.path}: the connection repeated an earlier response")
                     return self._parse(answer, read)
                 except (errors.APIConnectionError, errors.ResponseDecodeError):
                     _abort_connection(response)
@@ -213,19 +215,6 @@ class HTTPSessions:
             )
         )
 
-    def _is_repeated_response(self, response: aiohttp.ClientResponse, answer: RawResponse) -> bool:
-        """Say whether an answer is the last one of its connection over again, which was to another order."""
-        if not isinstance(response, TraceableResponse) or response.wire is None:
-            return False
-        last, self._last[response.wire] = self._last.get(response.wire), answer
-        return (
-            last is not None
-            and last.request.idempotency_key != answer.request.idempotency_key
-            and last.body == answer.body
-            and (last.request_id, last.status) == (answer.request_id, answer.status)
-            and answer.request_id is not None
-        )
-
     async def open_media(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         """Open an output's *url*, without our key, cookies or redirects; the deadline is for each read."""
         try:
@@ -263,7 +252,7 @@ class HTTPSessions:
         """Close what was opened here. Requests under way end in an error at once."""
         self._closing = True
         async with AsyncExitStack() as closing:  # a cancellation ends the wait for one of them
-            for session in (self._creates, self._media, self._reads):
+            for session in (self._creates, self._fresh, self._media, self._reads):
                 if session is not self._borrowed:
                     closing.push_async_callback(session.close)
 
@@ -294,11 +283,24 @@ class TraceableResponse(aiohttp.ClientResponse):
     """An answer that still knows its connection when it has been read, and the connection is free again."""
 
     wire: asyncio.Transport | None = None
+    protocol: aiohttp.client_proto.ResponseHandler | None = None
 
     async def start(self, connection: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
-        """Note the connection."""
+        """Record the connection."""
         self.wire = connection.transport
+        self.protocol = connection.protocol
         return await super().start(connection)
+
+
+def _is_repeated(response: aiohttp.ClientResponse, answer: RawResponse) -> bool:
+    """Return whether a connection has delivered the response to its last create again, to another create."""
+    if not isinstance(response, TraceableResponse) or response.protocol is None:
+        return False
+    seen = vars(response.protocol)  # lives as long as the connection
+    response_id = answer.headers.get("request-id"), answer.status, answer.body
+    key = answer.request.idempotency_key
+    last, seen[_LAST_RESPONSE] = seen.get(_LAST_RESPONSE), (key, response_id)
+    return last is not None and response_id[0] is not None and last[0] != key and last[1] == response_id
 
 
 def _abort_connection(response: aiohttp.ClientResponse) -> None:

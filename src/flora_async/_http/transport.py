@@ -200,6 +200,12 @@ class Transport:
         unbudgeted = isinstance(failure, errors.RateLimitError) or (billable and failure.outcome_unknown)
         return pause if unbudgeted or self._budget.try_withdraw() else None
 
+    def server_time(self) -> float:
+        """Return FLORA's time in Unix seconds, as far as it is known."""
+        loop = self._loop
+        steady = time.monotonic() if loop is None else loop.time()
+        return self.clock.now(steady=steady, wall=time.time())
+
     def time(self) -> float:
         """Return the time of this client's event loop, also where none is running."""
         return time.monotonic() if self._loop is None else self._loop.time()

@@ -46,7 +46,7 @@ class CreateRecovery:
 
     def now(self) -> float:
         """Return the time by FLORA's clock, as far as it is known, in Unix seconds."""
-        return self._transport.clock.now(steady=self._transport.time(), wall=time.time())
+        return self._transport.server_time()
 
     def _latest_now(self) -> float:
         """Return the latest time that it can be by FLORA's clock, in Unix seconds."""
@@ -295,7 +295,7 @@ class CreateRecovery:
             status=None,
             workspace_id=order.workspace_id,
         )
-        return await self._transport.call(request, parse_page)
+        return await self._transport.call(replace(request, fresh=True), parse_page)
 
 
 class _History(Struct, frozen=True):

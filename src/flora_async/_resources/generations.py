@@ -112,14 +112,16 @@ class Generations:
         if self._on_create is not None:
             self._record_key(self._on_create, key, order)
         sent = request.order or order
-        log.info("create of an %s under idempotency key %s", sent.type, key, extra={"idempotency_key": key})
+        if log.isEnabledFor(logging.INFO):
+            log.info("create of an %s under idempotency key %s", sent.type, key, extra={"idempotency_key": key})
         try:
             started = await self._recovery.create(request, sent, key)
         except asyncio.CancelledError as error:
             error.add_note(f"FLORA may have accepted the {sent.type} under idempotency key {key}")
             raise
-        said = {"run_id": started.run_id, "charged_cost": started.charged_cost, "idempotency_key": key}
-        log.info("started %s for %g USD", started.run_id, started.charged_cost, extra=said)
+        if log.isEnabledFor(logging.INFO):
+            extra = {"run_id": started.run_id, "charged_cost": started.charged_cost, "idempotency_key": key}
+            log.info("started %s for %g USD", started.run_id, started.charged_cost, extra=extra)
         named = started.model.model_id if started.model else None
         if self._tell is not None:
             self._tell(
@@ -134,7 +136,7 @@ class Generations:
         if started.recovered:  # a while ago, nobody saw when
             return started
         origin = RunOrigin(
-            created_at=self._recovery.now(),
+            created_at=self._transport.server_time(),
             type=sent.type,
             model=named or sent.model,
             workspace_id=sent.workspace_id,

@@ -49,9 +49,10 @@ class PageIterator(AsyncCloseable):
 
     async def __anext__(self) -> GenerationPage:
         async with self._turn:
-            return await self._next_page()
+            return await self.next_page()
 
-    async def _next_page(self) -> GenerationPage:
+    async def next_page(self) -> GenerationPage:
+        """Return the next page to the one task that reads."""
         if self._over:
             raise StopAsyncIteration
         if self._cursor_repeated:
@@ -164,7 +165,7 @@ class GenerationIterator(AsyncCloseable):
         async with self._turn:  # the first to come reads the page, and those behind take from it
             while (generation := next(self._items, None)) is None:
                 try:
-                    page = await self._pages.__anext__()
+                    page = await self._pages.next_page()
                 except StopAsyncIteration:
                     self._tell_of_the_broken()
                     raise
