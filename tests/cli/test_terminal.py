@@ -23,7 +23,7 @@ from flora_async import errors
 from flora_async._polling import schedule
 from flora_async.cli import main, output
 from flora_async.cli.arguments import UsageError, read_params
-from flora_async.export import COLUMNS
+from flora_async.export._tables import COLUMNS
 from flora_async.sandbox import Sandbox
 
 CREATE = """flora generations create \\

@@ -51,7 +51,7 @@ from flora_async.export import (
     to_parquet,
     to_polars,
 )
-from flora_async.export._checkpoint import Write
+from flora_async.export._checkpoint import WriteRuns
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -425,7 +425,7 @@ async def test_no_file_is_closed_under_its_thread(
         steps.append(f"{name} ended")
 
     @contextmanager
-    def slow(part: Path) -> Iterator[Write]:
+    def slow(part: Path) -> Iterator[WriteRuns]:
         with part.open("wb"):
             step("opening")
             try:
@@ -433,7 +433,7 @@ async def test_no_file_is_closed_under_its_thread(
             finally:
                 step("closing")
 
-    monkeypatch.setattr(export, "_json_lines", slow)
+    monkeypatch.setattr(export, "_open_json_lines", slow)
     task = asyncio.create_task(to_jsonl(flora.generations.list(), path))
     while not inside.is_set():
         await asyncio.sleep(0.001)
@@ -478,7 +478,7 @@ async def test_a_cursor_that_flora_has_forgotten(
         await to_jsonl(flora.generations.list(), path)
     await to_jsonl(flora.generations.list(), path)
     assert ids(path) == ["run_9"]
-    assert "begins anew" in caplog.text
+    assert "starts again" in caplog.text
     server.on("GET", "/generations", error(400))
     with pytest.raises(BadRequestError):
         await to_jsonl(flora.generations.list(), path)
@@ -490,9 +490,9 @@ async def test_an_export_goes_on_with_its_own_listing_only(flora: Flora, server:
     server.on("GET", "/generations", page("run_2", cursor="a"), error(401))
     with pytest.raises(Exception, match="some_code"):
         await to_jsonl(flora.generations.list(status="failed"), path)
-    with pytest.raises(ExportError, match="of another listing"):
+    with pytest.raises(ExportError, match="belongs to another listing"):
         await to_jsonl(flora.generations.list(), path)
-    with pytest.raises(ExportError, match="of another listing"):
+    with pytest.raises(ExportError, match="belongs to another listing"):
         await to_jsonl(flora.generations.list(status="failed"), path, since=MOMENT)
     pages.write_bytes(pages.read_bytes() + b"{}\n")
     with pytest.raises(ExportError, match="damaged"):
@@ -503,7 +503,7 @@ async def test_cancelling_leaves_no_half_file(
     flora: Flora, server: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the file is written; the pages stay."""
-    monkeypatch.setattr(_checkpoint, "BATCH", 1)
+    monkeypatch.setattr(_checkpoint, "MAX_BATCH_RUNS", 1)
     server.on("GET", "/generations", *[page(f"run_{number}", cursor=str(number)) for number in range(9)], page("run_9"))
     path = tmp_path / "h.csv"
     async with asyncio.TaskGroup() as group:
@@ -520,7 +520,7 @@ async def test_cancelling_leaves_no_half_file(
 
 async def test_record_batches(flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut between pages, each with the cursor that goes on after it."""
-    monkeypatch.setattr(export, "BATCH", 3)
+    monkeypatch.setattr(export, "MAX_BATCH_RUNS", 3)
     server.on(
         "GET",
         "/generations",
@@ -538,7 +538,7 @@ async def test_record_batches(flora: Flora, server: Scripted, monkeypatch: pytes
 
 async def test_record_batches_after_an_error(flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was read before it is in the next batch."""
-    monkeypatch.setattr(export, "BATCH", 2)
+    monkeypatch.setattr(export, "MAX_BATCH_RUNS", 2)
     server.on("GET", "/generations", page("run_2", cursor="a"), *[error(500)] * 3, page("run_1"))
     batches = record_batches(flora.generations.list())
     with pytest.raises(InternalServerError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flora_async import Flora, Model, Order, Project, Run, Workspace, errors
 from flora_async.cli import arguments, demo, gallery, output
-from flora_async.export import COLUMNS
+from flora_async.export._tables import COLUMNS
 
 if TYPE_CHECKING:
     from flora_async.sandbox import Sandbox

@@ -1,4 +1,8 @@
-"""A resumable page file beside the target of an export."""
+"""Export a listing to a file through a resumable page file beside it.
+
+Pages are first appended to ``<target>.pages``. When all are there, they are converted to ``<target>.part``, which then
+replaces the target.
+"""
 
 from __future__ import annotations
 
@@ -20,44 +24,44 @@ from flora_async.models import Generation, GenerationPage, Record
 
 log = logging.getLogger("flora_async")
 
-Write: TypeAlias = Callable[[Sequence[Generation]], object]
-Open: TypeAlias = Callable[[Path], AbstractContextManager[Write]]
-"""Opens a file of some format, and gives what writes to it."""
+WriteRuns: TypeAlias = Callable[[Sequence[Generation]], object]
+OpenFormat: TypeAlias = Callable[[Path], AbstractContextManager[WriteRuns]]
+"""Opens a file of one format and returns the function that writes runs to it."""
 
-BATCH = 10_000
-"""How many runs are converted at once: a row group of a Parquet file."""
-BATCH_BYTES = 2**24
-"""Or as many as this, as JSON: a text is an output that can be long."""
+MAX_BATCH_RUNS = 10_000
+"""Runs converted at once. In a Parquet file this is a row group."""
+MAX_BATCH_BYTES = 2**24
+"""Size of a batch as JSON. Outputs of type text can be long."""
 
 _page = msgspec.json.Decoder(GenerationPage)
 
 
 class ExportResult(Record, frozen=True, kw_only=True):
-    """What was written."""
+    """The result of an export."""
 
     path: Path
     rows: int
-    """How many runs are in the file."""
+    """Number of runs in the file."""
     broken: int
-    """How many items of the history could not be read, and are not in it; the log names each."""
+    """Number of items that could not be parsed and are not in the file. The log names each."""
 
 
-async def save(
-    listing: GenerationList, path: str | PathLike[str], since: datetime | None, opened: Open
+async def export_listing(
+    listing: GenerationList, path: str | PathLike[str], since: datetime | None, open_format: OpenFormat
 ) -> ExportResult:
-    """Write a listing to the file at *path*, or go on with that."""
+    """Write a listing to the file at *path*. Resume the export if an earlier call was interrupted."""
     check_listing(listing)
     if since is not None and since.tzinfo is None:
-        raise errors.ConfigurationError("since must know its time zone, like datetime(2026, 11, 1, tzinfo=UTC)")
+        raise errors.ConfigurationError("since has no time zone: pass one, like datetime(2026, 11, 1, tzinfo=UTC)")
     target = check_path("path", path)
     pages, part = (target.with_name(f"{target.name}.{ending}") for ending in ("pages", "part"))
     try:
         if reason := await run_in_thread(not_replaceable, target):
-            raise errors.ExportError(f"cannot write {target}: it is {reason}, which is not replaced")
-        await _collect(listing, pages, since)
-        written, broken = await _write(pages, part, target, since, opened)
+            raise errors.ExportError(f"cannot write {target}: it is {reason}, which is not replaced. Use another path")
+        await _download_pages(listing, pages, since)
+        written, broken = await _convert_pages(pages, part, target, since, open_format)
         await run_in_thread(pages.unlink)
-    except errors.FloraError:  # a time-out is an OSError too
+    except errors.FloraError:  # APITimeoutError is also an OSError.
         raise
     except (OSError, UnicodeError) as error:
         strerror = isinstance(error, OSError) and error.strerror
@@ -66,7 +70,7 @@ async def save(
 
 
 def not_replaceable(path: Path) -> str | None:
-    """Return why a file must not be replaced: it is a link, a folder or a device. ``None`` if it may be."""
+    """Return the kind of a target that is not replaced: a link, a folder or a device. ``None`` for a regular file."""
     if path.is_symlink():
         return "a link"
     if path.is_dir():
@@ -75,75 +79,82 @@ def not_replaceable(path: Path) -> str | None:
 
 
 def check_listing(listing: object) -> None:
-    """Check that something is a listing."""
+    """Raise ConfigurationError if the argument is no listing."""
     if not isinstance(listing, GenerationList):
         raise errors.ConfigurationError(f"pass a listing, flora.generations.list(...), not {type(listing).__name__}")
 
 
-async def _collect(listing: GenerationList, path: Path, since: datetime | None) -> None:
-    """Have all pages in the file at *path*: those that are missing. Its first line says what is exported."""
-    begun = msgspec.json.encode({"url": listing.url, "since": since}) + b"\n"
-    last = await run_in_thread(_resume, path, begun)
+async def _download_pages(listing: GenerationList, path: Path, since: datetime | None) -> None:
+    """Append the missing pages to the file at *path*. Its header identifies the listing."""
+    header = msgspec.json.encode({"url": listing.url, "since": since}) + b"\n"
+    last = await run_in_thread(_resume_pages, path, header)
     if last is not None and not last.next_cursor:
         return
     try:
-        await _walk(listing, path, since, last)
+        await _append_pages(listing, path, since, last)
     except errors.BadRequestError:
         if last is None:
             raise
-        said = {"pages": str(path)}
-        log.warning("FLORA does not take the cursor in %s any more; the export begins anew", path, extra=said)
+        log.warning(
+            "FLORA no longer accepts the cursor in %s: the export starts again", path, extra={"pages": str(path)}
+        )
         await run_in_thread(path.unlink)
-        await run_in_thread(_resume, path, begun)
-        await _walk(listing, path, since, None)
+        await run_in_thread(_resume_pages, path, header)
+        await _append_pages(listing, path, since, None)
 
 
-def _resume(path: Path, begun: bytes) -> GenerationPage | None:
-    """Make the file ready for more pages, and give the last one that is in it."""
+def _resume_pages(path: Path, header: bytes) -> GenerationPage | None:
+    """Prepare the file for more pages and return its last complete page. Bytes of an incomplete page are removed."""
     with path.open("a+b") as file:
         file.seek(0)
-        head = last = file.readline()
-        if not head.endswith(b"\n"):  # new, or cut in its first line
+        found = last = file.readline()
+        if not found.endswith(b"\n"):  # The file is new, or its header is incomplete.
             file.truncate(0)
-            file.write(begun)
+            file.write(header)
             return None
-        size = len(head)
+        size = len(found)
         for line in file:
-            if not line.endswith(b"\n"):  # cut while it was written
+            if not line.endswith(b"\n"):  # The process was killed during the write.
                 file.truncate(size)
                 break
             size += len(line)
             last = line
-    if head != begun:
-        raise errors.ExportError(f"{path} is of another listing: finish that with its own arguments, or delete it")
-    return None if last is head else _decoded(last)
+    if found != header:
+        raise errors.ExportError(
+            f"cannot resume {path}: it belongs to another listing. Finish that one, or delete the file"
+        )
+    return None if last is found else _decode_page(last)
 
 
-async def _walk(listing: GenerationList, path: Path, since: datetime | None, last: GenerationPage | None) -> None:
+async def _append_pages(
+    listing: GenerationList, path: Path, since: datetime | None, last: GenerationPage | None
+) -> None:
     with path.open("ab") as file:
         async with listing.pages(cursor=last.next_cursor if last else None) as pages:
             async for page in pages:
                 log_broken_items(page)
-                await run_in_thread(_append, file, page)
-                # Newest first: a whole page of what is too old has nothing newer behind it.
+                await run_in_thread(_append_page, file, page)
+                # The history is sorted by creation time, newest first: no later page has a newer run.
                 if since and page.generations and all(row.created < since for row in page.generations):
                     return
 
 
-def _append(file: BinaryIO, page: GenerationPage) -> None:
+def _append_page(file: BinaryIO, page: GenerationPage) -> None:
     file.write(msgspec.json.encode(page) + b"\n")
     file.flush()
 
 
-async def _write(pages: Path, part: Path, target: Path, since: datetime | None, opened: Open) -> tuple[int, int]:
-    """Write the runs of all pages, each once; return how many runs, and how many items could not be read."""
+async def _convert_pages(
+    pages: Path, part: Path, target: Path, since: datetime | None, open_format: OpenFormat
+) -> tuple[int, int]:
+    """Write each run of the pages once. Return the number of runs and of items that could not be parsed."""
     files = ExitStack()
     try:
         file = await run_in_thread(_open_pages, files, pages)
-        write = await run_in_thread(files.enter_context, opened(part))
+        write = await run_in_thread(files.enter_context, open_format(part))
         written = broken = 0
         once = Deduplicator()
-        while batch := await run_in_thread(_batch, file):
+        while batch := await run_in_thread(_read_batch, file):
             broken += sum(len(page.broken) for page in batch)
             fresh = [row for page in batch for row in once.fresh(page.generations)]
             if since:
@@ -154,37 +165,39 @@ async def _write(pages: Path, part: Path, target: Path, since: datetime | None, 
         await run_in_thread(files.close)
         await run_in_thread(part.replace, target)
     finally:
-        _discard(files, part)
+        _discard_part(files, part)
     return written, broken
 
 
 def _open_pages(files: ExitStack, pages: Path) -> BinaryIO:
     file = files.enter_context(pages.open("rb"))
-    file.readline()  # which listing is exported
+    file.readline()  # Skip the header.
     return file
 
 
-def _discard(files: ExitStack, part: Path) -> None:
-    """Close the files of an export that has failed, and delete its part. This does not fail."""
+def _discard_part(files: ExitStack, part: Path) -> None:
+    """Close the files of a failed export and delete its partial file. Errors are ignored."""
     with suppress(OSError, ValueError):
         files.close()
     with suppress(OSError):
         part.unlink(missing_ok=True)
 
 
-def _batch(file: BinaryIO) -> list[GenerationPage]:
-    """Read some more pages."""
+def _read_batch(file: BinaryIO) -> list[GenerationPage]:
+    """Read the next pages, up to the limits of a batch."""
     batch: list[GenerationPage] = []
     generations = size = 0
-    while generations < BATCH and size < BATCH_BYTES and (line := file.readline()):
-        batch.append(_decoded(line))
+    while generations < MAX_BATCH_RUNS and size < MAX_BATCH_BYTES and (line := file.readline()):
+        batch.append(_decode_page(line))
         generations += len(batch[-1].generations)
         size += len(line)
     return batch
 
 
-def _decoded(line: bytes) -> GenerationPage:
+def _decode_page(line: bytes) -> GenerationPage:
     try:
         return _page.decode(line)
     except msgspec.MsgspecError:
-        raise errors.ExportError("the .pages beside the file are damaged: delete them to begin anew") from None
+        raise errors.ExportError(
+            "cannot resume the export: its .pages file is damaged. Delete that file to start again"
+        ) from None
