@@ -1,4 +1,4 @@
-"""The history as data: files and frames with the same columns, and exports that go on where they were cut off."""
+"""Exports: files and frames with the same columns, and exports that resume after an interruption."""
 
 import asyncio
 import csv
@@ -88,14 +88,14 @@ WRITERS = {"jsonl": to_jsonl, "csv": to_csv, "parquet": to_parquet}
 
 @pytest.fixture
 async def server() -> AsyncIterator[Scripted]:
-    """Give a FLORA to be scripted."""
+    """Return a scripted FLORA server."""
     async with Scripted() as scripted:
         yield scripted
 
 
 @pytest.fixture
 async def flora(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Flora]:
-    """Give a client of it."""
+    """Return a client of the scripted server."""
     monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
     async with Flora("sk_1", base_url=server.base_url) as client:
         yield client
@@ -103,17 +103,17 @@ async def flora(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 @pytest.fixture(params=list(WRITERS))
 def kind(request: pytest.FixtureRequest) -> str:
-    """Name each format."""
+    """Return the name of each format."""
     return str(request.param)
 
 
 def items(*rows: object, cursor: str | None = None) -> Any:
-    """Answer with a page of these items."""
+    """Return a response with one page of these items."""
     return answer({"generations": list(rows), "meta": {"next_cursor": cursor}})
 
 
 def ids(path: Path) -> list[str]:
-    """Read the ids in a file."""
+    """Return the run ids in an exported file."""
     if path.suffix == ".parquet":
         return [str(run_id) for run_id in pyarrow.parquet.read_table(path)["run_id"].to_pylist()]
     if path.suffix == ".csv":
@@ -123,12 +123,12 @@ def ids(path: Path) -> list[str]:
 
 
 def names(folder: Path) -> list[str]:
-    """List a folder."""
+    """Return the names in a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
 def cursors(server: Scripted) -> list[str | None]:
-    """Tell which pages were asked for."""
+    """Return the cursors of the requested pages."""
     return [asked.query.get("cursor") for asked in server.asked]
 
 
@@ -136,7 +136,7 @@ def cursors(server: Scripted) -> list[str | None]:
 
 
 async def test_json_lines(flora: Flora, server: Scripted, tmp_path: Path) -> None:
-    """All columns of each run; times in UTC, what no datetime holds as its nearest end; texts as they are."""
+    """JSON Lines have all columns. Times are in UTC, limited to the range of datetime, and texts are unchanged."""
     server.on("GET", "/generations", items(DONE, ODD))
     exported = await to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
     assert exported == ExportResult(path=tmp_path / "h.jsonl", rows=2, broken=0)
@@ -162,7 +162,7 @@ async def test_json_lines(flora: Flora, server: Scripted, tmp_path: Path) -> Non
 
 
 async def test_csv(flora: Flora, server: Scripted, tmp_path: Path) -> None:
-    """Outputs as JSON, nothing as nothing; what a spreadsheet takes for a formula with an apostrophe in front."""
+    """In CSV, outputs are JSON, missing values are empty, and formulas are escaped with an apostrophe."""
     server.on("GET", "/generations", items(DONE, ODD))
     exported = await to_csv(flora.generations.list(), tmp_path / "h.csv")
     with exported.path.open(encoding="utf-8", newline="") as file:
@@ -178,7 +178,7 @@ async def test_csv(flora: Flora, server: Scripted, tmp_path: Path) -> None:
 
 
 async def test_parquet_is_read_by_all(flora: Flora, server: Scripted, tmp_path: Path) -> None:
-    """By pyarrow and pandas, with times that know that they are UTC."""
+    """Parquet files are readable by pyarrow and pandas, with times in UTC."""
     server.on("GET", "/generations", items(DONE, ODD))
     path = (await to_parquet(flora.generations.list(), tmp_path / "h.parquet")).path
     table = pyarrow.parquet.read_table(path)
@@ -208,7 +208,7 @@ RUNS = [
 
 
 def test_runs_in_memory_as_a_frame() -> None:
-    """Of records with any kind of run; the way that comes to mind first gives one column of objects."""
+    """Runs of each record type become a frame with all columns. ``DataFrame(runs)`` has one column of objects."""
     assert pandas.DataFrame(RUNS).shape[1] != len(COLUMNS)
     for frame in (to_pandas(RUNS), pandas.DataFrame(rows(RUNS))):
         assert list(frame.columns) == COLUMNS
@@ -252,7 +252,7 @@ def test_columns_have_one_type_whatever_the_day_holds(day: str) -> None:
 
 @pytest.mark.parametrize("days", list(itertools.permutations(DAYS, 2)))
 def test_parquet_files_of_two_days_can_be_read_as_one(days: tuple[str, str], tmp_path: Path) -> None:
-    """Files of frames without ``outputs``, or of Arrow tables, are read as one by pandas."""
+    """Pandas reads Parquet files of two days as one table."""
     number = sum(len(DAYS[day]) for day in days)
     frames, tables = tmp_path / "frames", tmp_path / "tables"
     frames.mkdir()
@@ -268,7 +268,7 @@ def test_parquet_files_of_two_days_can_be_read_as_one(days: tuple[str, str], tmp
 
 @pytest.mark.proof
 async def test_polars_has_the_same_frames(flora: Flora, server: Scripted, tmp_path: Path) -> None:
-    """It reads what is exported, one file or those of many days, and its frames of runs hold the same."""
+    """Polars reads one exported file or many, and ``to_polars`` has the same columns."""
     import polars  # here, for it is large, and not installed with what the other tests need
 
     server.on("GET", "/generations", items(DONE, ODD))
@@ -289,7 +289,7 @@ async def test_polars_has_the_same_frames(flora: Flora, server: Scripted, tmp_pa
 
 
 async def test_an_empty_history(flora: Flora, server: Scripted, tmp_path: Path, kind: str) -> None:
-    """Is an empty file of its format."""
+    """An empty history becomes an empty file of its format."""
     server.on("GET", "/generations", items())
     exported = await WRITERS[kind](flora.generations.list(), tmp_path / f"h.{kind}")
     assert (exported.rows, ids(exported.path)) == (0, [])
@@ -298,7 +298,7 @@ async def test_an_empty_history(flora: Flora, server: Scripted, tmp_path: Path, 
 async def test_broken_items_are_counted(
     flora: Flora, server: Scripted, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And named in the log; the others are written."""
+    """Items that cannot be parsed are counted and logged. The other items are written."""
     server.on("GET", "/generations", items(DONE, BROKEN, cursor="a"), items(BROKEN, ODD))
     exported = await WRITERS[kind](flora.generations.list(), tmp_path / f"h.{kind}")
     assert (exported.rows, exported.broken, ids(exported.path)) == (2, 2, ["run_2", "run_1"])
@@ -306,14 +306,14 @@ async def test_broken_items_are_counted(
 
 
 async def test_a_run_that_pages_shift_to_is_written_once(flora: Flora, server: Scripted, tmp_path: Path) -> None:
-    """As in every walk."""
+    """A run that moves to the next page while it is read is written once."""
     server.on("GET", "/generations", page("run_3", "run_2", cursor="a"), page("run_2", "run_1"))
     exported = await to_jsonl(flora.generations.list(), tmp_path / "h.jsonl")
     assert ids(exported.path) == ["run_3", "run_2", "run_1"]
 
 
 async def test_only_what_is_newer(flora: Flora, server: Scripted, tmp_path: Path) -> None:
-    """Older ones are left out, and their pages are not read, but for one that begins to be asked for."""
+    """``since`` skips older runs, and reading stops at the first page that has only older runs."""
     rows = [generation(f"run_{age}", created_at=1790000000 - 3600 * age) for age in range(6)]
     server.on("GET", "/generations", items(*rows[:2], cursor="a"), items(*rows[2:4], cursor="b"), silence)
     since = datetime.fromtimestamp(1790000000, UTC) - timedelta(hours=1)
@@ -337,7 +337,7 @@ asyncio.run(main())
 
 
 async def test_an_export_that_was_killed_goes_on(server: Scripted, flora: Flora, tmp_path: Path, kind: str) -> None:
-    """With the page that it had not read; what new runs have pushed to a second page is written once."""
+    """A killed export resumes with its first missing page. A run that moved between pages is written once."""
     path = tmp_path / f"h.{kind}"
     server.on("GET", "/generations", page("run_6", "run_5", cursor="a"), page("run_4", "run_3", cursor="b"), silence)
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, server.base_url, kind, str(path))
@@ -357,7 +357,7 @@ async def test_an_export_that_was_killed_goes_on(server: Scripted, flora: Flora,
 
 
 async def test_an_export_that_failed_goes_on(flora: Flora, server: Scripted, tmp_path: Path) -> None:
-    """After the listing's own error, by the same call; until the new file is whole the old one stays."""
+    """After an error of the listing, the same call resumes. The old file stays until the new one is complete."""
     path = tmp_path / "h.jsonl"
     path.write_text("old")
     server.on("GET", "/generations", page("run_2", cursor="a"), *[error(500)] * 3, page("run_1"))
@@ -370,7 +370,7 @@ async def test_an_export_that_failed_goes_on(flora: Flora, server: Scripted, tmp
 
 
 async def test_killed_while_the_file_was_written(flora: Flora, server: Scripted, tmp_path: Path) -> None:
-    """An export that fails after its last page requests nothing again."""
+    """An export that fails after its last page sends no request again."""
     server.on("GET", "/generations", page("run_2", cursor="a"), page("run_1"))
     path = tmp_path / "h.jsonl"
     part = tmp_path / "h.jsonl.part"
@@ -386,7 +386,7 @@ async def test_killed_while_the_file_was_written(flora: Flora, server: Scripted,
 
 @pytest.mark.parametrize("there", ["folder", "pipe"])
 async def test_only_a_regular_file_is_replaced(flora: Flora, server: Scripted, tmp_path: Path, there: str) -> None:
-    """A folder or a pipe (or a device) of the file's name is refused before anything is requested."""
+    """A target that is a folder or a pipe is refused before a request is sent."""
     path = tmp_path / "h.jsonl"
     path.mkdir() if there == "folder" else os.mkfifo(path)
     with pytest.raises(ExportError, match="not replaced"):
@@ -396,7 +396,7 @@ async def test_only_a_regular_file_is_replaced(flora: Flora, server: Scripted, t
 
 
 async def test_a_timeout_of_the_history_is_that_timeout(server: Scripted, tmp_path: Path) -> None:
-    """A page that does not come in time raises what the listing raises, not that the file cannot be written."""
+    """A timeout of a page raises the listing's APITimeoutError, not ExportError."""
     server.on("GET", "/generations", page("run_2", cursor="a"), silence)
     async with Flora("sk_1", base_url=server.base_url, timeout=0.1, max_retries=0) as flora:
         with pytest.raises(APITimeoutError):
@@ -411,7 +411,7 @@ async def test_a_timeout_of_the_history_is_that_timeout(server: Scripted, tmp_pa
 async def test_no_file_is_closed_under_its_thread(
     flora: Flora, server: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """A cancelled export waits for the thread that opens, writes or closes its file, then leaves no part of it."""
+    """A cancelled export waits for the thread that opens, writes or closes its file, then deletes the partial file."""
     server.on("GET", "/generations", page("run_1"))
     path = tmp_path / "h.jsonl"
     inside, release = threading.Event(), threading.Event()
@@ -453,7 +453,7 @@ async def test_no_file_is_closed_under_its_thread(
 async def test_a_page_that_was_cut_while_it_was_written(
     flora: Flora, server: Scripted, tmp_path: Path, kept: int
 ) -> None:
-    """Is asked for again; so is the first, where even the first line is torn."""
+    """An incomplete page, or an incomplete header, in the page file is requested again."""
     path, pages = tmp_path / "h.jsonl", tmp_path / "h.jsonl.pages"
     server.on("GET", "/generations", page("run_3", cursor="a"), page("run_2", cursor="b"), *[error(500)] * 3)
     with pytest.raises(InternalServerError):
@@ -471,7 +471,7 @@ async def test_a_page_that_was_cut_while_it_was_written(
 async def test_a_cursor_that_flora_has_forgotten(
     flora: Flora, server: Scripted, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The export begins anew, which the log tells; a bad request that is bad anyway is an error."""
+    """If FLORA rejects the stored cursor, the export starts again and logs it. Other 400 responses are raised."""
     path = tmp_path / "h.jsonl"
     server.on("GET", "/generations", page("run_2", cursor="a"), *[error(500)] * 3, error(400), page("run_9"))
     with pytest.raises(InternalServerError):
@@ -485,7 +485,7 @@ async def test_a_cursor_that_flora_has_forgotten(
 
 
 async def test_an_export_goes_on_with_its_own_listing_only(flora: Flora, server: Scripted, tmp_path: Path) -> None:
-    """Another filter, or another time, at the same path is refused; so are pages that somebody has changed."""
+    """Other filters or times at the same path are refused, and so is a damaged page file."""
     path, pages = tmp_path / "h.jsonl", tmp_path / "h.jsonl.pages"
     server.on("GET", "/generations", page("run_2", cursor="a"), error(401))
     with pytest.raises(Exception, match="some_code"):
@@ -502,7 +502,7 @@ async def test_an_export_goes_on_with_its_own_listing_only(flora: Flora, server:
 async def test_cancelling_leaves_no_half_file(
     flora: Flora, server: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the file is written; the pages stay."""
+    """An export that is cancelled during the write leaves no partial file and keeps its pages."""
     monkeypatch.setattr(_checkpoint, "MAX_BATCH_RUNS", 1)
     server.on("GET", "/generations", *[page(f"run_{number}", cursor=str(number)) for number in range(9)], page("run_9"))
     path = tmp_path / "h.csv"
@@ -519,7 +519,7 @@ async def test_cancelling_leaves_no_half_file(
 
 
 async def test_record_batches(flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut between pages, each with the cursor that goes on after it."""
+    """Record batches end at page limits, each with the cursor of the next page."""
     monkeypatch.setattr(export, "MAX_BATCH_RUNS", 3)
     server.on(
         "GET",
@@ -537,7 +537,7 @@ async def test_record_batches(flora: Flora, server: Scripted, monkeypatch: pytes
 
 
 async def test_record_batches_after_an_error(flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was read before it is in the next batch."""
+    """Runs that were read before an error are in the next batch."""
     monkeypatch.setattr(export, "MAX_BATCH_RUNS", 2)
     server.on("GET", "/generations", page("run_2", cursor="a"), *[error(500)] * 3, page("run_1"))
     batches = record_batches(flora.generations.list())
@@ -552,7 +552,7 @@ async def test_record_batches_after_an_error(flora: Flora, server: Scripted, mon
 
 
 async def test_bad_arguments(flora: Flora, server: Scripted, tmp_path: Path) -> None:
-    """Are told before anything is asked."""
+    """Bad arguments are refused before a request is sent."""
     listing: Any = flora.generations.list()
     with pytest.raises(ConfigurationError, match="time zone"):
         await to_csv(listing, tmp_path / "h.csv", since=datetime(2026, 1, 1))  # noqa: DTZ001
@@ -573,7 +573,7 @@ async def test_bad_arguments(flora: Flora, server: Scripted, tmp_path: Path) -> 
 async def test_what_is_not_installed_is_named(
     flora: Flora, module: str, mend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """In one sentence, with the command that mends it."""
+    """A missing library raises ConfigurationError with the command that installs it."""
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigurationError, match=re.escape(mend)):
         {"pandas": to_pandas, "polars": to_polars, "pyarrow": to_arrow}[module](RUNS)
@@ -585,7 +585,7 @@ async def test_what_is_not_installed_is_named(
 
 
 def test_importing_it_loads_no_extra() -> None:
-    """They come with the first function that needs them."""
+    """Importing the module loads no optional library."""
     loaded = "import sys, flora_async.export; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     output = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
     assert not {"aiohttp", "pyarrow", "pandas", "polars", "numpy"} & set(output.split())
@@ -616,7 +616,7 @@ asyncio.run(main())
 
 @pytest.fixture
 def long_history(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
-    """Serve a history of so many items in a process of its own; give its URL, and their number."""
+    """Serve a long history in a separate process; return its URL and its number of items."""
     script = ROOT / "benchmarks" / "server.py"
     command = [sys.executable, str(script), "--pages", str(request.param // 100)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -629,7 +629,7 @@ def long_history(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
 
 @pytest.mark.parametrize("long_history", [2_000, pytest.param(1_000_000, marks=pytest.mark.proof)], indirect=True)
 def test_memory_does_not_grow_with_the_history(long_history: tuple[str, int], tmp_path: Path) -> None:
-    """A million items or two thousand: the process, pyarrow and all, never has more than 300 MB; all can read it."""
+    """For two thousand or a million items, the process needs at most 300 MB, and every library reads the file."""
     url, count = long_history
     path = tmp_path / "h.parquet"
     told = subprocess.run([sys.executable, "-c", LONG, url, str(path)], capture_output=True, text=True, check=True)
@@ -654,7 +654,7 @@ async def test_the_nightly_example(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The second night brings what is new, and how the runs that were under way have ended."""
+    """The second night adds the new runs and the final records of runs that were unfinished."""
     caplog.set_level(logging.ERROR)
     example = ROOT / "examples" / "nightly_parquet.py"
     assert len(example.read_text(encoding="utf-8").splitlines()) < 60
@@ -681,7 +681,7 @@ async def test_the_nightly_example(
 
 
 async def test_the_history_of_a_sandbox(tmp_path: Path) -> None:
-    """With real runs of several kinds."""
+    """The history of a sandbox exports with runs of several types."""
     async with Sandbox(time_scale=0.01) as sandbox, Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
         for prompt in ("a haiku", "a poem [fail:safety_blocked]"):
             await flora.generations.create(type="text", prompt=prompt, workspace_id="ws_demo", project_id="prj_demo")
