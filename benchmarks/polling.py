@@ -19,7 +19,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from simulation import LOOK_SECONDS, Simulated, SimulatedFlora, run_virtually, started
+from simulation import POLL_SECONDS, Simulated, SimulatedFlora, run_virtually, started
 
 from flora_async._polling.poller import Poller
 
@@ -73,8 +73,8 @@ def estimated(model: str, kind: str, works: float, chance: random.Random) -> flo
 async def _one(run: Simulated, estimate: float | None) -> tuple[float, float]:
     flora = SimulatedFlora()
     flora.add(run)
-    watcher = Poller(flora.eyes())
-    await watcher.wait(watcher.enter(started(run, estimate), None), deadline=math.inf)
+    poller = Poller(flora.operations())
+    await poller.add_waiter(poller.track(started(run, estimate), None), deadline=math.inf)
     return flora.requests, asyncio.get_running_loop().time() - run.ends
 
 
@@ -105,8 +105,8 @@ def others(kind: str, delays: Delays, count: int) -> list[tuple[float, float]]:
         for delay in delays():
             now += delay
             requests += 1
-            done = now + LOOK_SECONDS / 2 >= queues + works
-            now += LOOK_SECONDS
+            done = now + POLL_SECONDS / 2 >= queues + works
+            now += POLL_SECONDS
             if done:
                 break
         seen.append((requests, now - queues - works))
@@ -188,7 +188,7 @@ def _least_cost(ends: NDArray[np.float64]) -> float:
         later = slice(at + 1, None)
         lag = grid[later] * (below[later] - below[at]) - (sums[later] - sums[at])
         cost[at] = np.min(REQUEST_WORTH * (count - below[at]) + lag + cost[later])
-    return float(cost[0] / count + LOOK_SECONDS / 2)
+    return float(cost[0] / count + POLL_SECONDS / 2)
 
 
 def singles(count: int) -> dict[str, Any]:
@@ -249,12 +249,12 @@ async def crowd(
     """Wait for many runs that begin within *over* seconds; *foreign* runs of others come between two of ours."""
     chance = random.Random(f"{count} {kind} {trial}")
     flora = SimulatedFlora(limit=limit)
-    watcher = Poller(flora.eyes(pages=pages))
+    poller = Poller(flora.operations(pages=pages))
     loop = asyncio.get_running_loop()
     lags: list[float] = []
 
     async def one(run: Simulated, estimate: float) -> None:
-        seen = await watcher.wait(watcher.enter(started(run, estimate), None), deadline=math.inf)
+        seen = await poller.add_waiter(poller.track(started(run, estimate), None), deadline=math.inf)
         assert seen is not None
         assert seen.run_id == run.run_id
         lags.append(loop.time() - run.ends)

@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 
 from flora_async import APIConnectionError, NotFoundError, RateLimitError
 from flora_async._http.rate_limit import RateLimiter
-from flora_async._polling.poller import Eyes
+from flora_async._polling.poller import PollOperations
 from flora_async._polling.targets import PollResult, Scope, WaitTarget
 from flora_async.models import Generation, GenerationPage, Output, PageMeta, Run
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 0.12
+POLL_SECONDS = 0.12
 PAGE_SECONDS = 0.25
 UNIX = 1_790_000_000.0
 """Unix time at the loop's zero."""
@@ -138,22 +138,22 @@ class SimulatedFlora:
         run.gone = True
         self._order.remove((run.created, run.run_id))
 
-    def eyes(self, *, pages: bool = True) -> Eyes:
+    def operations(self, *, pages: bool = True) -> PollOperations:
         """Give what a watcher looks with."""
-        return Eyes(
-            look=self._take_look,
-            page=self._take_page if pages else None,
-            target=_nowhere,
+        return PollOperations(
+            retrieve_run=self._retrieve_run,
+            read_page=self._read_page if pages else None,
+            resolve_poll_url=_no_poll_url,
             lane=self._limiter.polls,
             clock=_unix,
-            finished=_nobody,
+            on_finished=_ignore_finished,
         )
 
-    def _take_look(self, run_id: str, target: str | None, turn: float) -> Coroutine[Any, Any, PollResult]:
+    def _retrieve_run(self, run_id: str, target: str | None, turn: float) -> Coroutine[Any, Any, PollResult]:
         self._turn = turn
-        return self._look(run_id, target)
+        return self._answer_poll(run_id, target)
 
-    def _take_page(self, cursor: str | None, scope: Scope, turn: float) -> Coroutine[Any, Any, GenerationPage]:
+    def _read_page(self, cursor: str | None, scope: Scope, turn: float) -> Coroutine[Any, Any, GenerationPage]:
         self._turn = turn
         return self._page(cursor, scope)
 
@@ -176,7 +176,7 @@ class SimulatedFlora:
         admitted = self._admit(now)
         try:
             await asyncio.sleep(seconds / 2)
-            looked = loop.time()
+            seen_at = loop.time()
             await asyncio.sleep(seconds / 2)
             if not admitted:
                 limiter.refuse(1.0, sent=now)
@@ -187,37 +187,37 @@ class SimulatedFlora:
             raise RateLimitError("too many", status=429, retry_after=1.0)
         if self.chance.random() < self._errors:
             raise APIConnectionError("cut", sent="maybe_sent")
-        return looked
+        return seen_at
 
-    async def _look(self, run_id: str, _target: str | None) -> PollResult:
-        looked = await self._request(LOOK_SECONDS)
+    async def _answer_poll(self, run_id: str, _target: str | None) -> PollResult:
+        seen_at = await self._request(POLL_SECONDS)
         run = self._by_id.get(run_id)
         if run is None or run.gone:
             raise NotFoundError("no such run", status=404)
-        return PollResult(Run(**run.record(looked)), asyncio.get_running_loop().time() - run.created)
+        return PollResult(Run(**run.record(seen_at)), asyncio.get_running_loop().time() - run.created)
 
     async def _page(self, cursor: str | None, _scope: Scope) -> GenerationPage:
-        looked = await self._request(PAGE_SECONDS)
+        seen_at = await self._request(PAGE_SECONDS)
         offset = int(cursor or 0)
         end = max(0, len(self._order) - offset)
         taken = self._order[max(0, end - 100) : end][::-1]
-        rows = [self._row(self._by_id[run_id], looked) for _, run_id in taken]
+        rows = [self._row(self._by_id[run_id], seen_at) for _, run_id in taken]
         following = str(offset + 100) if offset + 100 < len(self._order) else None
         return GenerationPage(
             generations=tuple(row for row in rows if row is not None), meta=PageMeta(next_cursor=following)
         )
 
-    def _row(self, run: Simulated, looked: float) -> Generation | None:
+    def _row(self, run: Simulated, seen_at: float) -> Generation | None:
         if run.hidden:
             return None
-        when = looked - 20 if self.chance.random() < self._stale else looked
+        when = seen_at - 20 if self.chance.random() < self._stale else seen_at
         record = run.record(when)
         if record["outputs"] and self.chance.random() < self._bare:
             record["outputs"] = ()
         return Generation(**record, generation_id=run.run_id, project_id="prj_1", workspace_id="ws_1")
 
 
-def _nowhere(_run_id: str, _poll_url: str) -> None:
+def _no_poll_url(_run_id: str, _poll_url: str) -> None:
     """Have no better address."""
 
 
@@ -225,12 +225,12 @@ def _unix() -> float:
     return UNIX + asyncio.get_running_loop().time()
 
 
-def _nobody(_run: Run, _age: float) -> None:
+def _ignore_finished(_run: Run, _age: float) -> None:
     """Learn nothing."""
 
 
 def started(run: Simulated, estimate: float | None) -> WaitTarget:
     """Give what a client knows of a run that it has just started."""
     return WaitTarget(
-        run.run_id, born=run.created, estimate=estimate, scope=("ws_1", "prj_1"), created=UNIX + run.created
+        run.run_id, loop_created=run.created, estimate=estimate, scope=("ws_1", "prj_1"), created=UNIX + run.created
     )

@@ -123,7 +123,7 @@ async def test_an_event_that_ends_no_run_settles_nothing(kind: str, data: dict[s
         body = msgspec.json.encode({"id": "whd_1", "type": kind, "created_at": 1, "data": data})
         event = flora.inbox(SECRET).receive(body, sign(body, SECRET))
         assert (event.type, event.repeated) == (kind, False)
-        assert flora._watcher._finished_early == {}
+        assert flora._poller._finished_early == {}
 
 
 async def test_the_log_record_of_a_webhook(caplog: pytest.LogCaptureFixture) -> None:
@@ -246,7 +246,7 @@ async def test_what_nobody_waits_for_is_forgotten(monkeypatch: pytest.MonkeyPatc
         for number in range(50):
             body = delivery(f"run_{number}", number)
             inbox.receive(body, sign(body, SECRET))
-        assert len(flora._watcher._finished_early) == len(inbox._seen) == 10
+        assert len(flora._poller._finished_early) == len(inbox._seen) == 10
 
 
 async def test_the_sandbox_that_is_started_again() -> None:

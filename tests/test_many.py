@@ -256,13 +256,13 @@ async def test_leaving_the_runs(flora: Flora) -> None:
         break
     gc.collect()
     await anyio.sleep(0.05)
-    assert not flora._watcher._entries
+    assert not flora._poller._tracked
     async with flora.watch_run(begun) as watch:
         await anext(watch)
     async with flora.as_completed(begun) as outcomes:
         await anext(outcomes)
     await anyio.sleep(0.05)
-    assert not flora._watcher._entries
+    assert not flora._poller._tracked
 
 
 async def test_many_watched_as_one_stream(flora: Flora) -> None:

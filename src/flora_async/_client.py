@@ -26,7 +26,7 @@ from flora_async._http.transport import Transport
 from flora_async._lazy import LazyModule
 from flora_async._outcomes import CompletedOutcome, OrderT
 from flora_async._polling.durations import DurationEstimator
-from flora_async._polling.poller import Eyes, Poller
+from flora_async._polling.poller import Poller, PollOperations
 from flora_async._polling.schedule import PollFactory, check_schedule
 from flora_async._polling.targets import PollResult, WaitTarget
 from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch, wait_for_run
@@ -172,15 +172,15 @@ class Flora:
         )
         self._awaited: dict[str, StartedRun] = {}
         self._estimates = DurationEstimator()
-        self._watcher = Poller(
-            Eyes(
-                look=self._look,
-                page=self._page if batch_polling else None,
-                target=self._poll_target,
+        self._poller = Poller(
+            PollOperations(
+                retrieve_run=self._retrieve_run,
+                read_page=self._read_page if batch_polling else None,
+                resolve_poll_url=self._resolve_poll_url,
                 lane=self._transport.polls,
                 clock=lambda: self._recovery.now(),
-                finished=self._learn,
-                tell=tell,
+                on_finished=self._update_estimate,
+                emit=tell,
             )
         )
         self._told_foreign = False
@@ -228,7 +228,7 @@ class Flora:
         Waits and requests under way, in a pause or in a queue end in :class:`ClientClosedError` at once. Runs that were
         started go on at FLORA.
         """
-        await self._transport.close(self._watcher.close)
+        await self._transport.close(self._poller.close)
 
     async def aclose(self) -> None:
         """Close the client as :meth:`close` does, under the name that ``contextlib.aclosing`` calls."""
@@ -267,8 +267,8 @@ class Flora:
         if on_update is not None:
             check_callback("on_update", on_update, "a Run")
         finished = await wait_for_run(
-            self._watcher,
-            self._subject(run),
+            self._poller,
+            self._wait_target(run),
             poll=_checked_poll(poll) or self._poll,
             timeout=check_timeout(timeout),
             on_update=on_update,
@@ -283,7 +283,7 @@ class Flora:
         others. What tells nothing new is left out, and progress never goes backwards. *timeout* counts from the first
         item that is asked for.
         """
-        return RunWatch(self._watcher, self._subjects(run), poll=self._poll, timeout=check_timeout(timeout))
+        return RunWatch(self._poller, self._wait_targets(run), poll=self._poll, timeout=check_timeout(timeout))
 
     def as_completed(self, runs: Iterable[RunLike], *, timeout: float | None = None) -> RunOutcomes:
         """Hand out runs as they finish: ``async for outcome in flora.as_completed(runs)``.
@@ -292,7 +292,7 @@ class Flora:
         :class:`RunFailedError` if FLORA gave it up, a :class:`RunTimeoutError` if *timeout* seconds from the first item
         were not enough. A thousand runs cost few requests more than ten: the history tells of a hundred at once.
         """
-        return RunOutcomes(self._watcher, self._subjects(runs), poll=self._poll, timeout=check_timeout(timeout))
+        return RunOutcomes(self._poller, self._wait_targets(runs), poll=self._poll, timeout=check_timeout(timeout))
 
     def generate_many(
         self,
@@ -425,7 +425,7 @@ class Flora:
         if not found:
             raise errors.ConfigurationError("no webhook secret: pass secret=..., or set FLORA_WEBHOOK_SECRET")
         self._has_inbox = True
-        return Inbox(self._watcher.announce, found)
+        return Inbox(self._poller.notify_finished, found)
 
     async def recover_create(
         self,
@@ -447,7 +447,7 @@ class Flora:
         Raises:
             CreateOutcomeUnknownError: still nobody knows; ``error.candidates`` names the runs that it could be.
         """
-        return await self._recovery.recover(_unresolved(error), {subject.run_id for subject in self._subjects(known)})
+        return await self._recovery.recover(_unresolved(error), {target.run_id for target in self._wait_targets(known)})
 
     async def download(
         self,
@@ -537,17 +537,17 @@ class Flora:
             return True
         return self._origin.loopback and urls.is_loopback(address)
 
-    def _subjects(self, runs: RunLike | Iterable[RunLike]) -> list[WaitTarget]:
+    def _wait_targets(self, runs: RunLike | Iterable[RunLike]) -> list[WaitTarget]:
         if isinstance(runs, str | StartedRun | Run):
-            return [self._subject(runs)]
+            return [self._wait_target(runs)]
         try:
             each = iter(runs)
         except TypeError:
             name = type(runs).__name__
             raise errors.ConfigurationError(f"runs must be an iterable of records or ids of runs, not {name}") from None
-        return [self._subject(run) for run in each]
+        return [self._wait_target(run) for run in each]
 
-    def _subject(self, run: object) -> WaitTarget:
+    def _wait_target(self, run: object) -> WaitTarget:
         run_id = check_run("run", run)
         if isinstance(run, StartedRun):
             origin = run.origin
@@ -561,12 +561,12 @@ class Flora:
             return WaitTarget(
                 run_id,
                 poll_url=run.poll_url,
-                born=self._transport.time() - age if ours else None,
+                loop_created=self._transport.time() - age if ours else None,
                 age=age if age < PLAUSIBLE_AGE else None,
-                estimate=self._estimates.expect(origin.type, origin.model, run.estimated_seconds),
+                estimate=self._estimates.predict(origin.type, origin.model, run.estimated_seconds),
                 scope=(origin.workspace_id, origin.project_id),
                 created=origin.created_at,
-                told=self._has_inbox and origin.has_callback,
+                webhook_expected=self._has_inbox and origin.has_callback,
             )
         if isinstance(run, Run):
             incomplete = isinstance(run, Generation) and lacks_outputs(run)
@@ -580,7 +580,7 @@ class Flora:
             )
         return WaitTarget(run_id)
 
-    def _poll_target(self, run_id: str, poll_url: str) -> str | None:
+    def _resolve_poll_url(self, run_id: str, poll_url: str) -> str | None:
         """Say where *poll_url* may be asked; ``None`` if that is nowhere, or the run's own address anyway."""
         target = urls.poll_target(self._origin, poll_url)
         if target is None and not self._told_foreign:
@@ -589,13 +589,13 @@ class Flora:
             log.warning("a poll_url leads away from %s and is not used; said once", where, extra={"run_id": run_id})
         return None if target == retrieve_request(self._origin, run_id).url else target
 
-    def _learn(self, run: Run, age: float) -> None:
+    def _update_estimate(self, run: Run, age: float) -> None:
         started = self._awaited.pop(run.run_id, None)
         if started is not None and started.origin is not None and run.succeeded:
             took = (run.completed - run.created).total_seconds() if run.completed else age
-            self._estimates.learn(started.origin.type, started.origin.model, started.estimated_seconds, took)
+            self._estimates.update(started.origin.type, started.origin.model, started.estimated_seconds, took)
 
-    async def _page(
+    async def _read_page(
         self, cursor: str | None, scope: tuple[str | None, str | None], turn: float | None = None
     ) -> GenerationPage:
         workspace_id, project_id = scope
@@ -604,14 +604,14 @@ class Flora:
         )
         return await self._transport.call(request, parse_page, retries=0, lane=self._transport.polls, turn=turn)
 
-    async def _look(self, run_id: str, target: str | None, turn: float) -> PollResult:
+    async def _retrieve_run(self, run_id: str, target: str | None, turn: float) -> PollResult:
         own = retrieve_request(self._origin, run_id)
         request = own if target is None else Request(method="GET", url=target)
-        read = partial(_read_look, run_id)
+        read = partial(_parse_poll_result, run_id)
         return await self._transport.call(request, read, retries=0, lane=self._transport.polls, turn=turn)
 
 
-def _read_look(run_id: str, answer: RawResponse) -> PollResult:
+def _parse_poll_result(run_id: str, answer: RawResponse) -> PollResult:
     run = parse_run(run_id, answer)
     return PollResult(run, _age(run, http_date(answer.headers.get("date", "")) or time.time()))
 

@@ -361,21 +361,26 @@ async def test_a_client_in_an_outage() -> None:
 def test_estimates_are_learned_by_type_and_model() -> None:
     """A service that is always twice off is corrected after a few runs; others are not touched."""
     estimates = DurationEstimator()
-    assert estimates.expect("image", "m", 10.0) == 10.0
-    assert [estimates.expect(kind, None, None) for kind in ("text", "audio", "image", "video")] == [3.0, 6.0, 8.0, 60.0]
+    assert estimates.predict("image", "m", 10.0) == 10.0
+    assert [estimates.predict(kind, None, None) for kind in ("text", "audio", "image", "video")] == [
+        3.0,
+        6.0,
+        8.0,
+        60.0,
+    ]
     for _ in range(10):
-        estimates.learn("image", "m", 10.0, 20.0)
-        estimates.learn("video", None, None, 30.0)
-    assert estimates.expect("image", "m", 5.0) == pytest.approx(10.0, rel=0.15)
-    assert estimates.expect("video", None, None) == pytest.approx(30.0, rel=0.15)
-    assert estimates.expect("image", "other", 10.0) == 10.0
+        estimates.update("image", "m", 10.0, 20.0)
+        estimates.update("video", None, None, 30.0)
+    assert estimates.predict("image", "m", 5.0) == pytest.approx(10.0, rel=0.15)
+    assert estimates.predict("video", None, None) == pytest.approx(30.0, rel=0.15)
+    assert estimates.predict("image", "other", 10.0) == 10.0
 
 
 def test_what_is_learned_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """And strange numbers teach nothing strange."""
-    monkeypatch.setattr(durations, "LEARNED_MODELS", 3)
+    monkeypatch.setattr(durations, "MAX_MODELS", 3)
     estimates = DurationEstimator()
     for number in range(10):
-        estimates.learn("image", f"m{number}", -5.0, float("inf"))
+        estimates.update("image", f"m{number}", -5.0, float("inf"))
     assert len(estimates._seen) == 3
-    assert estimates.expect("image", "m9", float("nan")) < 1e6
+    assert estimates.predict("image", "m9", float("nan")) < 1e6

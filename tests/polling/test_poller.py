@@ -41,7 +41,7 @@ class Trial:
             bare=0.2,
             storm=(storm, storm + self.chance.choice([0.0, 5.0])),
         )
-        self.watcher = kind(self.flora.eyes())
+        self.poller = kind(self.flora.operations())
         self.settled: dict[int, str] = {}
         self.cancelled: set[int] = set()
         self.waiting: list[asyncio.Task[None]] = []
@@ -51,7 +51,9 @@ class Trial:
         """Wait for one run, and check how that ends."""
         loop = asyncio.get_running_loop()
         estimate = (run.ends - run.created) * self.chance.uniform(0.3, 3)
-        waiter = self.watcher.wait(self.watcher.enter(started(run, estimate), None), deadline=loop.time() + patience)
+        waiter = self.poller.add_waiter(
+            self.poller.track(started(run, estimate), None), deadline=loop.time() + patience
+        )
         try:
             seen = await waiter
         except NotFoundError:
@@ -107,10 +109,10 @@ class Trial:
             else:
                 assert number in self.settled
         await asyncio.sleep(2)
-        assert not self.watcher._entries, "an entry was left"
-        assert self.watcher._task is not None
-        assert self.watcher._task.done(), "the watcher goes on for nobody"
-        assert not self.watcher._looks, "a look goes on for nobody"
+        assert not self.poller._tracked, "an entry was left"
+        assert self.poller._task is not None
+        assert self.poller._task.done(), "the watcher goes on for nobody"
+        assert not self.poller._polls, "a look goes on for nobody"
 
 
 async def hostile(seed: int, kind: type[Poller]) -> None:
@@ -136,12 +138,12 @@ async def burst(count: int, *, pages: bool) -> int:
     """Wait for many runs that begin at once and take about ten seconds; say how many requests that took."""
     chance = random.Random(count)
     flora = SimulatedFlora(limit=10.0)
-    watcher = Poller(flora.eyes(pages=pages))
+    poller = Poller(flora.operations(pages=pages))
     waiters = []
     for number in range(count):
         run = Simulated(f"run_{number}", 0.0, 0.5, chance.uniform(7, 13))
         flora.add(run)
-        waiters.append(watcher.wait(watcher.enter(started(run, 10.0), None), deadline=math.inf))
+        waiters.append(poller.add_waiter(poller.track(started(run, 10.0), None), deadline=math.inf))
     runs = [await waiter for waiter in waiters]
     assert [run and run.run_id for run in runs] == [f"run_{number}" for number in range(count)]
     return flora.requests
@@ -156,14 +158,14 @@ def test_a_thousand_runs_cost_few_requests() -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_or_two_runs_are_asked_by_their_addresses(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages would save nothing."""
-    monkeypatch.delattr(Poller, "_read_page")
+    monkeypatch.delattr(Poller, "_start_page_poll")
     assert run_virtually(burst(count, pages=True)) <= 8 * count
 
 
 async def stream(count: int, rate: float) -> tuple[int, float]:
     """Start runs at a rate, each done at once, while others are waited for; say how many requests and seconds."""
     flora, loop = SimulatedFlora(), asyncio.get_running_loop()
-    watcher = Poller(flora.eyes())
+    poller = Poller(flora.operations())
     room = asyncio.Semaphore(500)
 
     async def one(number: int) -> None:
@@ -172,8 +174,8 @@ async def stream(count: int, rate: float) -> tuple[int, float]:
             flora.add(run)
             await asyncio.sleep(0.1)  # its answer comes after it was created
             seen = started(run, 0.03)
-            subject = replace(seen, born=loop.time(), created=seen.created + 0.1)
-            assert await watcher.wait(watcher.enter(subject, None), deadline=math.inf)
+            subject = replace(seen, loop_created=loop.time(), created=seen.created + 0.1)
+            assert await poller.add_waiter(poller.track(subject, None), deadline=math.inf)
 
     ones = []
     for number in range(count):
@@ -214,23 +216,23 @@ async def begin_and_close(count: int, patch: pytest.MonkeyPatch) -> int:
         return select(self, timeout)
 
     flora, events = SimulatedFlora(), list[Event]()
-    watcher = Poller(replace(flora.eyes(), tell=events.append))
+    poller = Poller(replace(flora.operations(), emit=events.append))
     for number in range(count):
         flora.add(Simulated(f"run_{number}", -float(number), 0.0, 1e6))
-    outcomes = RunOutcomes(watcher, [WaitTarget(f"run_{number}") for number in range(count)], poll=None, timeout=600)
+    outcomes = RunOutcomes(poller, [WaitTarget(f"run_{number}") for number in range(count)], poll=None, timeout=600)
     await asyncio.sleep(0)
     patch.setattr(_Selector, "select", begin_pass)
     sys.setprofile(count_call)
     try:
         first = asyncio.create_task(anext(outcomes))
         await asyncio.sleep(3)
-        assert len(watcher._entries) == count
+        assert len(poller._tracked) == count
         first.cancel()
         await outcomes.aclose()
         await asyncio.sleep(1)
     finally:
         sys.setprofile(None)
-    assert not watcher._entries
+    assert not poller._tracked
     assert sum(isinstance(event, WaitFinished) for event in events) == count
     return most
 
@@ -239,10 +241,10 @@ def test_a_cancelled_close_ends_every_wait() -> None:
     """Where ``aclose()`` is cancelled between two steps, the waits that are left end all the same."""
 
     async def main() -> None:
-        watcher = Poller(SimulatedFlora().eyes())
-        outcomes = RunOutcomes(watcher, [WaitTarget(f"run_{number}") for number in range(1000)], poll=None, timeout=600)
+        poller = Poller(SimulatedFlora().operations())
+        outcomes = RunOutcomes(poller, [WaitTarget(f"run_{number}") for number in range(1000)], poll=None, timeout=600)
         first = asyncio.create_task(anext(outcomes))
-        while len(watcher._entries) < 1000:
+        while len(poller._tracked) < 1000:
             await asyncio.sleep(0)
         first.cancel()
         closing = asyncio.create_task(outcomes.aclose())
@@ -250,7 +252,7 @@ def test_a_cancelled_close_ends_every_wait() -> None:
         closing.cancel()
         await asyncio.wait([closing])
         await asyncio.sleep(0.1)
-        assert not watcher._entries
+        assert not poller._tracked
 
     run_virtually(main())
 
@@ -262,7 +264,7 @@ class Thing:
 async def depart() -> bool:
     """Wait for a run, leave, and return whether the caller's context is free while other waits go on."""
     flora, held = SimulatedFlora(), ContextVar[Thing]("held")
-    watcher = Poller(flora.eyes())
+    poller = Poller(flora.operations())
     runs = [Simulated(f"run_{number}", 0.0, 0.0, 1000.0) for number in range(4)]
     for run in runs:
         flora.add(run)
@@ -270,12 +272,12 @@ async def depart() -> bool:
     async def wait(run: Simulated) -> None:
         held.set(Thing())
         things.append(weakref.ref(held.get()))
-        await watcher.wait(watcher.enter(started(run, 10.0), None), deadline=900.0)
+        await poller.add_waiter(poller.track(started(run, 10.0), None), deadline=900.0)
 
     things: list[weakref.ref[Thing]] = []
     first = [asyncio.create_task(wait(run)) for run in runs]
     await asyncio.sleep(20)
-    others = [watcher.wait(watcher.enter(started(run, 10.0), None), deadline=900.0) for run in runs]
+    others = [poller.add_waiter(poller.track(started(run, 10.0), None), deadline=900.0) for run in runs]
     await asyncio.sleep(20)
     for task in first:
         task.cancel()
@@ -284,7 +286,7 @@ async def depart() -> bool:
     await asyncio.sleep(60)
     gc.collect()
     assert not any(other.done() for other in others)
-    assert len(watcher._deadlines) == len(others)
+    assert len(poller._deadlines) == len(others)
     return not any(thing() for thing in things)
 
 
@@ -296,7 +298,7 @@ def test_a_departed_wait_leaves_nothing_behind() -> None:
 async def crowd(count: int, limit: float) -> list[float]:
     """Create runs of 3 seconds one after another in turns with polls; return how late each end was known."""
     flora, loop = SimulatedFlora(limit=limit), asyncio.get_running_loop()
-    watcher, calls = Poller(flora.eyes()), flora._limiter.calls
+    poller, calls = Poller(flora.operations()), flora._limiter.calls
 
     async def one(number: int) -> float:
         while True:  # as a client that retries: all begin at once, and FLORA refuses most
@@ -311,7 +313,7 @@ async def crowd(count: int, limit: float) -> list[float]:
                 break
         run = Simulated(f"run_{number}", loop.time(), 0.0, 3.0)
         flora.add(run)
-        assert await watcher.wait(watcher.enter(started(run, 3.0), None), deadline=math.inf)
+        assert await poller.add_waiter(poller.track(started(run, 3.0), None), deadline=math.inf)
         return loop.time() - run.ends
 
     return await asyncio.gather(*(one(number) for number in range(count)))
@@ -330,13 +332,13 @@ def test_a_large_steady_crowd_is_read_by_pages(*, keyset: bool) -> None:
 
     async def main() -> int:
         flora = (KeysetFlora if keyset else SimulatedFlora)(limit=10.0)
-        watcher, chance, loop = Poller(flora.eyes()), random.Random(1), asyncio.get_running_loop()
+        poller, chance, loop = Poller(flora.operations()), random.Random(1), asyncio.get_running_loop()
 
         async def one(number: int) -> None:
             await asyncio.sleep(chance.uniform(0, 100))
             run = Simulated(f"run_{number}", loop.time(), 0.5, chance.uniform(60, 150))
             flora.add(run)
-            await watcher.wait(watcher.enter(started(run, 110.0), None), deadline=math.inf)
+            await poller.add_waiter(poller.track(started(run, 110.0), None), deadline=math.inf)
 
         await asyncio.gather(*(one(number) for number in range(300)))
         return flora.requests
@@ -362,9 +364,9 @@ class KeysetFlora(SimulatedFlora):
 class NeverAsksByAddress(Poller):
     """A mutant: runs are looked for on pages only."""
 
-    def _look_at(self, entry: TrackedRun, turn: float) -> None:
-        self._eyes.lane.leave(turn, answered=False)
-        entry.alone, entry.retry_at = False, asyncio.get_running_loop().time() + 5
+    def _start_run_poll(self, entry: TrackedRun, turn: float) -> None:
+        self._operations.lane.leave(turn, answered=False)
+        entry.poll_individually, entry.retry_at = False, asyncio.get_running_loop().time() + 5
         self._schedule(entry)
 
 
@@ -378,8 +380,8 @@ class TrustsEveryRow(Poller):
 class GivesUpOnAMiss(Poller):
     """A mutant: a run that was not on its page is forgotten."""
 
-    def _on_missing_from_page(self, entry: TrackedRun) -> None:
-        self._leave(entry)
+    def _count_page_miss(self, entry: TrackedRun) -> None:
+        self._untrack(entry)
 
 
 @pytest.mark.parametrize("mutant", [NeverAsksByAddress, TrustsEveryRow, GivesUpOnAMiss])

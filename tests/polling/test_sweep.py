@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flora_async._polling.sweep import LEAST_PART, MAX_PARTS, Mark, Sweep, Wanted, count_worthwhile, split
+from flora_async._polling.sweep import MAX_PARTS, MIN_PART_PAGES, Mark, Sweep, Wanted, count_worthwhile, split
 
 NOW = 1000.0
 
@@ -41,38 +41,38 @@ def test_no_sweep_costs_more_than_polling(ages: list[float], pace: float, read: 
 def test_a_sweep_ends_when_all_runs_are_met() -> None:
     """The runs met on a page are not looked for any more."""
     sweep = Sweep([(990.0, "a"), (980.0, "b"), (970.0, "c")])
-    assert sweep.take({"a"}, 985.0, "2", NOW) == ([], [])
+    assert sweep.apply_page({"a"}, 985.0, "2", NOW) == ([], [])
     assert [run_id for _, run_id in sweep.wanted] == ["b", "c"]
-    assert sweep.take({"b", "c"}, 960.0, "3", NOW) == ([], [])
+    assert sweep.apply_page({"b", "c"}, 960.0, "3", NOW) == ([], [])
     assert not sweep.wanted
 
 
 def test_a_run_that_is_not_where_it_should_be_is_passed() -> None:
     """A page whose last row is older passes a run; one of the same moment may still hold it on the next page."""
     sweep = Sweep([(990.0, "a"), (980.0, "b"), (970.0, "c"), (970.0, "d")])
-    assert sweep.take(set(), 980.0, "2", NOW) == (["a"], [])
+    assert sweep.apply_page(set(), 980.0, "2", NOW) == (["a"], [])
     assert [run_id for _, run_id in sweep.wanted] == ["b", "c", "d"]
 
 
 def test_the_end_of_the_history_passes_all() -> None:
     """A sweep ends with the history, and where the cursor leads back to a page that was read."""
-    assert Sweep([(990.0, "a"), (980.0, "b")]).take(set(), 985.0, None, NOW) == (["a", "b"], [])
+    assert Sweep([(990.0, "a"), (980.0, "b")]).apply_page(set(), 985.0, None, NOW) == (["a", "b"], [])
     circle = Sweep([(955.0, run_id) for run_id in "abcd"])
-    assert circle.take(set(), 960.0, "2", NOW) == ([], [])
-    assert circle.take(set(), 960.0, "2", NOW) == (["a", "b", "c", "d"], [])
+    assert circle.apply_page(set(), 960.0, "2", NOW) == ([], [])
+    assert circle.apply_page(set(), 960.0, "2", NOW) == (["a", "b", "c", "d"], [])
 
 
 def test_runs_of_unknown_age_are_looked_for_while_pages_tell_of_some() -> None:
     """A page with two awaited runs is a reason to read the next one for them, a page with none is not."""
     sweep = Sweep([(math.inf, run_id) for run_id in "abcdef"])
-    assert sweep.take({"a", "b"}, 985.0, "2", NOW) == ([], [])
-    assert sweep.take(set(), 980.0, "3", NOW) == (["c", "d", "e", "f"], [])
+    assert sweep.apply_page({"a", "b"}, 985.0, "2", NOW) == ([], [])
+    assert sweep.apply_page(set(), 980.0, "3", NOW) == (["c", "d", "e", "f"], [])
 
 
 def test_dense_traffic_ends_a_sweep_after_a_page() -> None:
     """One page that covers two seconds shows that runs of a minute ago are thirty pages away."""
     sweep = Sweep([(940.0, "a"), (940.0, "b"), (940.0, "c")])
-    assert sweep.take(set(), 998.0, "2", NOW) == ([], ["a", "b", "c"])
+    assert sweep.apply_page(set(), 998.0, "2", NOW) == ([], ["a", "b", "c"])
     assert not sweep.wanted
 
 
@@ -85,7 +85,7 @@ def test_a_sweep_reads_no_more_pages_than_it_looks_for_runs(full: list[bool]) ->
         if not sweep.wanted:
             break
         pages += 1
-        sweep.take(set(), 500.0 if rows else None, str(pages), NOW)
+        sweep.apply_page(set(), 500.0 if rows else None, str(pages), NOW)
     assert pages <= 10
 
 
@@ -99,7 +99,7 @@ def test_marks_split_a_long_history() -> None:
     assert len(parts) <= MAX_PARTS + 1
     assert [run for _, part in parts for run in part] == [(NOW, "run_unsure"), *sorted(wanted, reverse=True)]
     begins = [mark.page if mark else 0 for mark, _ in parts]
-    assert all(later - sooner >= LEAST_PART for sooner, later in pairwise(begins))
+    assert all(later - sooner >= MIN_PART_PAGES for sooner, later in pairwise(begins))
     for mark, part in parts:
         assert mark is None or all(created < mark.created for created, _ in part)
     assert next(mark for mark, part in parts if (NOW - 10.0, "run_tie") in part) is None

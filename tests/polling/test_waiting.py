@@ -157,7 +157,7 @@ async def test_the_default_schedule_goes_by_the_estimate(
     async with Flora("sk_1", base_url=server.base_url) as flora:
         waiting = asyncio.create_task(flora.wait_for_run(await flora.generations.create(**ORDER)))
         await anyio.wait_all_tasks_blocked()
-        planned = flora._watcher._entries[RUN_ID].gap
+        planned = flora._poller._tracked[RUN_ID].interval
         waiting.cancel()
     assert planned == pytest.approx(first, abs=0.1)
 
@@ -493,7 +493,7 @@ async def test_hanging_polls_hold_up_no_other_wait(server: Scripted) -> None:
 
 async def test_polls_that_are_slow_succeed_in_the_end(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that take turns in too few places wait longer each time, so that slow responses are not lost for ever."""
-    monkeypatch.setattr(poller, "MAX_POLLS", 4)
+    monkeypatch.setattr(poller, "MAX_CONCURRENT_POLLS", 4)
 
     async def slow(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(3)
@@ -642,7 +642,7 @@ async def test_a_webhook_ends_a_wait_whose_poll_hangs(server: Scripted) -> None:
     async with Flora("sk_1", base_url=server.base_url) as flora:
         waiting = asyncio.create_task(flora.wait_for_run(RUN_ID))
         await asyncio.sleep(1)
-        flora._watcher.announce(RUN_ID)
+        flora._poller.notify_finished(RUN_ID)
         async with asyncio.timeout(1):
             assert (await waiting).succeeded
 
@@ -655,7 +655,7 @@ async def test_a_lost_webhook_does_not_time_out_a_run_that_has_ended(server: Scr
 
     async def look(_request: web.Request) -> web.StreamResponse:
         polls.append(loop.time() - begins)
-        late = [poll for poll in polls if poll >= timeout - poller.LAST_POLL]
+        late = [poll for poll in polls if poll >= timeout - poller.FINAL_POLL_LEAD]
         return web.json_response(run() if len(late) > 1 else run("running"), status=503 if len(late) == 1 else 200)
 
     polls: list[float] = []
@@ -666,7 +666,7 @@ async def test_a_lost_webhook_does_not_time_out_a_run_that_has_ended(server: Scr
         begun = await flora.generations.create(**ORDER, callback_url="https://example.com/hook")
         ended = await flora.wait_for_run(begun, timeout=timeout)
     assert ended.succeeded
-    assert timeout - poller.LAST_POLL <= polls[-1] < timeout
+    assert timeout - poller.FINAL_POLL_LEAD <= polls[-1] < timeout
     assert len(polls) <= 6
 
 

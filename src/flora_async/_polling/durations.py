@@ -6,33 +6,33 @@ import math
 
 from flora_async.models import GenerationType
 
-USUAL_SECONDS: dict[GenerationType, float] = {"text": 3.0, "audio": 6.0, "image": 8.0, "video": 60.0}
-"""What is assumed of a run for which FLORA gives no estimate."""
-LEARNED_MODELS = 1000
-"""For how many models what was learned is kept."""
+DEFAULT_SECONDS: dict[GenerationType, float] = {"text": 3.0, "audio": 6.0, "image": 8.0, "video": 60.0}
+"""Expected seconds of a run without an estimate from FLORA."""
+MAX_MODELS = 1000
+"""Maximum number of (type, model) pairs with a stored correction."""
 
 
 class DurationEstimator:
-    """How far FLORA's estimates are off, by type and model, learned from the runs that finish."""
+    """Corrects FLORA's estimates by type and model, from the durations of finished runs."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str | None], tuple[float, int]] = {}
 
-    def expect(self, kind: GenerationType, model: str | None, estimate: float | None) -> float:
-        """Say how many seconds a run should take, where FLORA says *estimate* or nothing."""
-        bias, _ = self._seen.get((kind, model), (0.0, 0))
-        return _usable(estimate, USUAL_SECONDS[kind]) * math.exp(bias)
+    def predict(self, run_type: GenerationType, model: str | None, estimate: float | None) -> float:
+        """Return the expected duration in seconds; *estimate* is FLORA's, or ``None``."""
+        bias, _ = self._seen.get((run_type, model), (0.0, 0))
+        return _valid_estimate(estimate, DEFAULT_SECONDS[run_type]) * math.exp(bias)
 
-    def learn(self, kind: GenerationType, model: str | None, estimate: float | None, took: float) -> None:
-        """Count a run that *took* so many seconds."""
-        key = kind, model
+    def update(self, run_type: GenerationType, model: str | None, estimate: float | None, seconds: float) -> None:
+        """Update the correction with a run that took *seconds*."""
+        key = run_type, model
         bias, runs = self._seen.pop(key, (0.0, 0))
-        error = math.log(min(max(took, 0.1), 1e5) / _usable(estimate, USUAL_SECONDS[kind]))
+        error = math.log(min(max(seconds, 0.1), 1e5) / _valid_estimate(estimate, DEFAULT_SECONDS[run_type]))
         weight = max(0.1, 1 / (runs + 2))
         self._seen[key] = (bias + weight * (error - bias), runs + 1)
-        if len(self._seen) > LEARNED_MODELS:
+        if len(self._seen) > MAX_MODELS:
             del self._seen[next(iter(self._seen))]
 
 
-def _usable(estimate: float | None, usual: float) -> float:
-    return estimate if estimate and 0 < estimate < 1e5 else usual
+def _valid_estimate(estimate: float | None, default: float) -> float:
+    return estimate if estimate and 0 < estimate < 1e5 else default

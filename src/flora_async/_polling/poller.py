@@ -1,9 +1,9 @@
-"""The poller of a client: an entry for each awaited run, a future for each waiter.
+"""Poll all awaited runs of a client: one TrackedRun for each run, one future for each waiter.
 
-A run is polled by its own address on its own schedule. Where several are due, pages of the history tell of more runs
-for each request (:mod:`_sweep`). Pages only speed things up: an entry leaves on a finished record of its own run, on an
-error that ends waits, or with its last waiter. So a page that has shifted, an old row or a missing one costs a request,
-never a run.
+Each run is polled at its own URL on its own schedule. If several runs are due, the poller reads pages of the history,
+which return more runs for each request (see ``sweep.py``). Pages are an optimization. A run is removed only by a
+finished record of the run, by a fatal error, or with its last waiter. A shifted page, an outdated row or a missing row
+costs one request and loses no run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flora_async._http import retry
 from flora_async._http.rate_limit import Lane
 from flora_async._polling import schedule
 from flora_async._polling.schedule import PollFactory
-from flora_async._polling.sweep import MARK_SECONDS, PACE_HALF_LIFE, Mark, Sweep, Wanted, count_worthwhile, split
+from flora_async._polling.sweep import MARK_LIFETIME, PACE_HALF_LIFE, Mark, Sweep, Wanted, count_worthwhile, split
 from flora_async._polling.targets import PollResult, Scope, WaitTarget
 from flora_async._polling.tracked_run import Agenda, Interest, Plan, TrackedRun, Waiter, is_change, to_run
 from flora_async.events import Emit, PollFinished, PollStarted
@@ -35,24 +35,24 @@ from flora_async.models import Generation, GenerationPage, Run, lacks_outputs
 
 log = logging.getLogger("flora_async")
 
-MAX_POLLS = 64
-"""Polls in flight at once."""
-HANGING_SECONDS = 0.5
-"""Seconds after which a poll in flight gives its place to another run's, if all places are taken."""
-HANGING_PAGE_SECONDS = 1.5
-"""Seconds after which a page is given up, and the runs that it was read for are polled one by one."""
-EARLY_SECONDS = 1.0
-"""A sweep also looks for the runs that are due within this time."""
-BITE = 1000
-"""Runs that are taken up in one step of the event loop."""
-SWEEP_RUNS = 2000
-"""Runs that the sweeps in progress look for; others are taken in where they are on the same pages."""
-LAST_POLL = 5.0
-"""Seconds before its deadline at which a wait that relies on a webhook polls once more: the webhook may be lost."""
-MISSES = 2
-"""A run that was not where it should have been in the history so often is polled by its own address from there on."""
+MAX_CONCURRENT_POLLS = 64
+"""Maximum number of polls in flight."""
+POLL_EVICTION_SECONDS = 0.5
+"""Seconds after which a poll in flight can be cancelled for another run, if the maximum is reached."""
+PAGE_TIMEOUT = 1.5
+"""Seconds until a page request times out. Its runs are then polled one by one."""
+SWEEP_LOOKAHEAD = 1.0
+"""A sweep includes the runs that are due within this many seconds."""
+RUNS_PER_STEP = 1000
+"""Maximum number of due runs processed in one step of the event loop."""
+MAX_SWEEP_RUNS = 2000
+"""Maximum number of runs that sweeps search for. Other awaited runs on the same pages are updated too."""
+FINAL_POLL_LEAD = 5.0
+"""Seconds before its deadline at which a wait for a webhook polls once more. The webhook may be lost."""
+MAX_PAGE_MISSES = 2
+"""Number of pages that lack a run after which the run is always polled at its own URL."""
 CLOCK_SKEW = 5.0
-"""Seconds by which the creation of a run that was not yet seen may be misjudged."""
+"""Maximum error in seconds of an estimated creation time."""
 MAX_FINISHED_EARLY = 100_000
 """Maximum number of run ids remembered as finished before a wait for them starts."""
 
@@ -60,176 +60,178 @@ _KNOWN = ("pending", "running", "completed", "failed")
 
 
 ReadPage: TypeAlias = Callable[[str | None, Scope, float], Coroutine[Any, Any, GenerationPage]]
-"""Reads the page of the history at a cursor, of a workspace and project. The last argument is as for ``Eyes.look``."""
+"""Reads a page of the history: cursor, workspace and project, time of the granted turn."""
 
 
-class Eyes(Struct, frozen=True):
-    """How runs are polled: the requests, and what binds them."""
+class PollOperations(Struct, frozen=True):
+    """API operations of the poller, with its limiter lane, clock and callbacks."""
 
-    look: Callable[[str, str | None, float], Coroutine[Any, Any, PollResult]]
-    """By id, or at a better address. The last argument is the time of the turn that the poll has."""
-    page: ReadPage | None
-    """``None``: the history is not read."""
-    target: Callable[[str, str], str | None]
-    """Where a run's ``poll_url`` may be asked."""
+    retrieve_run: Callable[[str, str | None, float], Coroutine[Any, Any, PollResult]]
+    """Polls one run: run id, ``poll_url`` or ``None``, time of the granted turn."""
+    read_page: ReadPage | None
+    """``None`` disables sweeps."""
+    resolve_poll_url: Callable[[str, str], str | None]
+    """Returns the allowed URL for a run id and its ``poll_url``, or ``None``."""
     lane: Lane
-    """Where polls take their turns."""
+    """The rate limiter's lane for polls."""
     clock: Callable[[], float]
-    """FLORA's time, in Unix seconds."""
-    finished: Callable[[Run, float], object]
-    """Called with each run that has finished, and its age."""
-    tell: Emit | None = None
-    """Told of each poll."""
+    """Returns the server time in Unix seconds."""
+    on_finished: Callable[[Run, float], object]
+    """Called with each finished run and its age in seconds."""
+    emit: Emit | None = None
+    """Emits the events of each poll."""
 
 
 class _Poll(Struct, eq=False):
     """A request in flight."""
 
-    began: float
-    entry: TrackedRun | None = None
-    """The run that is polled, if it is one."""
+    started_at: float
+    tracked: TrackedRun | None = None
+    """The polled run; ``None`` for a page."""
     sweep: Sweep | None = None
-    """The sweep that a page is read for."""
+    """The sweep that a page belongs to."""
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     evicted: bool = False
 
 
 class Poller:
-    """Everything that one client waits for. Works in one task, while there is something to wait for."""
+    """Polls all awaited runs of a client. Its task runs while runs are awaited."""
 
-    def __init__(self, eyes: Eyes) -> None:
-        self._eyes = eyes
-        self.tell: Emit | None = eyes.tell
-        self._entries: dict[str, TrackedRun] = {}
+    def __init__(self, operations: PollOperations) -> None:
+        self._operations = operations
+        self.emit: Emit | None = operations.emit
+        self._tracked: dict[str, TrackedRun] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._until = math.inf
+        self._wake_at = math.inf
         self._closed = False
         self._deadlines: Agenda[Waiter] = Agenda()
         self._due: Agenda[TrackedRun] = Agenda()
         self._ready: dict[tuple[bool, bool], Agenda[TrackedRun]] = {
             (failing, alone): Agenda() for failing in (False, True) for alone in (False, True)
         }
-        """Runs that are due now or soon, by whether their last poll failed and whether only their own address helps."""
-        self._looks: dict[_Poll, None] = {}
+        """Runs that are due now or soon: (last poll failed, must be polled individually)."""
+        self._polls: dict[_Poll, None] = {}
         self._turn: float | None = None
-        """A turn that has come and is not used yet."""
-        self._queued: asyncio.Task[None] | None = None
+        """Time of a granted turn that is not used yet."""
+        self._turn_task: asyncio.Task[None] | None = None
         self._sweeps: dict[Sweep, Scope] = {}
-        """Those in progress, oldest first."""
-        self._sweep_from = 0.0
+        """Sweeps in progress, oldest first."""
+        self._next_sweep = 0.0
         self._reading: set[Sweep] = set()
         self._scope: Scope = (None, None)
         self._marks: list[Mark] = []
-        """The ends of the pages that were read last, of a scope."""
-        self._pages_from = 0.0
+        """Ends of the last pages read in ``_scope``."""
+        self._pages_resume_at = 0.0
         self._page_failures = 0
-        self._alternate = False
+        self._page_next = False
         self._finished_early: dict[str, None] = {}
 
-    def enter(self, subject: WaitTarget, poll: PollFactory | None) -> Interest:
-        """Return a caller's interest in a run, which begins with :meth:`wait`."""
+    def track(self, target: WaitTarget, poll: PollFactory | None) -> Interest:
+        """Return the caller's interest in a run. Polling starts with :meth:`add_waiter`."""
         self._loop = require_loop(self._loop)
         now = self._loop.time()
-        plan = Plan(subject, poll, now)
-        entry = self._entries.get(subject.run_id)
-        if entry is None:
-            entry = TrackedRun(subject, now)
-            if subject.poll_url:
-                entry.target = self._eyes.target(entry.run_id, subject.poll_url)
-            if entry.run_id in self._finished_early:
-                del self._finished_early[entry.run_id]
-                entry.retry_at = now
+        plan = Plan(target, poll, now)
+        tracked = self._tracked.get(target.run_id)
+        if tracked is None:
+            tracked = TrackedRun(target, now)
+            if target.poll_url:
+                tracked.poll_url = self._operations.resolve_poll_url(tracked.run_id, target.poll_url)
+            if tracked.run_id in self._finished_early:
+                del self._finished_early[tracked.run_id]
+                tracked.retry_at = now
                 plan.restart()
-        return Interest(entry, plan)
+        return Interest(tracked, plan)
 
-    def announce(self, run_id: str) -> None:
-        """Poll a run now: FLORA has reported its end. From any thread."""
+    def notify_finished(self, run_id: str) -> None:
+        """Poll a run now, because a webhook reported its end. Thread-safe."""
         if self._loop is None:
             self._remember_finished(run_id)
         elif not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._announced, run_id)
+            self._loop.call_soon_threadsafe(self._on_run_finished, run_id)
 
-    def _announced(self, run_id: str) -> None:
-        entry = self._entries.get(run_id)
-        if entry is None:
+    def _on_run_finished(self, run_id: str) -> None:
+        tracked = self._tracked.get(run_id)
+        if tracked is None:
             self._remember_finished(run_id)
             return
-        # A request in flight may have been answered before the end; the next poll is by the run's own address.
-        entry.poll_now(asyncio.get_running_loop().time())
-        entry.alone, entry.sweep = True, None
-        if entry.poll is None:
-            self._schedule(entry)
+        # The response to a request in flight may predate the end. Poll again, at the run's own URL.
+        tracked.poll_now(asyncio.get_running_loop().time())
+        tracked.poll_individually, tracked.sweep = True, None
+        if tracked.poll_task is None:
+            self._schedule(tracked)
         else:
-            entry.poll.cancel()
+            tracked.poll_task.cancel()
 
     def _remember_finished(self, run_id: str) -> None:
-        """Remember that a run has ended before a wait for it started."""
+        """Record that a run finished before a wait for it started."""
         self._finished_early[run_id] = None
         if len(self._finished_early) > MAX_FINISHED_EARLY:
             self._finished_early.pop(next(iter(self._finished_early)), None)
 
-    def wait(self, interest: Interest, *, deadline: float, known: Run | None = None, changes: bool = False) -> Waiter:
-        """Wait for a run to finish, or (*changes*) to differ from its *known* record; cancel the future to leave."""
+    def add_waiter(
+        self, interest: Interest, *, deadline: float, known: Run | None = None, changes: bool = False
+    ) -> Waiter:
+        """Return a future for the end of a run, or (*changes*) for a record other than *known*. Cancel it to leave."""
         if self._closed:
             raise errors.ClientClosedError("this client is closed: open a new one with Flora(...)")
         loop = asyncio.get_running_loop()
-        entry = interest.entry = self._entries.setdefault(interest.entry.run_id, interest.entry)
-        plan = interest.plan = entry.join(interest.plan)
+        tracked = interest.tracked = self._tracked.setdefault(interest.tracked.run_id, interest.tracked)
+        plan = interest.plan = tracked.add_plan(interest.plan)
         waiter = Waiter(loop=loop)
-        waiter.entry, waiter.plan, waiter.changes, waiter.context = entry, plan, changes, interest.context
-        entry.waiters[waiter] = None
-        waiter.add_done_callback(partial(self._left, waiter), context=interest.context)
-        if changes and entry.run is not None and is_change(entry.run, known):
-            waiter.set_result(entry.run)
+        waiter.tracked, waiter.plan, waiter.changes, waiter.context = tracked, plan, changes, interest.context
+        tracked.waiters[waiter] = None
+        waiter.add_done_callback(partial(self._on_waiter_done, waiter), context=interest.context)
+        if changes and tracked.run is not None and is_change(tracked.run, known):
+            waiter.set_result(tracked.run)
         waiter.deadline = deadline
         if deadline < math.inf:
-            before = min(LAST_POLL, (deadline - loop.time()) / 2) if plan.told else 0.0
+            before = min(FINAL_POLL_LEAD, (deadline - loop.time()) / 2) if plan.webhook_expected else 0.0
             self._deadlines.put(waiter, deadline - before)
         if plan.waiters == 1:
-            self._schedule(entry)
+            self._schedule(tracked)
         if self._task is None or self._task.done():
-            self._task = _create_task(self._watch(), Context())
-        elif min(entry.due, self._deadlines.next_due()) < self._until:
+            self._task = _create_task(self._run_loop(), Context())
+        elif min(tracked.due, self._deadlines.next_due()) < self._wake_at:
             self._wake.set()
         return waiter
 
-    def _schedule(self, entry: TrackedRun) -> None:
-        """Poll a run when it is due next, if nothing in flight will tell of it."""
-        if entry.poll is None and entry.sweep is None and self._entries.get(entry.run_id) is entry:
-            self._unready(entry)
-            self._due.put(entry, entry.due)
-            if entry.due < self._until:
+    def _schedule(self, tracked: TrackedRun) -> None:
+        """Schedule the next poll of a run, unless a request in flight includes it."""
+        if tracked.poll_task is None and tracked.sweep is None and self._tracked.get(tracked.run_id) is tracked:
+            self._drop_ready(tracked)
+            self._due.put(tracked, tracked.due)
+            if tracked.due < self._wake_at:
                 self._wake.set()
 
-    def _unready(self, entry: TrackedRun) -> None:
+    def _drop_ready(self, tracked: TrackedRun) -> None:
         for group in self._ready.values():
-            group.drop(entry)
+            group.drop(tracked)
 
-    def _leave(self, entry: TrackedRun) -> None:
-        if self._entries.get(entry.run_id) is not entry:
+    def _untrack(self, tracked: TrackedRun) -> None:
+        if self._tracked.get(tracked.run_id) is not tracked:
             return
-        del self._entries[entry.run_id]
-        self._due.drop(entry)
-        self._unready(entry)
-        entry.sweep = None
-        if entry.poll is not None:
-            entry.poll.cancel()
-        if not self._entries:
+        del self._tracked[tracked.run_id]
+        self._due.drop(tracked)
+        self._drop_ready(tracked)
+        tracked.sweep = None
+        if tracked.poll_task is not None:
+            tracked.poll_task.cancel()
+        if not self._tracked:
             self._wake.set()
 
-    def _left(self, waiter: Waiter, _done: asyncio.Future[Run | None]) -> None:
+    def _on_waiter_done(self, waiter: Waiter, _done: asyncio.Future[Run | None]) -> None:
         self._deadlines.drop(waiter)
-        entry = waiter.entry
-        del entry.waiters[waiter]
-        entry.part(waiter.plan)
-        if not entry.waiters:
-            self._leave(entry)
+        tracked = waiter.tracked
+        del tracked.waiters[waiter]
+        tracked.remove_plan(waiter.plan)
+        if not tracked.waiters:
+            self._untrack(tracked)
 
     async def close(self) -> None:
-        """End every wait, at once."""
+        """End all waits with ClientClosedError and cancel all polls."""
         self._closed = True
         if self._loop is None or self._loop.is_closed():
             return
@@ -241,9 +243,14 @@ class Poller:
             await asyncio.wait(ending)
 
     def _end_all(self) -> list[asyncio.Task[None]]:
-        for entry in list(self._entries.values()):
-            self._settle(entry, errors.ClientClosedError(f"the client was closed; {entry.run_id} goes on at FLORA"))
-        tasks = (self._task, self._queued, *(look.task for look in self._looks))
+        for tracked in list(self._tracked.values()):
+            self._resolve_waiters(
+                tracked,
+                errors.ClientClosedError(
+                    f"cannot wait for {tracked.run_id}: the client was closed. The run continues at FLORA"
+                ),
+            )
+        tasks = (self._task, self._turn_task, *(poll.task for poll in self._polls))
         ending = [task for task in tasks if task is not None and not task.done()]
         for task in ending:
             task.cancel()
@@ -251,34 +258,37 @@ class Poller:
 
     # -- the loop
 
-    async def _watch(self) -> None:
+    async def _run_loop(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            while self._entries:
+            while self._tracked:
                 self._wake.clear()
                 now = loop.time()
                 self._expire_deadlines(now)
                 soonest = min(self._start_polls(now), self._deadlines.next_due())
-                self._until = max(now + 0.001, soonest)
-                timer = loop.call_at(self._until, self._wake.set) if self._until < math.inf else None
+                self._wake_at = max(now + 0.001, soonest)
+                timer = loop.call_at(self._wake_at, self._wake.set) if self._wake_at < math.inf else None
                 await self._wake.wait()
                 if timer is not None:
                     timer.cancel()
         except BaseException as error:
-            for entry in list(self._entries.values()):
-                self._settle(
-                    entry, error if isinstance(error, Exception) else errors.ClientClosedError("the loop ended")
+            for tracked in list(self._tracked.values()):
+                self._resolve_waiters(
+                    tracked,
+                    error
+                    if isinstance(error, Exception)
+                    else errors.ClientClosedError("cannot wait for runs: the event loop ended"),
                 )
             raise
         finally:
-            self._until = math.inf
+            self._wake_at = math.inf
             self._sweeps.clear()
-            if self._queued is not None:
-                self._queued.cancel()
+            if self._turn_task is not None:
+                self._turn_task.cancel()
             self._return_turn()
-            for look in list(self._looks):
-                if look.task is not None:
-                    look.task.cancel()
+            for poll in list(self._polls):
+                if poll.task is not None:
+                    poll.task.cancel()
 
     def _expire_deadlines(self, now: float) -> None:
         while (waiter := self._deadlines.pop(now)) is not None:
@@ -286,77 +296,80 @@ class Poller:
                 continue
             if waiter.deadline <= now:
                 waiter.set_result(None)
-            else:  # the webhook has not come yet
+            else:  # no webhook received yet: poll once more
                 self._deadlines.put(waiter, waiter.deadline)
-                waiter.entry.retry_at = now
-                self._schedule(waiter.entry)
+                waiter.tracked.retry_at = now
+                self._schedule(waiter.tracked)
 
     def _start_polls(self, now: float) -> float:
-        """Start the polls that are due, as many as may go out; return when to plan again."""
-        for _ in range(BITE):
-            entry = self._due.pop(now + EARLY_SECONDS)
-            if entry is None:
+        """Start the due polls that the rate limiter allows. Return the time of the next planning."""
+        for _ in range(RUNS_PER_STEP):
+            tracked = self._due.pop(now + SWEEP_LOOKAHEAD)
+            if tracked is None:
                 break
-            self._ready[entry.failures > 0, entry.alone].put(entry, entry.due)
-        self._begin_sweep(now)
+            self._ready[tracked.failures > 0, tracked.poll_individually].put(tracked, tracked.due)
+        self._start_sweeps(now)
         while True:
-            later, start = self._choose(now)
+            later, start = self._choose_poll(now)
             if start is None:
                 self._return_turn()
                 return min(later, self._due.next_due())
-            turn = self._take_turn(now)
+            turn = self._acquire_turn(now)
             if turn is None:
-                return self._due.next_due()  # the turn wakes the loop
+                return self._due.next_due()  # the granted turn wakes the loop
             start(turn)
 
-    def _take_turn(self, now: float) -> float | None:
-        """Return the time of a turn for one poll; ``None``: it is still to come, and wakes the loop then."""
+    def _acquire_turn(self, now: float) -> float | None:
+        """Return the time of a granted turn for one poll, or ``None``. A later turn wakes the loop."""
         turn, self._turn = self._turn, None
         if turn is not None:
             return turn
-        if self._queued is None or self._queued.done():
-            if self._eyes.lane.enter(now):
+        if self._turn_task is None or self._turn_task.done():
+            if self._operations.lane.enter(now):
                 return now
-            self._queued = _create_task(self._await_turn(now), Context())
+            self._turn_task = _create_task(self._await_turn(now), Context())
         return None
 
-    async def _await_turn(self, began: float) -> None:
+    async def _await_turn(self, started_at: float) -> None:
         try:
-            self._turn = await self._eyes.lane.turn(began)
-        except errors.FloraError:  # closed
+            self._turn = await self._operations.lane.turn(started_at)
+        except errors.FloraError:  # the client is closed
             return
         self._wake.set()
 
     def _return_turn(self) -> None:
         if self._turn is not None:
-            self._eyes.lane.leave(self._turn, answered=False)
+            self._operations.lane.leave(self._turn, answered=False)
             self._turn = None
 
-    def _choose(self, now: float) -> tuple[float, Callable[[float], None] | None]:
-        """Return what to start next, and if that is nothing, when to ask again: pages and single runs by turns."""
-        read = self._eyes.page
+    def _choose_poll(self, now: float) -> tuple[float, Callable[[float], None] | None]:
+        """Return the next poll to start, or ``None`` and the time to choose again. Pages and single runs alternate."""
+        read = self._operations.read_page
         sweep = next((sweep for sweep in self._sweeps if sweep not in self._reading), None)
-        later, entry = self._choose_run(now)
-        if sweep is not None and read is not None and (entry is None or self._alternate):
-            return now, partial(self._read_page, read, sweep)
-        return later, None if entry is None else partial(self._look_at, entry)
+        later, tracked = self._choose_run(now)
+        if sweep is not None and read is not None and (tracked is None or self._page_next):
+            return now, partial(self._start_page_poll, read, sweep)
+        return later, None if tracked is None else partial(self._start_run_poll, tracked)
 
     def _choose_run(self, now: float) -> tuple[float, TrackedRun | None]:
-        """Return the run to poll next by its own address; it may take the place of a poll that hangs."""
+        """Return the next run to poll at its own URL, or ``None`` and the time to choose again.
+
+        The poll may replace one that has been in flight for too long.
+        """
         later = math.inf
         for failing in (False, True):
             alone, any_way = self._ready[failing, True], self._ready[failing, False]
             group = alone if self._sweeps or alone.next_due() <= any_way.next_due() else any_way
-            entry = group.first(now)
-            if entry is None:
+            tracked = group.first(now)
+            if tracked is None:
                 later = min(later, group.next_due())
-            elif len(self._looks) < MAX_POLLS:
-                return now, entry
+            elif len(self._polls) < MAX_CONCURRENT_POLLS:
+                return now, tracked
             else:
-                oldest = next((look.began for look in self._looks if look.entry is not None), math.inf)
-                frees = oldest + HANGING_SECONDS * 2 ** min(entry.failures, 10)
+                oldest = next((poll.started_at for poll in self._polls if poll.tracked is not None), math.inf)
+                frees = oldest + POLL_EVICTION_SECONDS * 2 ** min(tracked.failures, 10)
                 if frees <= now:
-                    return now, entry
+                    return now, tracked
                 later = min(later, frees)
         return later, None
 
@@ -366,124 +379,129 @@ class Poller:
         self,
         how: Literal["run", "page"],
         poll: _Poll,
-        look: Callable[[], Coroutine[Any, Any, None]],
-        entries: list[TrackedRun],
+        send: Callable[[], Coroutine[Any, Any, None]],
+        runs: list[TrackedRun],
     ) -> asyncio.Task[None]:
-        for entry in entries:
-            entry.polls += 1
-        # A page serves many waits, and can be part of one: of the first.
-        waiter = next(iter(entries[0].waiters), None) if entries else None
+        for tracked in runs:
+            tracked.polls += 1
+        # A page serves many waits, but a task has one context: use that of the first wait.
+        waiter = next(iter(runs[0].waiters), None) if runs else None
         poll.task = _create_task(
-            look() if self.tell is None else _told(self.tell, how, look, tuple(entry.run_id for entry in entries)),
+            send()
+            if self.emit is None
+            else _poll_with_events(self.emit, how, send, tuple(tracked.run_id for tracked in runs)),
             Context() if waiter is None else waiter.context.copy(),
         )
-        self._looks[poll] = None
+        self._polls[poll] = None
         poll.task.add_done_callback(partial(self._on_poll_done, poll))
         return poll.task
 
     def _on_poll_done(self, poll: _Poll, task: asyncio.Task[None]) -> None:
-        self._looks.pop(poll, None)
+        self._polls.pop(poll, None)
         if poll.timer is not None:
             poll.timer.cancel()
-        entry, error = poll.entry, None if task.cancelled() else task.exception()
+        tracked, error = poll.tracked, None if task.cancelled() else task.exception()
         if poll.sweep is not None:
             self._reading.discard(poll.sweep)
             if poll.sweep in self._sweeps and (task.cancelled() or error is not None):
-                self._give_up(poll.sweep)
-        if entry is not None:
-            entry.poll = None
-            if isinstance(error, Exception):  # a fault of ours
-                self._settle(entry, error)
+                self._abandon_sweep(poll.sweep)
+        if tracked is not None:
+            tracked.poll_task = None
+            if isinstance(error, Exception):  # a bug in this package
+                self._resolve_waiters(tracked, error)
             elif poll.evicted and task.cancelled():
-                self._failed(entry, errors.APITimeoutError("no answer while other runs waited", sent="maybe_sent"))
-            self._schedule(entry)
+                self._on_poll_error(
+                    tracked,
+                    errors.APITimeoutError("poll cancelled: no response while other runs were due", sent="maybe_sent"),
+                )
+            self._schedule(tracked)
         self._wake.set()
 
-    def _look_at(self, entry: TrackedRun, turn: float) -> None:
-        """Poll a run by its own address."""
-        if len(self._looks) >= MAX_POLLS:
+    def _start_run_poll(self, tracked: TrackedRun, turn: float) -> None:
+        """Start a poll of a run at its own URL."""
+        if len(self._polls) >= MAX_CONCURRENT_POLLS:
             self._evict()
-        self._unready(entry)
-        self._alternate = True
-        entry.poll = self._start("run", _Poll(turn, entry), partial(self._look, entry, turn), [entry])
+        self._drop_ready(tracked)
+        self._page_next = True
+        tracked.poll_task = self._start("run", _Poll(turn, tracked), partial(self._poll_run, tracked, turn), [tracked])
 
     def _evict(self) -> None:
-        oldest = next((look for look in self._looks if look.entry is not None), None)
+        oldest = next((poll for poll in self._polls if poll.tracked is not None), None)
         if oldest is not None and oldest.task is not None:
-            del self._looks[oldest]
+            del self._polls[oldest]
             oldest.evicted = True
             oldest.task.cancel()
 
-    async def _look(self, entry: TrackedRun, turn: float) -> None:
+    async def _poll_run(self, tracked: TrackedRun, turn: float) -> None:
         try:
-            look = await self._eyes.look(entry.run_id, entry.target, turn)
+            result = await self._operations.retrieve_run(tracked.run_id, tracked.poll_url, turn)
         except errors.FloraError as failure:
-            self._failed(entry, failure)
+            self._on_poll_error(tracked, failure)
             return
         now = asyncio.get_running_loop().time()
-        if not entry.known_age:
-            entry.born, entry.known_age = now - look.age, True
-        if entry.misses < MISSES:
-            entry.alone = False
-        self._seen(entry, look.run, now)
+        if not tracked.age_known:
+            tracked.loop_created, tracked.age_known = now - result.age, True
+        if tracked.misses < MAX_PAGE_MISSES:
+            tracked.poll_individually = False
+        self._apply(tracked, result.run, now)
 
-    def _failed(self, entry: TrackedRun, failure: errors.FloraError) -> None:
+    def _on_poll_error(self, tracked: TrackedRun, failure: errors.FloraError) -> None:
         now = asyncio.get_running_loop().time()
-        entry.trouble = str(failure)
-        if entry.target is not None and schedule.should_drop_poll_url(failure):
-            # The run's own address decides; until it has spoken nothing is final.
-            entry.direct, entry.target = True, None
+        tracked.last_error = str(failure)
+        if tracked.poll_url is not None and schedule.should_drop_poll_url(failure):
+            # The poll_url may be wrong. Only an error from the run's own URL is final.
+            tracked.ignore_poll_url, tracked.poll_url = True, None
             return
-        if schedule.is_fatal(failure, age=now - entry.born):
-            failure.run_id = entry.run_id
-            self._settle(entry, failure)
+        if schedule.is_fatal(failure, age=now - tracked.loop_created):
+            failure.run_id = tracked.run_id
+            self._resolve_waiters(tracked, failure)
             return
-        if not isinstance(failure, errors.RateLimitError):  # which is about the client, not about the run
-            entry.failures += 1
-        entry.retry_at = now + schedule.poll_retry_delay(failure, max(1, entry.failures))
-        said = {"run_id": entry.run_id, "error": type(failure).__name__}
-        log.info("%s: a look failed (%s), waiting goes on", entry.run_id, type(failure).__name__, extra=said)
+        if not isinstance(failure, errors.RateLimitError):  # a 429 concerns the client, not the run
+            tracked.failures += 1
+        tracked.retry_at = now + schedule.poll_retry_delay(failure, max(1, tracked.failures))
+        fields = {"run_id": tracked.run_id, "error": type(failure).__name__}
+        log.info("%s: poll failed (%s), the wait continues", tracked.run_id, type(failure).__name__, extra=fields)
 
-    def _seen(self, entry: TrackedRun, run: Run, now: float) -> None:
-        """Take in a record of a run, whichever way it came."""
-        before = entry.run
-        entry.created, entry.exact = run.created.timestamp(), True
+    def _apply(self, tracked: TrackedRun, run: Run, now: float) -> None:
+        """Apply a record of a run: update its state, resolve waiters, schedule the next poll."""
+        before = tracked.run
+        tracked.created, tracked.created_known = run.created.timestamp(), True
         if run.finished:
-            entry.run = run
-            self._eyes.finished(run, now - entry.born)
-            self._settle(entry, run)
+            tracked.run = run
+            self._operations.on_finished(run, now - tracked.loop_created)
+            self._resolve_waiters(tracked, run)
             return
-        if run.poll_url and not entry.direct:
-            entry.target = self._eyes.target(entry.run_id, run.poll_url)
+        if run.poll_url and not tracked.ignore_poll_url:
+            tracked.poll_url = self._operations.resolve_poll_url(tracked.run_id, run.poll_url)
         if run.status not in _KNOWN and (before is None or before.status != run.status):
-            said = {"run_id": run.run_id, "status": run.status}
-            log.warning("%s: unknown status %r, waiting goes on", run.run_id, run.status, extra=said)
-        entry.failures, entry.trouble, entry.retry_at = 0, None, None
-        for plan in list(entry.plans):
-            self._advance(entry, plan, run, now)
+            fields = {"run_id": run.run_id, "status": run.status}
+            log.warning("%s: unknown status %r, the wait continues", run.run_id, run.status, extra=fields)
+        tracked.failures, tracked.last_error, tracked.retry_at = 0, None, None
+        for plan in list(tracked.plans):
+            self._advance_plan(tracked, plan, run, now)
         if is_change(run, before):
-            entry.run = run
-            for waiter in entry.waiters:
+            tracked.run = run
+            for waiter in tracked.waiters:
                 if waiter.changes and not waiter.done():
                     waiter.set_result(run)
-        self._schedule(entry)
+        self._schedule(tracked)
 
-    def _advance(self, entry: TrackedRun, plan: Plan, run: Run, now: float) -> None:
-        """Schedule the next poll; a caller's schedule that fails ends the waits that share it, and no other."""
+    def _advance_plan(self, tracked: TrackedRun, plan: Plan, run: Run, now: float) -> None:
+        """Advance a plan. If a custom schedule raises, end only the waits that share it."""
         try:
-            plan.advance(now, now - entry.born, run)
+            plan.advance(now, now - tracked.loop_created, run)
         except Exception as error:
-            said = {"run_id": entry.run_id, "error": type(error).__name__}
-            log.debug("%s: the poll schedule of a wait failed", entry.run_id, exc_info=True, extra=said)
-            entry.plans.remove(plan)
-            for waiter in entry.waiters:
+            fields = {"run_id": tracked.run_id, "error": type(error).__name__}
+            log.debug("%s: the poll schedule of a wait failed", tracked.run_id, exc_info=True, extra=fields)
+            tracked.plans.remove(plan)
+            for waiter in tracked.waiters:
                 if waiter.plan is plan and not waiter.done():
                     waiter.set_exception(error)
 
-    def _settle(self, entry: TrackedRun, end: Run | Exception) -> None:
-        """Give every waiter its end, once."""
-        self._leave(entry)
-        for waiter in list(entry.waiters):
+    def _resolve_waiters(self, tracked: TrackedRun, end: Run | Exception) -> None:
+        """Resolve all pending waiters of a run and stop tracking it."""
+        self._untrack(tracked)
+        for waiter in list(tracked.waiters):
             if waiter.done():
                 continue
             if isinstance(end, Run):
@@ -493,29 +511,29 @@ class Poller:
 
     # -- pages
 
-    def _begin_sweep(self, now: float) -> None:
-        """Begin to read the history, if that saves requests."""
-        if self._eyes.page is None or len(self._entries) < 3 or self._sweeps:
+    def _start_sweeps(self, now: float) -> None:
+        """Start sweeps of the history if they save requests."""
+        if self._operations.read_page is None or len(self._tracked) < 3 or self._sweeps:
             return
-        if now < max(self._pages_from, self._sweep_from):
+        if now < max(self._pages_resume_at, self._next_sweep):
             return
         groups = self._ready[False, False], self._ready[True, False]
         if all(group.first(now) is None for group in groups):
             return
-        members = list(islice(chain(*groups), SWEEP_RUNS))
+        members = list(islice(chain(*groups), MAX_SWEEP_RUNS))
         scope = _scope_of(members)
         if scope != self._scope:
             self._scope, self._marks = scope, []
-        unix, last = self._eyes.clock(), self._marks[-1] if self._marks else None
+        unix, last = self._operations.clock(), self._marks[-1] if self._marks else None
         pace = (
             0.0
             if last is None
             else last.page / max(0.1, unix - last.created) * 0.5 ** ((unix - last.at) / PACE_HALF_LIFE)
         )
-        self._marks = [mark for mark in self._marks if mark.at > unix - MARK_SECONDS] or self._marks[-1:]
+        self._marks = [mark for mark in self._marks if mark.at > unix - MARK_LIFETIME] or self._marks[-1:]
         marks = sorted(self._marks, key=attrgetter("created"), reverse=True)
-        wanted = [(entry.created, entry.run_id) for entry in members if entry.exact]
-        unsure = [(entry.created - CLOCK_SKEW, entry.run_id) for entry in members if not entry.exact]
+        wanted = [(tracked.created, tracked.run_id) for tracked in members if tracked.created_known]
+        unsure = [(tracked.created - CLOCK_SKEW, tracked.run_id) for tracked in members if not tracked.created_known]
         distant: list[Wanted] = []
         for mark, part in split(wanted, unsure, marks):
             count = count_worthwhile([unix - created for created, _ in part], pace, mark.page if mark else 0)
@@ -523,26 +541,26 @@ class Poller:
             if count:
                 self._sweeps[sweep := Sweep(part[:count], mark)] = scope
                 for _, run_id in sweep.wanted:
-                    entry = self._entries[run_id]
-                    self._unready(entry)
-                    entry.sweep = sweep
-        if not self._sweeps and len(members) < SWEEP_RUNS:
-            self._sweep_from = now + 1e-4 * len(members)  # the weighing itself costs by the run
+                    tracked = self._tracked[run_id]
+                    self._drop_ready(tracked)
+                    tracked.sweep = sweep
+        if not self._sweeps and len(members) < MAX_SWEEP_RUNS:
+            self._next_sweep = now + 1e-4 * len(members)  # the check itself costs time for each run
             return
         for _, run_id in distant:
-            entry = self._entries[run_id]
-            entry.alone = True
-            self._schedule(entry)
+            tracked = self._tracked[run_id]
+            tracked.poll_individually = True
+            self._schedule(tracked)
 
-    def _read_page(self, read: ReadPage, sweep: Sweep, turn: float) -> None:
-        self._alternate = False
+    def _start_page_poll(self, read: ReadPage, sweep: Sweep, turn: float) -> None:
+        self._page_next = False
         self._reading.add(sweep)
-        entries = [entry for _, run_id in sweep.wanted if (entry := self._entries.get(run_id)) is not None]
+        runs = [tracked for _, run_id in sweep.wanted if (tracked := self._tracked.get(run_id)) is not None]
         poll = _Poll(turn, sweep=sweep)
-        poll.timer = asyncio.get_running_loop().call_later(HANGING_PAGE_SECONDS, self._page_hangs, sweep)
-        self._start("page", poll, partial(self._page, read, sweep, self._sweeps[sweep], turn), entries)
+        poll.timer = asyncio.get_running_loop().call_later(PAGE_TIMEOUT, self._on_page_timeout, sweep)
+        self._start("page", poll, partial(self._poll_page, read, sweep, self._sweeps[sweep], turn), runs)
 
-    async def _page(self, read: ReadPage, sweep: Sweep, scope: Scope, turn: float) -> None:
+    async def _poll_page(self, read: ReadPage, sweep: Sweep, scope: Scope, turn: float) -> None:
         try:
             page = await read(sweep.cursor, scope, turn)
         except errors.FloraError as failure:
@@ -550,79 +568,81 @@ class Poller:
                 self._on_page_error(sweep, failure)
             return
         now = asyncio.get_running_loop().time()
-        met = self._meet(page, now)
-        if sweep not in self._sweeps:  # it was given up, or everything has ended
+        met = self._apply_page(page, now)
+        if sweep not in self._sweeps:  # the sweep was abandoned, or all waits have ended
             return
         self._page_failures = 0
         rows = page.generations
         oldest = rows[-1].created.timestamp() if rows else None
-        missed, distant = sweep.take(met, oldest, page.next_cursor, self._eyes.clock())
+        missed, distant = sweep.apply_page(met, oldest, page.next_cursor, self._operations.clock())
         if sweep.mark is not None and scope == self._scope:
             self._marks.append(sweep.mark)
         for run_id in (*missed, *distant):
-            entry = self._entries.get(run_id)
-            if entry is not None and entry.sweep is sweep:
+            tracked = self._tracked.get(run_id)
+            if tracked is not None and tracked.sweep is sweep:
                 if run_id in missed:
-                    self._on_missing_from_page(entry)
-                entry.alone, entry.sweep = True, None
-                self._schedule(entry)
+                    self._count_page_miss(tracked)
+                tracked.poll_individually, tracked.sweep = True, None
+                self._schedule(tracked)
         if not sweep.wanted:
             del self._sweeps[sweep]
 
-    def _meet(self, page: GenerationPage, now: float) -> set[str]:
-        """Take in the rows of a page; return the awaited runs on it."""
+    def _apply_page(self, page: GenerationPage, now: float) -> set[str]:
+        """Apply the rows of a page. Return the ids of the awaited runs on it."""
         met: set[str] = set()
         for row in page.generations:
-            entry = self._entries.get(row.run_id)
-            if entry is None:
+            tracked = self._tracked.get(row.run_id)
+            if tracked is None:
                 continue
             met.add(row.run_id)
-            entry.polls += entry.sweep is None  # it came along
-            entry.sweep = None
+            tracked.polls += tracked.sweep is None  # found on a page of another run's sweep
+            tracked.sweep = None
             if self._lacks_outputs(row):
-                entry.alone, entry.retry_at = True, now
-                self._schedule(entry)
+                tracked.poll_individually, tracked.retry_at = True, now
+                self._schedule(tracked)
             else:
-                entry.alone, entry.misses = False, 0
-                self._seen(entry, to_run(row), now)
+                tracked.poll_individually, tracked.misses = False, 0
+                self._apply(tracked, to_run(row), now)
         return met
 
     def _lacks_outputs(self, row: Generation) -> bool:
-        """Return whether a row does not tell the end of a finished run: then its own address is asked."""
+        """Return whether the row of a finished run lacks its outputs. The run is then polled at its own URL."""
         return lacks_outputs(row)
 
-    def _on_missing_from_page(self, entry: TrackedRun) -> None:
-        """Count that a run was not on the page where it should have been."""
-        entry.misses += 1
+    def _count_page_miss(self, tracked: TrackedRun) -> None:
+        """Count a page that should have contained the run."""
+        tracked.misses += 1
 
-    def _give_up(self, sweep: Sweep) -> None:
-        """End a sweep: the runs that it still looks for are polled by their own addresses."""
+    def _abandon_sweep(self, sweep: Sweep) -> None:
+        """End a sweep. Its remaining runs are polled at their own URLs."""
         del self._sweeps[sweep]
         for _, run_id in sweep.wanted:
-            entry = self._entries.get(run_id)
-            if entry is not None and entry.sweep is sweep:
-                entry.alone, entry.sweep = True, None
-                self._schedule(entry)
+            tracked = self._tracked.get(run_id)
+            if tracked is not None and tracked.sweep is sweep:
+                tracked.poll_individually, tracked.sweep = True, None
+                self._schedule(tracked)
 
-    def _page_hangs(self, sweep: Sweep) -> None:
+    def _on_page_timeout(self, sweep: Sweep) -> None:
         if sweep in self._sweeps:
-            self._on_page_error(sweep, errors.APITimeoutError("no page in time", sent="maybe_sent"))
+            self._on_page_error(
+                sweep, errors.APITimeoutError("reading a page of the history timed out", sent="maybe_sent")
+            )
 
     def _on_page_error(self, sweep: Sweep, failure: errors.FloraError) -> None:
         asked = failure.retry_after if isinstance(failure, errors.RateLimitError) else math.inf
-        if (asked or 0.0) > retry.RETRY_AFTER_CAP:  # else the same page is read again in its turn
-            self._give_up(sweep)
+        if (asked or 0.0) > retry.RETRY_AFTER_CAP:  # otherwise the same page is read again
+            self._abandon_sweep(sweep)
         self._page_failures += 1
         pause = schedule.poll_retry_delay(failure, self._page_failures)
-        self._pages_from = asyncio.get_running_loop().time() + pause
+        self._pages_resume_at = asyncio.get_running_loop().time() + pause
         name = type(failure).__name__
-        log.info("a page of the history failed (%s), runs are asked one by one", name, extra={"error": name})
+        log.info("reading a page of the history failed (%s), runs are polled one by one", name, extra={"error": name})
 
 
-def _scope_of(entries: Iterable[TrackedRun]) -> Scope:
-    """Return the smallest part of the history that holds all the runs."""
-    workspaces = {entry.scope[0] for entry in entries}
-    projects = {entry.scope[1] for entry in entries}
+def _scope_of(runs: Iterable[TrackedRun]) -> Scope:
+    """Return the narrowest history scope that contains all the runs."""
+    workspaces = {tracked.scope[0] for tracked in runs}
+    projects = {tracked.scope[1] for tracked in runs}
     return (
         next(iter(workspaces)) if len(workspaces) == 1 else None,
         next(iter(projects)) if len(projects) == 1 else None,
@@ -630,18 +650,18 @@ def _scope_of(entries: Iterable[TrackedRun]) -> Scope:
 
 
 def _create_task(work: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
-    """Create a task in a context, whichever task factory the loop has."""
+    """Create a task in a context. Works with custom task factories too."""
     return context.run(asyncio.get_running_loop().create_task, work)
 
 
-async def _told(
-    tell: Emit, how: Literal["run", "page"], look: Callable[[], Coroutine[Any, Any, None]], run_ids: tuple[str, ...]
+async def _poll_with_events(
+    emit: Emit, how: Literal["run", "page"], send: Callable[[], Coroutine[Any, Any, None]], run_ids: tuple[str, ...]
 ) -> None:
-    """Emit the events of a poll as it begins and ends."""
+    """Run a poll and emit its start and finish events."""
     loop = asyncio.get_running_loop()
-    began = loop.time()
-    tell(PollStarted(how=how, run_ids=run_ids))
+    started_at = loop.time()
+    emit(PollStarted(how=how, run_ids=run_ids))
     try:
-        await look()
+        await send()
     finally:
-        tell(PollFinished(how=how, run_ids=run_ids, seconds=loop.time() - began))
+        emit(PollFinished(how=how, run_ids=run_ids, seconds=loop.time() - started_at))

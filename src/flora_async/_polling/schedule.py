@@ -14,105 +14,105 @@ from flora_async._http.retry import NOT_FOUND_GRACE, RATE_LIMIT_PAUSE, backoff_d
 from flora_async.models import Run
 
 PollSchedule: TypeAlias = Generator[float, Any, None]
-"""A wait generator in backoff's protocol: the first ``next()`` primes it, each further one gives seconds to wait."""
+"""A wait generator in backoff's protocol: the first ``next()`` primes it, each further one returns seconds to wait."""
 
 PollFactory: TypeAlias = Callable[[], PollSchedule]
-"""Gives a fresh schedule for each run, like ``lambda: backoff.constant(interval=2)``."""
+"""Returns a new schedule for each run, like ``lambda: backoff.constant(interval=2)``."""
 
-# Looking again. One request is worth a quarter of a second of waiting; from there the square root (see run_schedule).
-POLL_STEP = 0.5
-POLL_AIM = 0.65
+# Parameters of adaptive_schedule. One request is worth a quarter of a second of lag, hence the square root of the age.
+INTERVAL_FACTOR = 0.5
+REMAINING_SHARE = 0.65
 POLL_FLOOR = 2.0
 POLL_CAP = 12.0
 POLL_JITTER = 0.1
-POLL_LEAST = 0.01
-"""The least pause that a caller's own schedule can ask for."""
-NET_FIRST = 60.0
-"""Seconds until the first look at a run that a call-back is expected of; FLORA repeats those after 10 s and 1 min."""
-NET_CAP = 300.0
+MIN_CUSTOM_DELAY = 0.01
+"""Minimum delay of a custom schedule, in seconds."""
+FIRST_FALLBACK_DELAY = 60.0
+"""Seconds until the first poll of a run with a webhook. FLORA retries webhooks after 10 s and 1 min."""
+MAX_FALLBACK_DELAY = 300.0
 
 
 def is_fatal(failure: errors.FloraError, *, age: float) -> bool:
-    """Say whether a failed look ends a wait; *age* is the seconds since the run was created, or first asked for."""
+    """Return whether a poll error ends a wait; *age* is the seconds since the run's creation or first poll."""
     if isinstance(failure, errors.NotFoundError):
         return age > NOT_FOUND_GRACE
     return not (failure.retryable or isinstance(failure, errors.ResponseDecodeError))
 
 
 def should_drop_poll_url(failure: errors.FloraError) -> bool:
-    """Say whether a failed look at a ``poll_url`` may fare better at the run's own address."""
+    """Return whether a poll that failed at a ``poll_url`` may succeed at the run's own URL."""
     if isinstance(failure, errors.APIError):
         return not (failure.retryable or isinstance(failure, errors.AuthenticationError))
     return isinstance(failure, errors.ProtocolError | errors.ResponseDecodeError)
 
 
 def poll_retry_delay(failure: errors.FloraError, failures: int) -> float:
-    """Say how long to wait after so many looks in a row that told nothing."""
-    asked = failure.retry_after if isinstance(failure, errors.APIError) else None
+    """Return the seconds to wait after a number of failed polls in sequence."""
+    retry_after = failure.retry_after if isinstance(failure, errors.APIError) else None
     floor = RATE_LIMIT_PAUSE if isinstance(failure, errors.RateLimitError) else 0.0
-    return max(floor, asked or 0.0, min(backoff_delay(failures), POLL_CAP))
+    return max(floor, retry_after or 0.0, min(backoff_delay(failures), POLL_CAP))
 
 
 class PollState(Struct, frozen=True, gc=False):
-    """What is known when the next look is planned."""
+    """State of a run when its next poll is scheduled."""
 
     age: float
     """Seconds since the run was created."""
     run: Run | None
-    """The run as it was just seen; ``None`` before the first look."""
+    """The latest record; ``None`` before the first poll."""
 
 
 def adaptive_schedule(estimate: float | None) -> Generator[float, PollState, None]:
-    """Plan the looks at one run that should take *estimate* seconds, where somebody knows.
+    """Yield the delays between polls of a run with an expected duration of *estimate* seconds, or unknown.
 
-    A wait generator in backoff's protocol, which is sent a :class:`PollState` each time. While the run should
-    need R more seconds it waits 65 % of R, so a few steps close in on the finish. Around and after it the gap is half
-    the square root of the age, the growth that is best when the true scale is unknown. Progress counts only when it
-    moves. No gap is under 2 s, FLORA's advice, or over 12 s, give or take a tenth.
+    A wait generator in backoff's protocol; each ``send()`` passes a :class:`PollState`. While the run needs R more
+    seconds, the delay is 65 % of R: a few polls approach the finish. Near and after it, the delay is half the square
+    root of the age, the best growth if the true duration is unknown. Progress counts only while it changes. Delays are
+    between 2 s (FLORA's advice) and 12 s, with a jitter of 10 %.
     """
     estimate = estimate if estimate and math.isfinite(estimate) and estimate > 0 else None
     progress, moved = 0.0, 0.0
-    sighting = yield 0.0
+    state = yield 0.0
     while True:
-        age, run = max(0.0, sighting.age), sighting.run
-        began = _began(run) if run else None
+        age, run = max(0.0, state.age), state.run
+        started = _start_delay(run) if run else None
         if run and run.progress != progress:
             progress, moved = run.progress, age
         finish = None
         if estimate is not None:
-            # A run that still queues takes its time from now on, at least half of it.
-            finish = began + estimate if began is not None else max(estimate, age + 0.5 * estimate)
-        confirmed = began is not None and 5 <= progress < 100 and moved > began
-        if began is not None and confirmed:
-            implied = began + (moved - began) * 100 / progress
+            # A pending run needs its whole time after the start, at least half of it from now.
+            finish = started + estimate if started is not None else max(estimate, age + 0.5 * estimate)
+        confirmed = started is not None and 5 <= progress < 100 and moved > started
+        if started is not None and confirmed:
+            implied = started + (moved - started) * 100 / progress
             weight = min(1.0, progress / 50)
             finish = implied if finish is None else max(finish, 0.1) ** (1 - weight) * max(implied, 0.1) ** weight
-        gap = POLL_STEP * math.sqrt(age)
+        delay = INTERVAL_FACTOR * math.sqrt(age)
         if finish is not None and confirmed and age < 1.2 * finish:
-            gap /= 2
-        gap = max(POLL_FLOOR, gap, POLL_AIM * (finish - age) if finish is not None else 0.0)
-        gap = min(gap, max(POLL_CAP, POLL_FLOOR))
-        sighting = yield max(POLL_FLOOR, gap * random.uniform(1 - POLL_JITTER, 1 + POLL_JITTER))
+            delay /= 2
+        delay = max(POLL_FLOOR, delay, REMAINING_SHARE * (finish - age) if finish is not None else 0.0)
+        delay = min(delay, max(POLL_CAP, POLL_FLOOR))
+        state = yield max(POLL_FLOOR, delay * random.uniform(1 - POLL_JITTER, 1 + POLL_JITTER))
 
 
 def webhook_fallback_schedule(estimate: float | None) -> Generator[float, PollState, None]:
-    """Plan the looks at a run whose end FLORA will call back about: long after it should have come, then ever rarer."""
-    first = max(NET_FIRST, 2 * (estimate or 0.0))
-    sighting = yield 0.0
-    gap = max(POLL_FLOOR, first - sighting.age)
+    """Yield the delays between polls of a run with a webhook: first long after its expected end, then ever longer."""
+    first = max(FIRST_FALLBACK_DELAY, 2 * (estimate or 0.0))
+    state = yield 0.0
+    delay = max(POLL_FLOOR, first - state.age)
     while True:
-        yield gap * random.uniform(1 - POLL_JITTER, 1 + POLL_JITTER)
-        gap = min(2 * max(first, gap), max(NET_CAP, first))
+        yield delay * random.uniform(1 - POLL_JITTER, 1 + POLL_JITTER)
+        delay = min(2 * max(first, delay), max(MAX_FALLBACK_DELAY, first))
 
 
-def _began(run: Run) -> float | None:
-    """Say how many seconds after its creation work on a run began: both times are FLORA's own."""
+def _start_delay(run: Run) -> float | None:
+    """Return the seconds between creation and start of a run, both by the server's clock."""
     started = run.started
     return max(0.0, (started - run.created).total_seconds()) if started is not None else None
 
 
 def start_schedule(poll: PollFactory) -> PollSchedule:
-    """Return a fresh schedule of a caller's *poll* function, primed as backoff primes its own."""
+    """Return a new primed schedule from a custom *poll* function."""
     schedule = poll()
     try:
         next(schedule)
@@ -125,11 +125,11 @@ def start_schedule(poll: PollFactory) -> PollSchedule:
 
 
 def check_schedule(poll: PollFactory) -> None:
-    """Try a caller's own schedule before anything is paid that it is for: its first delay must be one."""
+    """Raise ConfigurationError if a custom schedule yields no valid first delay. Call it before a paid request."""
     try:
         schedule = poll()
         next(schedule)
-        next_delay(schedule, POLL_LEAST)
+        next_delay(schedule, MIN_CUSTOM_DELAY)
     except (TypeError, StopIteration) as error:
         raise errors.ConfigurationError(
             f"poll must return a wait generator, like backoff.constant(interval=2): {error or 'it yields nothing'}"
@@ -137,8 +137,8 @@ def check_schedule(poll: PollFactory) -> None:
 
 
 def next_delay(schedule: PollSchedule, last: float) -> float:
-    """Ask a caller's own schedule for its next delay; one that has ended keeps to its last."""
-    return max(POLL_LEAST, _checked_delay(next(schedule, last)))
+    """Return the next delay of a custom schedule; an exhausted schedule repeats its last delay."""
+    return max(MIN_CUSTOM_DELAY, _checked_delay(next(schedule, last)))
 
 
 def _checked_delay(delay: object) -> float:

@@ -1,7 +1,7 @@
 """Pure: how far to read the history from its head, and when that is worth it.
 
-A sweep reads page after page from the head of the history, newest runs first. It ends when it has met every run it
-looks for, or when more pages would cost more requests than polling the rest one by one.
+A sweep reads pages in sequence from the head of the history, newest runs first. It ends when it has found all of its
+runs, or when more pages would cost more requests than polling the remaining runs one by one.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import TypeAlias
 from msgspec import Struct
 
 MAX_PARTS = 8
-"""Parts of the history that are read at once, where marks of the last reading lead into the middle of it."""
-LEAST_PART = 4
-"""Pages of a part."""
-MARK_SECONDS = 20.0
-"""How long a mark is used: newer runs shift it, which costs a page for each hundred."""
-FRUITFUL = 2
-"""Awaited runs on a page that make the next page worth reading for runs of unknown age."""
+"""Maximum number of sweeps in parallel. Marks of earlier pages allow a sweep to start inside the history."""
+MIN_PART_PAGES = 4
+"""Minimum number of pages in a part."""
+MARK_LIFETIME = 20.0
+"""Seconds until a mark expires. Newer runs shift it, which costs a page for each hundred runs."""
+MIN_RUNS_PER_PAGE = 2
+"""Awaited runs a page must contain, so that the next page is read for runs of unknown age."""
 PACE_HALF_LIFE = 30.0
-"""Seconds after which a measured pace counts half, so that a pace that is outdated is measured again."""
+"""Half-life in seconds of a measured pace. An outdated pace is measured again."""
 
 
 Wanted: TypeAlias = tuple[float, str]
-"""The earliest time at which a run can have been created, in Unix seconds, and its id."""
+"""The earliest possible creation time of a run, in Unix seconds, and its id."""
 
 
 class Mark(Struct, frozen=True):
-    """The end of a page that was read: newer runs shift it towards the head, so no older run is before it."""
+    """The end of a page. Newer runs shift the cursor towards the head, so no older run is before it."""
 
     created: float
     """Creation time of the last row."""
@@ -39,13 +39,13 @@ class Mark(Struct, frozen=True):
     page: int
     """The number of pages from the head of the history to here."""
     at: float
-    """When it was read, in Unix seconds."""
+    """Time of reading, in Unix seconds."""
 
 
 def count_worthwhile(ages: Sequence[float], pace: float, read: int = 0) -> int:
-    """Return how many of the youngest runs a sweep should look for; 0: polling one by one is cheaper.
+    """Return how many of the youngest runs a sweep should search for; 0 if polling one by one is cheaper.
 
-    *ages* are in seconds, ascending; *pace* is the number of pages for a second of history; *read* pages are known.
+    *ages* are in seconds, ascending; *pace* is the number of pages per second of history; *read* pages are done.
     """
     for count in range(len(ages), 1, -1):
         if max(1, math.ceil(max(0.0, ages[count - 1]) * pace) - read) < count:
@@ -56,20 +56,20 @@ def count_worthwhile(ages: Sequence[float], pace: float, read: int = 0) -> int:
 def split(
     wanted: Sequence[Wanted], unsure: Sequence[Wanted], marks: Sequence[Mark]
 ) -> list[tuple[Mark | None, Sequence[Wanted]]]:
-    """Return the parts in which the history is read at once, each with the mark that it begins at and its runs.
+    """Return the parts of the history to read in parallel, each with its start mark and its runs.
 
-    *marks* are those of the last readings, newest first. Runs whose creation is not known exactly are *unsure*: the
-    first part looks for them. A part that has no runs is left out.
+    *marks* are from earlier pages, newest first. Runs in *unsure* have an estimated creation time. They belong to the
+    first part. Parts without runs are omitted.
     """
     wanted = sorted(wanted, reverse=True)
     parts: list[tuple[Mark | None, Sequence[Wanted]]] = []
     start, begin, page = 0, None, 0
-    step = max(LEAST_PART, marks[-1].page / MAX_PARTS) if marks else 0
+    step = max(MIN_PART_PAGES, marks[-1].page / MAX_PARTS) if marks else 0
     for mark in marks:
         if mark.page < page + step:
             continue
-        # Runs of one moment share their creation time, and may be before the mark as well as behind it.
-        end = bisect_right(wanted, -mark.created, lo=start, key=_from_now)
+        # Runs with the creation time of the mark may be on either side of it.
+        end = bisect_right(wanted, -mark.created, lo=start, key=_negated_time)
         parts.append((begin, wanted[start:end]))
         start, begin, page = end, mark, mark.page
     parts.append((begin, wanted[start:]))
@@ -78,30 +78,30 @@ def split(
     return [part for part in parts if part[1]]
 
 
-def _from_now(wanted: Wanted) -> float:
+def _negated_time(wanted: Wanted) -> float:
     return -wanted[0]
 
 
 class Sweep:
-    """One reading of the history: the runs it looks for, and how far it has come."""
+    """One reading of the history: the runs to find and the position reached."""
 
     def __init__(self, wanted: Sequence[Wanted], mark: Mark | None = None) -> None:
         self.wanted = wanted
-        """The runs not met yet, youngest first."""
+        """The runs not found yet, youngest first."""
         self.cursor = mark.cursor if mark else None
         self.pages = mark.page if mark else 0
         """The number of pages from the head of the history to here."""
         self.mark: Mark | None = None
-        """The end of the page that was read last."""
+        """The end of the last page."""
         self._limit = self.pages + len(wanted)
         self._cursors: set[str] = set()
 
-    def take(
+    def apply_page(
         self, met: Collection[str], oldest: float | None, cursor: str | None, now: float
     ) -> tuple[list[str], list[str]]:
-        """Take in a page with the awaited runs *met* on it; *oldest* is the creation time of its last row.
+        """Update the position: the awaited runs *met* on a page and *oldest*, the creation time of the last row.
 
-        Returns the runs that should have been on the pages read so far, and those that are too far down to read on for.
+        Returns the runs that are missing from the pages read so far, and the runs that are too far from the head.
         """
         self.pages += 1
         self.mark = None
@@ -114,7 +114,7 @@ class Sweep:
         passed: list[str] = []
         if oldest is not None:
             self.mark = Mark(oldest, cursor, self.pages, now)
-            top = math.inf if len(met) < FRUITFUL else sys.float_info.max
+            top = math.inf if len(met) < MIN_RUNS_PER_PAGE else sys.float_info.max
             passed = [run_id for created, run_id in wanted if oldest < created <= top]
             wanted = [each for each in wanted if not oldest < each[0] <= top]
         pace = self.pages / max(0.1, now - oldest) if oldest is not None else 0.0

@@ -1,4 +1,4 @@
-"""What is known of a run before it is polled."""
+"""Input and result of polls: WaitTarget and PollResult."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from msgspec import Struct
 from flora_async.models import Run
 
 Scope: TypeAlias = tuple[str | None, str | None]
-"""The workspace and the project that a run is in, where they are known."""
+"""Workspace id and project id of a run, each ``None`` if unknown."""
 
 
 class PollResult(Struct, frozen=True, gc=False):
-    """What one request told about a run."""
+    """The response to a poll of one run."""
 
     run: Run
     age: float
-    """Seconds since the run's creation, by FLORA's clock."""
+    """Seconds since the run's creation, by the server's clock."""
 
 
 class WaitTarget(Struct, frozen=True):
-    """What is known of a run before it is looked at."""
+    """A run to wait for, with everything known about it before the first poll."""
 
     run_id: str
     poll_url: str | None = None
-    born: float | None = None
-    """When this client was told of its creation, by the event loop's clock; ``None``: it was not, so look at once."""
+    loop_created: float | None = None
+    """Creation time by the event loop's clock; ``None`` if another client created it. Such a run is polled at once."""
     age: float | None = None
-    """Seconds since its creation, where that is known otherwise."""
+    """Seconds since its creation, if known."""
     estimate: float | None = None
-    """Seconds that it should take."""
+    """Expected duration in seconds."""
     run: Run | None = None
-    """Its last record."""
+    """The last known record."""
     scope: Scope = (None, None)
     created: float = math.inf
-    """When it was created, in Unix seconds by FLORA's clock, where that is known."""
-    told: bool = False
-    """Whether a call-back will say that it has ended, so that looking is a safety net."""
+    """Creation time in Unix seconds by the server's clock; infinity if unknown."""
+    webhook_expected: bool = False
+    """Whether a webhook will report the end. Polls are then only a fallback."""

@@ -18,12 +18,12 @@ from flora_async.models import Generation, Run
 
 T = TypeVar("T")
 
-EARLY = 0.25
-"""A poll of another wait counts as the poll of a schedule that is due within this share of its interval."""
+EARLY_POLL_SHARE = 0.25
+"""Share of its interval by which a schedule accepts an earlier poll of another wait as its own."""
 
 
 class Agenda(Generic[T]):
-    """Things and the times at which each is due, each at one time only."""
+    """A priority queue of items by due time. Each item has one due time."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, T]] = []
@@ -33,14 +33,14 @@ class Agenda(Generic[T]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def put(self, thing: T, due: float) -> None:
-        """Set the time of a thing."""
-        number = self._numbers[thing] = next(self._count)
-        heapq.heappush(self._heap, (due, number, thing))
+    def put(self, item: T, due: float) -> None:
+        """Set the due time of an item."""
+        number = self._numbers[item] = next(self._count)
+        heapq.heappush(self._heap, (due, number, item))
 
-    def drop(self, thing: T) -> None:
-        """Remove a thing."""
-        if self._numbers.pop(thing, None) is not None and len(self._heap) > 2 * len(self._numbers) + 64:
+    def drop(self, item: T) -> None:
+        """Remove an item if it is present."""
+        if self._numbers.pop(item, None) is not None and len(self._heap) > 2 * len(self._numbers) + 64:
             self._heap = [item for item in self._heap if self._numbers.get(item[2]) == item[1]]
             heapq.heapify(self._heap)
 
@@ -48,171 +48,171 @@ class Agenda(Generic[T]):
         return iter(self._numbers)
 
     def next_due(self) -> float:
-        """Return the earliest time; infinity if there is none."""
+        """Return the earliest due time; infinity if the agenda is empty."""
         while self._heap and self._numbers.get(self._heap[0][2]) != self._heap[0][1]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else math.inf
 
     def first(self, until: float) -> T | None:
-        """Return the thing that is due first, if that is by *until*."""
+        """Return the first item due by *until*, or ``None``."""
         return None if self.next_due() > until else self._heap[0][2]
 
     def pop(self, until: float) -> T | None:
-        """Remove and return the thing that is due first, if that is by *until*."""
-        thing = self.first(until)
-        if thing is not None:
+        """Remove and return the first item due by *until*, or ``None``."""
+        item = self.first(until)
+        if item is not None:
             heapq.heappop(self._heap)
-            del self._numbers[thing]
-        return thing
+            del self._numbers[item]
+        return item
 
 
 class Plan:
-    """A poll schedule under way: when the waits that share it want the run to be polled next."""
+    """A started poll schedule, shared by the waits with the same ``poll`` function."""
 
-    __slots__ = ("_schedule", "due", "interval", "poll", "told", "waiters")
+    __slots__ = ("_schedule", "due", "interval", "poll", "waiters", "webhook_expected")
 
-    def __init__(self, subject: WaitTarget, poll: PollFactory | None, now: float) -> None:
+    def __init__(self, target: WaitTarget, poll: PollFactory | None, now: float) -> None:
         self.poll = poll
-        self.told = subject.told and poll is None
-        adaptive = schedule.webhook_fallback_schedule if self.told else schedule.adaptive_schedule
-        self._schedule: PollSchedule = schedule.start_schedule(poll or (lambda: adaptive(subject.estimate)))
+        self.webhook_expected = target.webhook_expected and poll is None
+        adaptive = schedule.webhook_fallback_schedule if self.webhook_expected else schedule.adaptive_schedule
+        self._schedule: PollSchedule = schedule.start_schedule(poll or (lambda: adaptive(target.estimate)))
         self.interval: float = schedule.POLL_FLOOR
         self.due: float = now
         self.waiters: int = 0
-        if subject.born is not None:
-            self.advance(now, now - subject.born, None)
+        if target.loop_created is not None:
+            self.advance(now, now - target.loop_created, None)
 
     def advance(self, now: float, age: float, run: Run | None) -> None:
-        """Schedule the next poll, after one at which the run was *age* seconds old."""
+        """Schedule the next poll, after a poll at the given age of the run in seconds."""
         if self.poll is None:
             self.interval = self._schedule.send(PollState(age, run))
-        elif self.due > now + EARLY * self.interval:
-            return  # a poll for another wait: this schedule's own is still to come
+        elif self.due > now + EARLY_POLL_SHARE * self.interval:
+            return  # a poll of another wait: keep the due time of this schedule
         else:
             self.interval = schedule.next_delay(self._schedule, self.interval)
         self.due = now + self.interval
 
     def restart(self) -> None:
-        """Schedule as for a run without an estimate from here on, where no caller has set the schedule."""
+        """Replace the default schedule by one for a run without an estimate. A custom schedule stays."""
         if self.poll is None:
             self._schedule = schedule.start_schedule(lambda: schedule.adaptive_schedule(None))
 
 
 class Waiter(asyncio.Future[Run | None]):
-    """One wait for a run: gets the run, or ``None`` when its time is up."""
+    """One wait for a run. Its result is the run, or ``None`` after a timeout."""
 
-    __slots__ = ("changes", "context", "deadline", "entry", "plan")
+    __slots__ = ("changes", "context", "deadline", "plan", "tracked")
 
-    entry: TrackedRun
+    tracked: TrackedRun
     plan: Plan
     deadline: float
     changes: bool
-    """Whether it ends with any change of the run, not only with its end."""
+    """Whether any change of the run resolves it, not only the end."""
     context: Context
-    """In which the run is polled, as long as this waiter is the first: a trace of the request shows its purpose."""
+    """Context of the polls while this waiter is the first. Traces then show the purpose of a request."""
 
 
 class Interest:
-    """What a caller wants to know about a run, from its first wait to its last."""
+    """One caller's waits for a run, from the first to the last."""
 
-    __slots__ = ("context", "entry", "plan")
+    __slots__ = ("context", "plan", "tracked")
 
-    def __init__(self, entry: TrackedRun, plan: Plan) -> None:
-        self.entry = entry
+    def __init__(self, tracked: TrackedRun, plan: Plan) -> None:
+        self.tracked = tracked
         self.plan = plan
         self.context: Context = copy_context()
 
 
 class TrackedRun:
-    """An awaited run."""
+    """State of one awaited run, shared by all its waits."""
 
     __slots__ = (
-        "alone",
-        "born",
+        "age_known",
         "created",
-        "direct",
-        "exact",
+        "created_known",
         "failures",
-        "known_age",
+        "ignore_poll_url",
+        "last_error",
+        "loop_created",
         "misses",
         "plans",
-        "poll",
+        "poll_individually",
+        "poll_task",
+        "poll_url",
         "polls",
         "retry_at",
         "run",
         "run_id",
         "scope",
         "sweep",
-        "target",
-        "trouble",
         "waiters",
     )  # fmt: skip
 
-    def __init__(self, subject: WaitTarget, now: float) -> None:
-        self.run_id: str = subject.run_id
-        self.scope: Scope = subject.scope
+    def __init__(self, target: WaitTarget, now: float) -> None:
+        self.run_id: str = target.run_id
+        self.scope: Scope = target.scope
         self.plans: list[Plan] = []
-        self.born: float = now - (subject.age or 0.0) if subject.born is None else subject.born
-        self.created: float = subject.created
-        """Unix seconds by FLORA's clock; infinite while it is unknown, like that of a run of this moment."""
-        self.exact: bool = subject.run is not None
-        self.known_age: bool = subject.born is not None or subject.age is not None
+        self.loop_created: float = now - (target.age or 0.0) if target.loop_created is None else target.loop_created
+        self.created: float = target.created
+        """Unix seconds by the server's clock. Infinite if unknown: such a run sorts as the newest."""
+        self.created_known: bool = target.run is not None
+        self.age_known: bool = target.loop_created is not None or target.age is not None
         self.run: Run | None = None
         self.waiters: dict[Waiter, None] = {}
-        self.target: str | None = None
-        self.direct: bool = False
-        """Whether its ``poll_url`` did not work."""
-        self.alone: bool = False
-        """Whether the next poll is by its own address."""
+        self.poll_url: str | None = None
+        self.ignore_poll_url: bool = False
+        """Whether its ``poll_url`` has failed."""
+        self.poll_individually: bool = False
+        """Whether the next poll uses the run's own URL, not a history page."""
         self.misses: int = 0
-        """How often it was not where it should have been in the history."""
-        self.poll: asyncio.Task[None] | None = None
+        """Number of history pages that should have contained the run."""
+        self.poll_task: asyncio.Task[None] | None = None
         self.sweep: Sweep | None = None
-        """The sweep that looks for it."""
+        """The sweep that searches for it."""
         self.polls: int = 0
-        """How many requests have asked for it or returned it."""
+        """Number of requests that polled it or returned it."""
         self.failures: int = 0
-        self.trouble: str | None = None
+        self.last_error: str | None = None
         self.retry_at: float | None = None
-        """When it is polled next, whatever the schedules say."""
+        """Time of the next poll; overrides the schedules."""
 
     @property
     def due(self) -> float:
-        """When it is to be polled next."""
+        """Time of the next poll."""
         if self.retry_at is not None:
             return self.retry_at
         return min([plan.due for plan in self.plans], default=math.inf)
 
     @property
-    def gap(self) -> float:
-        """Seconds between the last poll and the next, by the most frequent schedule."""
+    def interval(self) -> float:
+        """Seconds between the last poll and the next, by the most frequent plan."""
         return min([plan.interval for plan in self.plans], default=math.inf)
 
-    def join(self, plan: Plan) -> Plan:
-        """Add a wait's schedule. Waits share the schedule of one *poll* function, and each default one."""
+    def add_plan(self, plan: Plan) -> Plan:
+        """Add the plan of a wait and return the plan in use. Waits with the same ``poll`` function share one."""
         for each in self.plans:
-            if each is plan or (each.poll is plan.poll and each.told == plan.told):
+            if each is plan or (each.poll is plan.poll and each.webhook_expected == plan.webhook_expected):
                 each.waiters += 1
                 return each
         self.plans.append(plan)
         plan.waiters = 1
         return plan
 
-    def part(self, plan: Plan) -> None:
-        """Remove a wait's schedule, unless another wait shares it."""
+    def remove_plan(self, plan: Plan) -> None:
+        """Remove the plan of a wait, unless another wait shares it."""
         plan.waiters -= 1
         if not plan.waiters and plan in self.plans:
             self.plans.remove(plan)
 
     def poll_now(self, now: float) -> None:
-        """Poll now, and as usual from there on: FLORA has reported the end of the run."""
+        """Schedule a poll now, then by the default schedule, because the end of the run was reported."""
         self.retry_at = now
         for plan in self.plans:
             plan.restart()
 
 
 def is_change(run: Run, before: Run | None) -> bool:
-    """Say whether *run* tells more than what was known *before*."""
+    """Return whether *run* has new information compared to *before*."""
     if before is None or run.finished or run.status != before.status:
         return True
     if run.progress != before.progress:
@@ -221,5 +221,5 @@ def is_change(run: Run, before: Run | None) -> bool:
 
 
 def to_run(row: Generation) -> Run:
-    """Leave out of an item of the history what a run does not say."""
+    """Convert a history item to a Run."""
     return Run(**{name: getattr(row, name) for name in Run.__struct_fields__})

@@ -1,4 +1,4 @@
-"""wait_for_run, watch_run and as_completed."""
+"""Wait for runs: wait_for_run, watch_run and as_completed."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from flora_async._polling.tracked_run import Interest, Waiter
 from flora_async.events import Emit, WaitFinished, WaitStarted
 from flora_async.models import Run
 
-STEP = 200
-"""Waits that begin or end in one step of the event loop."""
+WAITS_PER_STEP = 200
+"""Maximum number of waits that start or end in one step of the event loop."""
 
 OnUpdate: TypeAlias = Callable[[Run], None]
-"""Called with each change of a run; what it raises ends the wait."""
+"""Called with each change of a run. An exception from it ends the wait."""
 
 
 async def wait_for_run(
-    watcher: Poller, subject: WaitTarget, *, poll: PollFactory | None, timeout: float | None, on_update: OnUpdate | None
+    poller: Poller, target: WaitTarget, *, poll: PollFactory | None, timeout: float | None, on_update: OnUpdate | None
 ) -> Run:
-    """Wait for one run, and return it if it has completed."""
-    run = subject.run
+    """Wait for one run. Return it if it completed, otherwise raise RunFailedError."""
+    run = target.run
     if run is None or not run.finished:
         if on_update is None:
-            interest = watcher.enter(subject, poll)
-            wait = None if watcher.tell is None else WaitSpan(watcher.tell, interest)
-            waiter = watcher.wait(interest, deadline=_deadline(timeout))
+            interest = poller.track(target, poll)
+            wait = None if poller.emit is None else WaitSpan(poller.emit, interest)
+            waiter = poller.add_waiter(interest, deadline=_deadline(timeout))
             if wait is not None:
                 wait.follow(waiter)
             run = _run_or_timeout(await waiter, waiter, timeout)
         else:
-            async for run in RunWatch(watcher, [subject], poll=poll, timeout=timeout):
+            async for run in RunWatch(poller, [target], poll=poll, timeout=timeout):
                 on_update(run)
     elif on_update is not None:
         on_update(run)
     if run is None or not run.succeeded:
-        raise errors.RunFailedError(run) if run else AssertionError("a watch ends with a run")
+        raise errors.RunFailedError(run) if run else AssertionError("RunWatch ended without a run")
     return run
 
 
@@ -60,48 +60,48 @@ def _deadline(timeout: float | None) -> float:
 
 def _run_or_timeout(run: Run | None, waiter: Waiter, timeout: float | None, last: Run | None = None) -> Run:
     if run is None:
-        entry = waiter.entry
+        tracked = waiter.tracked
         raise errors.RunTimeoutError(
-            entry.run_id, timeout=timeout or math.inf, run=entry.run or last, trouble=entry.trouble
+            tracked.run_id, timeout=timeout or math.inf, run=tracked.run or last, trouble=tracked.last_error
         )
     return run
 
 
 class CompletionQueue:
-    """Waiters in completion order, for any number of readers. It does not refer to its iterator."""
+    """A queue of waiters in completion order, for several readers. It holds no reference to its iterator."""
 
     def __init__(self) -> None:
         self.pending: dict[Waiter, Interest] = {}
-        self._ended: deque[tuple[Waiter, Interest]] = deque()
+        self._completed: deque[tuple[Waiter, Interest]] = deque()
         self._readers: deque[asyncio.Future[None]] = deque()
 
     def add(self, waiter: Waiter, interest: Interest) -> None:
         """Add a waiter."""
         self.pending[waiter] = interest
-        waiter.add_done_callback(partial(self._end, waiter))
+        waiter.add_done_callback(partial(self._complete, waiter))
 
-    def _end(self, waiter: Waiter, _done: asyncio.Future[Run | None]) -> None:
+    def _complete(self, waiter: Waiter, _done: asyncio.Future[Run | None]) -> None:
         interest = self.pending.pop(waiter, None)
         if interest is not None and not waiter.cancelled():
-            self._ended.append((waiter, interest))
-        self._wake(1 if self._ended else len(self._readers))
+            self._completed.append((waiter, interest))
+        self._wake(1 if self._completed else len(self._readers))
 
     def pop(self) -> tuple[Waiter, Interest] | None:
-        """Return the next waiter that has ended, if there is one."""
-        ended = self._ended.popleft() if self._ended else None
-        if not self.pending and not self._ended:
-            self._wake(len(self._readers))  # nothing more may come
-        return ended
+        """Return the next completed waiter, or ``None``."""
+        completed = self._completed.popleft() if self._completed else None
+        if not self.pending and not self._completed:
+            self._wake(len(self._readers))  # no waiter is left
+        return completed
 
     async def changed(self) -> None:
-        """Wait until a waiter has ended, or none is left."""
+        """Wait until a waiter completes or none is left."""
         reader = asyncio.get_running_loop().create_future()
         self._readers.append(reader)
         try:
             await reader
         except asyncio.CancelledError:
             if not reader.cancelled():
-                self._wake(1)  # another one in its place
+                self._wake(1)  # wake another reader instead
             raise
 
     def _wake(self, readers: int) -> None:
@@ -112,48 +112,48 @@ class CompletionQueue:
                 readers -= 1
 
     def clear(self) -> list[Waiter]:
-        """Forget all waiters; return those that have not ended."""
+        """Remove all waiters. Return the pending ones."""
         pending = list(self.pending)
         self.pending.clear()
-        for waiter, _ in self._ended:
-            waiter.exception()  # which nothing else will retrieve
-        self._ended.clear()
+        for waiter, _ in self._completed:
+            waiter.exception()  # mark the exception as retrieved
+        self._completed.clear()
         self._wake(len(self._readers))
         return pending
 
 
 class _RunIterator(AsyncCloseable):
-    """Waits for any number of runs, with one deadline. Leaving them stops the polling; the runs continue at FLORA."""
+    """Waits for several runs with one deadline. Closing it stops the polling; the runs continue at FLORA."""
 
     _changes: ClassVar[bool]
-    """Whether each change of a run is an item, not only its end."""
+    """Whether each change of a run is an item, not only the finished run."""
 
     def __init__(
-        self, watcher: Poller, subjects: Iterable[WaitTarget], *, poll: PollFactory | None, timeout: float | None
+        self, poller: Poller, targets: Iterable[WaitTarget], *, poll: PollFactory | None, timeout: float | None
     ) -> None:
-        self._watcher = watcher
+        self._poller = poller
         self._poll = poll
         self._timeout = timeout
         self._deadline = math.inf
         self._finished: deque[Run] = deque()
         self._unseen: deque[WaitTarget] = deque()
-        self._handed: deque[tuple[Interest, Run]] = deque()
-        """Runs that were yielded, and continue: they are waited for again when the next item is asked for."""
+        self._yielded: deque[tuple[Interest, Run]] = deque()
+        """Unfinished runs that were yielded. The next item starts a new wait for them."""
         self._queue = CompletionQueue()
         self._waits: dict[Interest, WaitSpan] = {}
-        """Those that emit events."""
-        for subject in subjects:
-            if subject.run is not None and subject.run.finished:
-                self._finished.append(subject.run)
+        """Wait spans, if events are emitted."""
+        for target in targets:
+            if target.run is not None and target.run.finished:
+                self._finished.append(target.run)
             else:
-                self._unseen.append(subject)
+                self._unseen.append(target)
 
     async def _next(self) -> tuple[Waiter, Interest]:
-        """Return the next wait that has news, or has ended in an error."""
+        """Return the next waiter with a changed run or an error."""
         while True:
-            await self._begin()
-            while self._handed:
-                self._wait(*self._handed.popleft())
+            await self._start_waits()
+            while self._yielded:
+                self._add_waiter(*self._yielded.popleft())
             ended = self._queue.pop()
             if ended is not None:
                 return ended
@@ -161,46 +161,46 @@ class _RunIterator(AsyncCloseable):
                 raise StopAsyncIteration
             await self._queue.changed()
 
-    async def _begin(self) -> None:
-        """Start to wait, a few runs in each step of the event loop; the time runs from here."""
+    async def _start_waits(self) -> None:
+        """Start the waits, a limited number in each step of the event loop. The timeout starts with the first."""
         if self._unseen and self._deadline == math.inf:
             self._deadline = _deadline(self._timeout)
-        for begun in count(1):
+        for started in count(1):
             if not self._unseen:
                 return
-            self._wait(self._watcher.enter(self._unseen.popleft(), self._poll))
-            if begun % STEP == 0:
+            self._add_waiter(self._poller.track(self._unseen.popleft(), self._poll))
+            if started % WAITS_PER_STEP == 0:
                 await asyncio.sleep(0)
 
-    def _wait(self, interest: Interest, known: Run | None = None) -> None:
-        if self._watcher.tell is not None and interest not in self._waits:
-            self._waits[interest] = WaitSpan(self._watcher.tell, interest)
-        waiter = self._watcher.wait(interest, deadline=self._deadline, known=known, changes=self._changes)
+    def _add_waiter(self, interest: Interest, known: Run | None = None) -> None:
+        if self._poller.emit is not None and interest not in self._waits:
+            self._waits[interest] = WaitSpan(self._poller.emit, interest)
+        waiter = self._poller.add_waiter(interest, deadline=self._deadline, known=known, changes=self._changes)
         self._queue.add(waiter, interest)
         if interest in self._waits:
             self._waits[interest].follow(waiter)
 
     async def aclose(self) -> None:
-        """Stop polling."""
+        """Stop the polling. The runs continue at FLORA."""
         self._finished.clear()
         self._unseen.clear()
-        self._handed.clear()
+        self._yielded.clear()
         waits, self._waits = self._waits, {}
         ends: deque[Callable[[], object]] = deque(waiter.cancel for waiter in self._queue.clear())
-        ends.extend(wait.drop for wait in waits.values())
+        ends.extend(wait.cancel_soon for wait in waits.values())
         try:
             while ends:
-                for _ in range(min(STEP, len(ends))):
+                for _ in range(min(WAITS_PER_STEP, len(ends))):
                     ends.popleft()()
                 await asyncio.sleep(0)
-        finally:  # cancelled: the rest ends all the same
+        finally:  # after a cancellation too, end all waits
             while ends:
                 ends.popleft()()
 
     def __del__(self) -> None:
         # The garbage collector may run on any thread.
         for wait in self._waits.values():
-            wait.drop()
+            wait.cancel_soon()
         pending = self._queue.clear()
         if pending and not (loop := pending[0].get_loop()).is_closed():
             loop.call_soon_threadsafe(_cancel, pending)
@@ -212,17 +212,17 @@ def _cancel(waiters: list[Waiter]) -> None:
 
 
 class RunWatch(_RunIterator):
-    """The changes of one run or many, each with the finished run as its last: iterate over it with ``async for``.
+    """Asynchronous iterator over the changes of one or more runs; the last item of each run is the finished run.
 
-    Progress never goes backwards, and what tells nothing new is left out. A failed run is an item, not an exception.
-    Leaving the loop stops the polling, when the iterator is dropped or by ``aclose()``. Several tasks may read one
-    iterator: each item reaches one of them.
+    Progress never decreases, and a record without news is omitted. A failed run is an item, not an exception. The
+    polling stops with ``aclose()`` or when the iterator is dropped. Several tasks may read one iterator: each item is
+    yielded to one of them.
 
     Raises:
-        RunTimeoutError: the time is up; the run goes on at FLORA.
-        AuthenticationError, PermissionDeniedError, BadRequestError: a run may not be polled.
+        RunTimeoutError: the wait timed out; the run continues at FLORA.
+        AuthenticationError, PermissionDeniedError, BadRequestError: the API refuses the poll.
         APIConnectionError: a redirect, an untrusted certificate or an oversized response, which no retry fixes.
-        NotFoundError: there is no such run, 10 seconds after its creation (or after the first look).
+        NotFoundError: the run does not exist, 10 seconds after its creation (or after the first poll).
     """
 
     usage = "async for run in flora.watch_run(...), or await flora.wait_for_run(...) for the finished run"
@@ -230,9 +230,9 @@ class RunWatch(_RunIterator):
     _changes = True
 
     def __init__(
-        self, watcher: Poller, subjects: Iterable[WaitTarget], *, poll: PollFactory | None, timeout: float | None
+        self, poller: Poller, targets: Iterable[WaitTarget], *, poll: PollFactory | None, timeout: float | None
     ) -> None:
-        super().__init__(watcher, subjects, poll=poll, timeout=timeout)
+        super().__init__(poller, targets, poll=poll, timeout=timeout)
         self._seen: dict[Interest, Run] = {}
 
     def __aiter__(self) -> Self:
@@ -248,15 +248,15 @@ class RunWatch(_RunIterator):
             run = replace(run, progress=before.progress)
         if not run.finished:
             self._seen[interest] = run
-            self._handed.append((interest, run))
+            self._yielded.append((interest, run))
         return run
 
 
 class RunOutcomes(_RunIterator):
-    """The ends of many runs, in the order in which they come: iterate over it with ``async for``.
+    """Asynchronous iterator over the outcomes of runs, in completion order.
 
-    No run's failure touches the others. Leaving the loop stops the polling, when the iterator is dropped or by
-    ``aclose()``; the runs continue at FLORA. Several tasks may read one iterator: each outcome reaches one of them.
+    The failure of a run does not affect the others. The polling stops with ``aclose()`` or when the iterator is
+    dropped; the runs continue at FLORA. Several tasks may read one iterator: each outcome is yielded to one of them.
     """
 
     usage = "async for outcome in flora.as_completed(...)"
@@ -267,14 +267,14 @@ class RunOutcomes(_RunIterator):
         return self
 
     async def __anext__(self) -> CompletedOutcome[None] | FailedOutcome[None, str]:
-        await self._begin()
+        await self._start_waits()
         if self._finished:
             return to_outcome(self._finished.popleft())
         waiter, interest = await self._next()
         try:
             return to_outcome(_run_or_timeout(waiter.result(), waiter, self._timeout))
         except errors.FloraError as error:
-            return FailedOutcome(order=None, error=error, run_id=interest.entry.run_id)
+            return FailedOutcome(order=None, error=error, run_id=interest.tracked.run_id)
 
 
 def to_outcome(run: Run) -> CompletedOutcome[None] | FailedOutcome[None, str]:
@@ -288,56 +288,56 @@ _numbers = count(1)
 
 
 class WaitSpan:
-    """One wait for one run. It has a context of its own, in which its events are emitted and the run is polled."""
+    """Emits the start and finish events of one wait for a run. Its events and polls share a separate context."""
 
-    def __init__(self, tell: Emit, interest: Interest) -> None:
-        self._tell = tell
-        self._entry = interest.entry
+    def __init__(self, emit: Emit, interest: Interest) -> None:
+        self._emit = emit
+        self._tracked = interest.tracked
         self._loop = asyncio.get_running_loop()
-        self._began, self._unix = self._loop.time(), time.time()
-        self._looks = interest.entry.polls
+        self._started, self._unix = self._loop.time(), time.time()
+        self._polls_before = interest.tracked.polls
         self._number = next(_numbers)
-        self._over = False
+        self._finished = False
         self._context = interest.context = copy_context()
-        self._context.run(tell, WaitStarted(wait=self._number, run_id=interest.entry.run_id))
+        self._context.run(emit, WaitStarted(wait=self._number, run_id=interest.tracked.run_id))
 
     def follow(self, waiter: Waiter) -> None:
-        """End with *waiter*, unless it brings a change only."""
-        if waiter.entry is not self._entry:  # another wait has begun to poll the run in the meantime
-            self._looks += waiter.entry.polls - self._entry.polls
-            self._entry = waiter.entry
-        waiter.add_done_callback(self._ended, context=self._context)
+        """Finish the span with *waiter*, unless its result is an unfinished run."""
+        if waiter.tracked is not self._tracked:  # another wait tracks the run since then
+            self._polls_before += waiter.tracked.polls - self._tracked.polls
+            self._tracked = waiter.tracked
+        waiter.add_done_callback(self._on_waiter_done, context=self._context)
 
-    def _ended(self, waiter: Waiter) -> None:
+    def _on_waiter_done(self, waiter: Waiter) -> None:
         if waiter.cancelled():
-            self._end(None, "CancelledError")
+            self._finish(None, "CancelledError")
         elif (error := waiter.exception()) is not None:
-            self._end(None, type(error).__name__)
+            self._finish(None, type(error).__name__)
         elif (run := waiter.result()) is None:
-            self._end(None, "RunTimeoutError")
+            self._finish(None, "RunTimeoutError")
         elif run.finished:
-            self._end(run, None)
+            self._finish(run, None)
 
-    def drop(self) -> None:
-        """End, if that has not happened: nobody comes back. From wherever the garbage collector runs."""
-        if not self._over and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._end, None, "CancelledError", context=self._context)
+    def cancel_soon(self) -> None:
+        """Finish the span as cancelled. Thread-safe, because the garbage collector may call it."""
+        if not self._finished and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._finish, None, "CancelledError", context=self._context)
 
-    def _end(self, run: Run | None, error: str | None) -> None:
-        if self._over:
+    def _finish(self, run: Run | None, error: str | None) -> None:
+        if self._finished:
             return
-        self._over = True
+        self._finished = True
         lag = None
         if run is not None and run.completed is not None:
             lag = max(0.0, time.time() - max(run.completed.timestamp(), self._unix))
-        self._tell(
+        self._emit(
             WaitFinished(
                 wait=self._number,
-                run_id=self._entry.run_id,
+                run_id=self._tracked.run_id,
                 status=run.status if run else None,
                 error=error,
-                seconds=self._loop.time() - self._began,
-                polls=max(0, self._entry.polls - self._looks),
+                seconds=self._loop.time() - self._started,
+                polls=max(0, self._tracked.polls - self._polls_before),
                 lag=lag,
                 charged_cost=run.charged_cost if run else None,
             )
