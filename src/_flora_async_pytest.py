@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flora_async.sandbox import Sandbox
     from flora_async.sandbox._virtual_time import SingleTaskRunner
 
-HURRY = 0.01
+REAL_TIME_SCALE = 0.01
 """The time scale of a sandbox in real time."""
 
 _RUNNER = pytest.StashKey["SingleTaskRunner"]()
@@ -48,9 +48,9 @@ def flora_sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     # Asked for while a loop runs, by request.getfixturevalue("flora") in a test, it cannot be started in that loop.
     runner = _runner(request.node, virtual=virtual) if _is_ours(request.node) and not _in_a_loop() else None
     if runner is None or not runner.virtual:
-        settings.setdefault("time_scale", HURRY)
+        settings.setdefault("time_scale", REAL_TIME_SCALE)
     sandbox = Sandbox(**settings)
-    with _allowing_given(request.node):
+    with _allow_given(request.node):
         if runner is not None:
             runner.run(sandbox.start())
             yield sandbox
@@ -71,18 +71,18 @@ def flora(request: pytest.FixtureRequest, flora_sandbox: Sandbox) -> Iterator[Fl
 
     runner = request.node.stash.get(_RUNNER, None)
     # In real time it polls as much more often as the sandbox is faster.
-    poll = None if runner and runner.virtual else lambda: backoff.constant(interval=repeat(2 * HURRY))
+    poll = None if runner and runner.virtual else lambda: backoff.constant(interval=repeat(2 * REAL_TIME_SCALE))
     client = Flora(flora_sandbox.api_key, base_url=flora_sandbox.base_url, poll=poll)
-    at_the_end = getattr(request.instance, "addAsyncCleanup", None)
-    asked_for_late = runner is None and _in_a_loop()
-    if at_the_end is not None:  # an asynchronous case of unittest
-        at_the_end(client.close)
+    add_cleanup = getattr(request.instance, "addAsyncCleanup", None)
+    requested_late = runner is None and _in_a_loop()
+    if add_cleanup is not None:  # an asynchronous case of unittest
+        add_cleanup(client.close)
     elif runner is None and inspect.iscoroutinefunction(request.node.obj):
-        request.node.obj = _closing(client, request.node.obj)
+        request.node.obj = _close_after(client, request.node.obj)
     yield client
     if runner is not None:
         runner.run(client.close())
-    elif asked_for_late:
+    elif requested_late:
         asyncio.run(client.close())
 
 
@@ -136,18 +136,24 @@ def pytest_fixture_setup(
     # pytest binds the methods of a class, which a wrapper is not.
     bound: Callable[..., Any] = function.__func__.__get__(request.instance) if inspect.ismethod(function) else function
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fixturedef, "func", functools.partial(_generated if generates else _awaited, runner, bound))
+        patch.setattr(
+            fixturedef,
+            "func",
+            functools.partial(_run_generator_fixture if generates else _run_coroutine_fixture, runner, bound),
+        )
         return (yield)
 
 
-def _awaited(runner: SingleTaskRunner, fixture: Callable[..., Awaitable[object]], **arguments: object) -> object:
+def _run_coroutine_fixture(
+    runner: SingleTaskRunner, fixture: Callable[..., Awaitable[object]], **arguments: object
+) -> object:
     async def value() -> object:
         return await fixture(**arguments)
 
     return runner.run(value())
 
 
-def _generated(
+def _run_generator_fixture(
     runner: SingleTaskRunner, fixture: Callable[..., AsyncGenerator[object]], **arguments: object
 ) -> Iterator[object]:
     each = fixture(**arguments)
@@ -193,7 +199,7 @@ def _in_a_loop() -> bool:
 
 
 @contextmanager
-def _allowing_given(item: pytest.Item) -> Generator[None]:
+def _allow_given(item: pytest.Item) -> Generator[None]:
     """Let a test with hypothesis's ``@given`` use these fixtures: one sandbox serves all of its examples.
 
     Hypothesis refuses fixtures that live as long as a test. Those of others are refused as ever.
@@ -220,17 +226,17 @@ def _runner(item: pytest.Item, *, virtual: bool) -> SingleTaskRunner:
         from flora_async.sandbox._virtual_time import SingleTaskRunner
 
         runner = item.stash[_RUNNER] = SingleTaskRunner(virtual=virtual)
-        item.addfinalizer(functools.partial(_end, item))
+        item.addfinalizer(functools.partial(_close_runner, item))
     return runner
 
 
-def _end(item: pytest.Item) -> None:
+def _close_runner(item: pytest.Item) -> None:
     runner = item.stash[_RUNNER]
     del item.stash[_RUNNER]  # a test may be run again
     runner.close()
 
 
-def _closing(client: Flora, test: Callable[..., Any]) -> Callable[..., Any]:
+def _close_after(client: Flora, test: Callable[..., Any]) -> Callable[..., Any]:
     """Have a client closed on the loop that it was used on."""
 
     @functools.wraps(test)

@@ -181,7 +181,7 @@ def test_the_sandbox_where_loops_know_no_signals(monkeypatch: pytest.MonkeyPatch
 import asyncio, sys
 def add_signal_handler(self, *args): raise NotImplementedError
 asyncio.SelectorEventLoop.add_signal_handler = add_signal_handler
-from flora_async.cli import main, parsing
+from flora_async.cli import main
 sys.exit(main(["sandbox", "--port", "0"]))
 """
     with subprocess.Popen(
@@ -222,4 +222,4 @@ def test_every_command_has_an_example() -> None:
         below = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
         return [parser.prog, *(name for choices in below for each in choices.values() for name in names(each))]
 
-    assert {" ".join(name.split()[1:]) for name in names(arguments.parser())} == set(arguments.EXAMPLES)
+    assert {" ".join(name.split()[1:]) for name in names(arguments.build_parser())} == set(arguments.EXAMPLES)

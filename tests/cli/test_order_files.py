@@ -244,7 +244,7 @@ def test_an_error_of_another_kind_through_the_database() -> None:
 def test_an_address_is_told_without_its_password() -> None:
     """Whoever reads over a shoulder, or a log, learns the place only."""
     url = "postgresql://anybody:hush@127.0.0.1/orders"
-    for shown in (database.without_password(url), arguments.without_password(url)):
+    for shown in (database.without_password(url), arguments.hide_password(url)):
         assert shown == "postgresql://anybody:***@127.0.0.1/orders"
 
 

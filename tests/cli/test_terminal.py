@@ -22,7 +22,7 @@ from programs import complaints_of
 from flora_async import errors
 from flora_async._polling import schedule
 from flora_async.cli import main, output
-from flora_async.cli.arguments import UsageError, read_params
+from flora_async.cli.arguments import UsageError, parse_params
 from flora_async.export._tables import COLUMNS
 from flora_async.sandbox import Sandbox
 
@@ -224,8 +224,8 @@ def test_wait_and_watch(run: Any, tmp_path: Path) -> None:
 
 def test_parameters() -> None:
     """JSON, or names with values that are JSON or text."""
-    assert read_params(None) is None
-    assert read_params(['{"a": {"b": 1}}', "c=2", "d=true", "e=x y", 'f="2"', "c=[3]"]) == {
+    assert parse_params(None) is None
+    assert parse_params(['{"a": {"b": 1}}', "c=2", "d=true", "e=x y", 'f="2"', "c=[3]"]) == {
         "a": {"b": 1},
         "c": [3],
         "d": True,
@@ -234,7 +234,7 @@ def test_parameters() -> None:
     }
     for wrong in ("{", "a", "=1"):
         with pytest.raises(UsageError):
-            read_params([wrong])
+            parse_params([wrong])
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh", "powershell"])
@@ -380,7 +380,7 @@ def test_ids_are_whole_at_any_width(width: int) -> None:
     shown, needed = output.fit_columns(output.TABLE_COLUMNS, widths, width)
     names = [output.TABLE_COLUMNS[number] for number in shown]
     assert {"run_id", "model_id", "project_id"} <= set(names)
-    assert needed <= max(width, 24 + 14 + 8 + 3 * output.GAP)
+    assert needed <= max(width, 24 + 14 + 8 + 3 * output.COLUMN_GAP)
     assert (width < 120) == (len(names) < 9)
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from flora_async import Generation, GenerationPage, Order, Run
 from flora_async._html.cards import card, table
-from flora_async._html.escape import address, folded, text
-from flora_async._html.page import Totals, ending, opening, policy
+from flora_async._html.escape import collapsible, safe_link, text
+from flora_async._html.page import Totals, content_policy, page_end, page_start
 from flora_async.sandbox import _front_page
 from flora_async.sandbox._runs import plan_run
 
@@ -73,7 +73,7 @@ class Read(HTMLParser):
 
 def page(records: list[dict[str, Any]]) -> str:
     """Write a gallery."""
-    return opening("FLORA gallery", "of a test", Totals(records)) + "".join(map(card, records)) + ending()
+    return page_start("FLORA gallery", "of a test", Totals(records)) + "".join(map(card, records)) + page_end()
 
 
 def run(**told: Any) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def test_addresses_that_are_linked(url: str) -> None:
 )
 def test_addresses_that_are_not(url: str) -> None:
     """They are shown."""
-    assert address(url) is None
+    assert safe_link(url) is None
     shown = Read(card(run(outputs=[output("videoUrl", url), output("newUrl", url)])))
     assert shown.all("a") == shown.all("video") == []
     assert "videoUrl at an address that is not linked" in shown.text
@@ -260,10 +260,10 @@ def test_runs_that_made_nothing() -> None:
 
 def test_long_prompts_are_folded() -> None:
     """Their beginning is seen, all of them is there."""
-    shown = Read(folded("word " * 100))
+    shown = Read(collapsible("word " * 100))
     assert [tag for tag, _ in shown.elements] == ["details", "summary", "span", "div"]
     assert shown.text.endswith("word " * 100)
-    assert Read(folded("word " * 10)).elements == [("span", {"dir": "auto"})]
+    assert Read(collapsible("word " * 10)).elements == [("span", {"dir": "auto"})]
 
 
 def test_line_ends_are_kept() -> None:
@@ -318,7 +318,7 @@ def luminance(color: str) -> float:
 
 def schemes() -> Iterator[dict[str, str]]:
     """Read the colors of the light scheme and of the dark one."""
-    style = opening("x", "x", Totals()).partition("<style>")[2]
+    style = page_start("x", "x", Totals()).partition("<style>")[2]
     for block in re.findall(r":root \{\s*(?:color-scheme: [^;]*;)?([^}]*--ground[^}]*)\}", style):
         yield dict(re.findall(r"--([\w-]+): #([0-9a-f]+);", block))
 
@@ -337,13 +337,13 @@ def test_contrast() -> None:
 
 def test_the_policy() -> None:
     """Nothing but the page's own style and script, by their hashes, and pictures and media."""
-    allowed = dict(part.split(" ", 1) for part in policy(live=False).split("; "))
+    allowed = dict(part.split(" ", 1) for part in content_policy(live=False).split("; "))
     assert allowed["default-src"] == allowed["base-uri"] == allowed["form-action"] == "'none'"
     for name in ("script-src", "style-src"):
         assert re.fullmatch(r"'sha256-[A-Za-z0-9+/]{43}='", allowed[name])
     assert allowed["img-src"] == allowed["media-src"] == "http: https: data:"
     assert "connect-src" not in allowed
-    assert policy(live=True) == f"{policy(live=False)}; connect-src 'self'"
+    assert content_policy(live=True) == f"{content_policy(live=False)}; connect-src 'self'"
 
 
 RUN = {"run_id": "run_1", "status": "running", "progress": 37, "created_at": 1_782_909_005_000}

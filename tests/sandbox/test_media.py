@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from flora_async.sandbox import _media
-from flora_async.sandbox._chance import chance
+from flora_async.sandbox._runs import seeded_random
 from flora_async.sandbox._texts import text
 
 STRANGE = ["", "   ", "\u0000", "a" * 5000, "日本語のプロンプト 🎨", "half \ud83d", "{prompt} %s {0}", "line\nbreak"]
@@ -81,11 +81,11 @@ def test_the_same_again(kind: Any) -> None:
 def test_strange_prompts(prompt: str) -> None:
     """Whatever it says, there is a picture and a text."""
     assert picture(prompt).size == (768, 768)
-    assert len(text(prompt, chance(prompt))) > 20
+    assert len(text(prompt, seeded_random(prompt))) > 20
 
 
 def test_texts() -> None:
     """Of the prompt, and of the seed."""
-    assert "a mug" in text("a mug", chance("a mug", 1))
-    assert text("a mug", chance(1)) == text("a mug", chance(1))
-    assert len({text("a mug", chance(seed)) for seed in range(20)}) > 10
+    assert "a mug" in text("a mug", seeded_random("a mug", 1))
+    assert text("a mug", seeded_random(1)) == text("a mug", seeded_random(1))
+    assert len({text("a mug", seeded_random(seed)) for seed in range(20)}) > 10

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from flora_async._html.escape import EXCERPT, address, folded, text
+from flora_async._html.escape import EXCERPT_LENGTH, collapsible, safe_link, text
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -36,16 +36,16 @@ def card(record: Record) -> str:
     return (
         f'<li class="card" data-run="{text(record["run_id"])}" data-status="{status}" data-types="{" ".join(types)}">'
         f'<article><div class="about">{_heading(record, types)}{_facts(record)}</div>'
-        f'<div class="made">{_made(record)}</div></article></li>\n'
+        f'<div class="made">{_outputs(record)}</div></article></li>\n'
     )
 
 
 def _heading(record: Record, types: Sequence[str]) -> str:
     if prompt := record.get("prompt"):
-        return folded(prompt, "h2")
+        return collapsible(prompt, "h2")
     kind = types[0].capitalize() if types != [OTHER] else "Run"
     model = _model(record)
-    return folded(f"{kind} by {model}" if model else f"{kind} {record['run_id']}", "h2")
+    return collapsible(f"{kind} by {model}" if model else f"{kind} {record['run_id']}", "h2")
 
 
 def _model(record: Record) -> str | None:
@@ -63,7 +63,7 @@ def _facts(record: Record) -> str:
     if project := record.get("project_id"):
         facts.append(("Project", f'<bdi class="id">{text(project)}</bdi>'))
     facts.append(("Run", f'<bdi class="id">{text(record["run_id"])}</bdi>'))
-    return f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{told}</dd></div>' for name, told in facts)}</dl>"
+    return f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{parts}</dd></div>' for name, parts in facts)}</dl>"
 
 
 def usd(cost: float) -> str:
@@ -77,12 +77,12 @@ def moment(when: datetime) -> str:
     return f'<time datetime="{when:%Y-%m-%dT%H:%M:%SZ}">{when:%Y-%m-%d %H:%M} UTC</time>'
 
 
-def _made(record: Record) -> str:
+def _outputs(record: Record) -> str:
     outputs = record.get("outputs") or ()
     if outputs:
         return "".join(_output(output, record) for output in outputs)
     if record["status"] == "failed":
-        return f'<div class="failure">{failure(record)}</div>'
+        return f'<div class="failure">{failure_reason(record)}</div>'
     if record["status"] == "completed":
         return '<p class="nothing">Nothing was made.</p>'
     share = min(max(record["progress"], 0), 100)
@@ -91,43 +91,45 @@ def _made(record: Record) -> str:
     )
 
 
-def failure(record: Record) -> str:
+def failure_reason(record: Record) -> str:
     """Say why a run has failed."""
     code, message = record.get("error_code"), record.get("error_message")
-    told = [f"<strong>{text(code)}</strong>"] if code else []
-    return " ".join([*told, folded(message or ("" if code else "FLORA does not say why."))])
+    parts = [f"<strong>{text(code)}</strong>"] if code else []
+    return " ".join([*parts, collapsible(message or ("" if code else "FLORA does not say why."))])
 
 
 def _output(output: Record, record: Record) -> str:
     kind = _KINDS.get(output["type"], OTHER)
     if kind == "text":
         return f'<div class="text" dir="auto" tabindex="0" role="group" aria-label="Text">{text(output["url"])}</div>'
-    url = address(output["url"])
+    url = safe_link(output["url"])
     if url is None:
-        return f'<div class="unlinked">{unlinked(output)}</div>'
-    name = _named(kind, record)
+        return f'<div class="unlinked">{unsafe_address(output)}</div>'
+    name = _media_label(kind, record)
     if kind == "image":
         return f'<a href="{url}" target="_blank" rel="noopener"><img src="{url}" alt="{name}" loading="lazy"></a>'
     if kind in ("video", "audio"):
         return f'<{kind} src="{url}" aria-label="{name}" controls preload="none"></{kind}>'
-    return f'<p class="link">{linked(output, url)}</p>'
+    return f'<p class="link">{output_link(output, url)}</p>'
 
 
-def _named(kind: str, record: Record) -> str:
+def _media_label(kind: str, record: Record) -> str:
     """Say what a medium is, to those who do not see it."""
     prompt = str(record.get("prompt") or "")
-    return text(f"{kind.capitalize()}: {prompt[:EXCERPT]}" if prompt else f"{kind.capitalize()} of {record['run_id']}")
+    return text(
+        f"{kind.capitalize()}: {prompt[:EXCERPT_LENGTH]}" if prompt else f"{kind.capitalize()} of {record['run_id']}"
+    )
 
 
-def linked(output: Record, url: str) -> str:
+def output_link(output: Record, url: str) -> str:
     """Write a link that says what lies behind it."""
     kind = _KINDS.get(output["type"], output["type"])
     return f'<a href="{url}" target="_blank" rel="noopener noreferrer"><bdi>{text(kind)}</bdi></a>'
 
 
-def unlinked(output: Record) -> str:
+def unsafe_address(output: Record) -> str:
     """Show an address that nobody should follow."""
-    return f"<bdi>{text(output['type'])}</bdi> at an address that is not linked: {folded(output['url'])}"
+    return f"<bdi>{text(output['type'])}</bdi> at an address that is not linked: {collapsible(output['url'])}"
 
 
 def table(records: Sequence[Record], caption: str) -> str:
@@ -149,11 +151,11 @@ def _cells(record: Record) -> Iterator[str]:
     yield f"<td>{text(record['status'])}{running}</td>"
     yield f"<td>{moment(record['created'])}</td>"
     yield f"<td>{'' if record.get('charged_cost') is None else usd(record['charged_cost'])}</td>"
-    told = [failure(record)] if record["status"] == "failed" else []
+    parts = [failure_reason(record)] if record["status"] == "failed" else []
     for output in record.get("outputs") or ():
         if output["type"] == "text":
-            told.append(folded(output["url"]))
+            parts.append(collapsible(output["url"]))
         else:
-            url = address(output["url"])
-            told.append(unlinked(output) if url is None else linked(output, url))
-    yield f"<td>{'<br>'.join(told)}</td>"
+            url = safe_link(output["url"])
+            parts.append(unsafe_address(output) if url is None else output_link(output, url))
+    yield f"<td>{'<br>'.join(parts)}</td>"

@@ -33,12 +33,12 @@ class Totals:
 
 
 @cache
-def _own(name: str) -> str:
+def _read_asset(name: str) -> str:
     return files("flora_async._html").joinpath(name).read_text(encoding="utf-8")
 
 
 @cache
-def policy(*, live: bool) -> str:
+def content_policy(*, live: bool) -> str:
     """Say what the page may do: show pictures and media from the web, run its own script, and, *live*, ask again."""
     allowed = {
         "default-src": "'none'",
@@ -46,8 +46,8 @@ def policy(*, live: bool) -> str:
         "form-action": "'none'",
         "img-src": "http: https: data:",
         "media-src": "http: https: data:",
-        "style-src": _hash(_own("page.css")),
-        "script-src": _hash(_own("page.js")),
+        "style-src": _hash(_read_asset("page.css")),
+        "script-src": _hash(_read_asset("page.js")),
     }
     if live:
         allowed["connect-src"] = "'self'"
@@ -58,19 +58,19 @@ def _hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def opening(title: str, about: str, totals: Totals, *, live: bool = False) -> str:
+def page_start(title: str, about: str, totals: Totals, *, live: bool = False) -> str:
     """Write all that stands before the cards. *live* pages ask for themselves again every two seconds."""
     return f"""<!DOCTYPE html>
 <html lang="en"{" data-live" if live else ""}>
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy(live=live)}">
+<meta http-equiv="Content-Security-Policy" content="{content_policy(live=live)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
 <meta name="color-scheme" content="light dark">
 <title>{text(title)}</title>
 <link rel="icon" href="data:,">
-<style>{_own("page.css")}</style>
+<style>{_read_asset("page.css")}</style>
 </head>
 <body>
 <a class="skip" href="#runs">Skip to the runs</a>
@@ -80,8 +80,8 @@ def opening(title: str, about: str, totals: Totals, *, live: bool = False) -> st
 <p class="totals"><b>{totals.runs:,}</b> {"run" if totals.runs == 1 else "runs"}, <b>{usd(totals.cost)}</b></p>
 </header>
 <search aria-label="Filters">
-{_choice("status", "Status", STATUSES, totals.statuses, totals.runs)}
-{_choice("type", "Type", TYPES, totals.types, totals.runs)}
+{_filter_choice("status", "Status", STATUSES, totals.statuses, totals.runs)}
+{_filter_choice("type", "Type", TYPES, totals.types, totals.runs)}
 <div class="words" hidden><label for="words">Search</label>\
 <input id="words" type="search" autocomplete="off" placeholder="prompt, model, id"></div>
 {_LIVE if live else ""}<p id="shown" role="status"></p>
@@ -97,7 +97,7 @@ _LIVE = """\
 """
 
 
-def _choice(name: str, legend: str, values: Iterable[str], counts: Counter[str], total: int) -> str:
+def _filter_choice(name: str, legend: str, values: Iterable[str], counts: Counter[str], total: int) -> str:
     chips = [("", "all", total, " checked"), *((value, value, counts[value], "") for value in (*values, OTHER))]
     labels = "".join(
         f'<label data-count="{count}"><input type="radio" name="{name}" value="{value}"{checked}>{word}</label>'
@@ -106,7 +106,7 @@ def _choice(name: str, legend: str, values: Iterable[str], counts: Counter[str],
     return f"<fieldset><legend>{legend}</legend>{labels}</fieldset>"
 
 
-def ending(more: str = "") -> str:
+def page_end(more: str = "") -> str:
     """Write all that stands after the cards; *more* is HTML, where other pages follow."""
     return f"""</ul>
 <p class="empty">There are no runs yet.</p>
@@ -114,7 +114,7 @@ def ending(more: str = "") -> str:
 </main>
 <footer>{more}<p>Made by flora-async. Pictures, videos and sounds are fetched from where they are, as you come by.</p>
 </footer>
-<script>{_own("page.js")}</script>
+<script>{_read_asset("page.js")}</script>
 </body>
 </html>
 """

@@ -15,7 +15,15 @@ from flora_async.cli.demo import PROGRAM
 
 __all__ = ["PROGRAM", "main"]
 
-FAILED, WRONG, BROKEN, LATE, INTERRUPTED, PIPE, TERMINATED = 1, 2, 3, 4, 130, 141, 143
+EXIT_RUN_FAILED, EXIT_USAGE, EXIT_ERROR, EXIT_TIMEOUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = (
+    1,
+    2,
+    3,
+    4,
+    130,
+    141,
+    143,
+)
 """Exit codes: a run failed; usage, settings or a file; API or connection error; timeout; interrupted; broken pipe;
 terminated."""
 
@@ -26,59 +34,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     It may be called in any thread and with any stdout and stderr, ``None`` included. Signals are handled in the main
     thread only.
     """
-    session = commands.CommandContext()
+    context = commands.CommandContext()
     options: argparse.Namespace | None = None
-    with output.lossless_streams():
+    with output.escape_unencodable():
         try:
             options = arguments.parse(argv)
-            code = asyncio.run(_ended_by_signals(commands.COMMANDS[options.command](options, session)))
+            code = asyncio.run(_cancel_on_sigterm(commands.COMMANDS[options.command](options, context)))
             output.write("", flush=True)
             return code
         except SystemExit:  # help was printed, or argparse has said what is wrong
             _flush_or_discard()
             raise
         except KeyboardInterrupt:
-            return _exit_with(INTERRUPTED, "interrupted", *session.doubtful(), *session.going_on())
+            return _exit_with(EXIT_INTERRUPTED, "interrupted", *context.uncertain_orders(), *context.unfinished_runs())
         except asyncio.CancelledError:
-            _exit_with(TERMINATED, "terminated", *session.doubtful(), *session.going_on())
+            _exit_with(EXIT_TERMINATED, "terminated", *context.uncertain_orders(), *context.unfinished_runs())
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)  # so that whoever sent it sees that it was heeded
-            return TERMINATED
+            return EXIT_TERMINATED
         except output.OutputError as error:
-            output.discard("stdout")
-            said = [] if error.reader_gone else [str(error)]
-            return _exit_with(PIPE if error.reader_gone else WRONG, *said, *session.unreported())
+            output.discard_buffer("stdout")
+            messages = [] if error.reader_gone else [str(error)]
+            return _exit_with(
+                EXIT_BROKEN_PIPE if error.reader_gone else EXIT_USAGE, *messages, *context.unprinted_runs()
+            )
         except (errors.FloraError, OSError, ValueError) as error:
-            going_on = session.going_on() if isinstance(error, errors.FloraError) else []
-            return _exit_with(_code_of(error), arguments.speak_of_flags(error, options), *going_on)
+            unfinished = context.unfinished_runs() if isinstance(error, errors.FloraError) else []
+            return _exit_with(_code_of(error), arguments.use_flag_names(error, options), *unfinished)
 
 
 def _code_of(error: Exception) -> int:
     match error:
         case errors.RunFailedError():
-            return FAILED
+            return EXIT_RUN_FAILED
         case errors.RunTimeoutError():
-            return LATE
+            return EXIT_TIMEOUT
         case errors.FloraError() if not isinstance(error, errors.ConfigurationError):
-            return BROKEN
+            return EXIT_ERROR
         case _:
-            return WRONG
+            return EXIT_USAGE
 
 
-async def _ended_by_signals(command: Coroutine[Any, Any, int]) -> int:
+async def _cancel_on_sigterm(command: Coroutine[Any, Any, int]) -> int:
     """Have SIGTERM end a command as Ctrl-C does: with the terminal as it was, and the runs that go on told."""
-    ours = asyncio.ensure_future(command)
-    commands.on_signal(signal.SIGTERM, ours.cancel)
-    return await ours
+    task = asyncio.ensure_future(command)
+    commands.handle_signal(signal.SIGTERM, task.cancel)
+    return await task
 
 
 def _flush_or_discard() -> None:
     try:
         output.write("", flush=True)
     except output.OutputError:
-        output.discard("stdout")
+        output.discard_buffer("stdout")
 
 
 def _exit_with(code: int, *messages: str) -> int:
-    output.tell(*messages)
+    output.print_status(*messages)
     return code

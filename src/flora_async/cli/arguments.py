@@ -101,7 +101,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     program: list[str] | None = None
     if typed[:1] == ["sandbox"] and "--" in typed:
         typed, program = typed[: typed.index("--")], typed[typed.index("--") + 1 :]
-    options = parser().parse_args(typed)
+    options = build_parser().parse_args(typed)
     options.program = program
     if program == []:
         raise UsageError("sandbox --: there is no command after --")
@@ -163,7 +163,7 @@ def check_output_file(flag: str, path: Path, *inputs: Path | None) -> None:
         raise UsageError(f"{flag} {path}: there is no folder {path.parent}")
 
 
-def speak_of_flags(error: Exception, options: argparse.Namespace | None) -> str:
+def use_flag_names(error: Exception, options: argparse.Namespace | None) -> str:
     """Return an error's message; one about a Python argument names the flag of the command instead."""
     message = str(error)
     if options is None or not isinstance(error, errors.ConfigurationError):
@@ -172,17 +172,17 @@ def speak_of_flags(error: Exception, options: argparse.Namespace | None) -> str:
     message = message.replace("api_key or FLORA_API_KEY", "--api-key or FLORA_API_KEY")
     message = message.replace(" (allow_insecure=True permits it)", "")
     message = message.replace(". port 0 is", ". --port 0 is")
-    for name in sorted(vars(options).keys() - _NO_FLAGS, key=len, reverse=True):
+    for name in sorted(vars(options).keys() - _POSITIONALS, key=len, reverse=True):
         # A plain word ("type", "limit") is an argument only where the message begins with it.
         where = rf"(?<![\w-]){name}(?![\w(])" if "_" in name else rf"^{name}(?= must | is |\[| cannot )"
         message = re.sub(where, f"--{name.replace('_', '-')}", message)
     return message
 
 
-_NO_FLAGS = {"index", "indexes", "numbers", "command", "operation", "program", "run", "orders", "shell"}
+_POSITIONALS = {"index", "indexes", "numbers", "command", "operation", "program", "run", "orders", "shell"}
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the whole command."""
     whole = _Parser(
         prog="flora-async",
@@ -192,30 +192,30 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    _generations(
+    _add_generations(
         commands.add_parser(
             "generations",
             help="FLORA's operations: create, retrieve, list",
             allow_abbrev=False,
         )
     )
-    _flora(commands)
-    _batch(
+    _add_resources(commands)
+    _add_batch(
         commands.add_parser(
             "batch",
             help="orders by the thousand, that outlive this process",
             allow_abbrev=False,
         )
     )
-    _gallery(
+    _add_gallery(
         commands.add_parser(
             "gallery",
             help="write the history as a page to look at, and print its path",
-            parents=[_key()],
+            parents=[_api_key_parser()],
             allow_abbrev=False,
         )
     )
-    _sandbox(
+    _add_sandbox(
         commands.add_parser(
             "sandbox",
             help="serve a local FLORA for tests and demos, or run a program against one",
@@ -240,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def _sandbox(sandbox: argparse.ArgumentParser) -> None:
+def _add_sandbox(sandbox: argparse.ArgumentParser) -> None:
     sandbox.add_argument(
         "--port",
         type=int,
@@ -252,12 +252,12 @@ def _sandbox(sandbox: argparse.ArgumentParser) -> None:
     )
 
 
-def _generations(generations: argparse.ArgumentParser) -> None:
+def _add_generations(generations: argparse.ArgumentParser) -> None:
     operations = generations.add_subparsers(dest="operation", required=True, metavar="OPERATION", parser_class=_Parser)
     create = operations.add_parser(
         "create",
         help="start a generation",
-        parents=[_key()],
+        parents=[_api_key_parser()],
         allow_abbrev=False,
     )
     create.add_argument("--project-id", required=True, metavar="prj_...")
@@ -274,28 +274,28 @@ def _generations(generations: argparse.ArgumentParser) -> None:
     create.add_argument("--callback-url", metavar="URL", help="where FLORA sends a webhook when the run has ended")
     create.add_argument("--idempotency-key", metavar="KEY", help="order once only under this key (default: a new one)")
     create.add_argument("--wait", action="store_true", help="wait for the run, and print it as it ended")
-    _waiting(create, "600")
+    _add_wait_options(create, "600")
     retrieve = operations.add_parser(
         "retrieve",
         help="get a run",
-        parents=[_key()],
+        parents=[_api_key_parser()],
         allow_abbrev=False,
     )
     retrieve.add_argument("--run-id", required=True, metavar="run_...")
     history = operations.add_parser(
         "list",
         help="list the history, one page",
-        parents=[_key()],
+        parents=[_api_key_parser()],
         allow_abbrev=False,
     )
     history.add_argument("--cursor", help="where the page begins: another page's next_cursor")
     history.add_argument("--limit", type=int, metavar="N", help="how many on a page, 1 to 100")
-    _selection(history)
+    _add_filters(history)
     history.add_argument("--all", action="store_true", help="all pages from there on")
-    _format(history)
+    _add_format(history)
 
 
-def _flora(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
+def _add_resources(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
     for name, words, patience in (
         ("wait", "wait for runs, and print each as it ends", "600 for each run"),
         ("watch", "print each change of runs", "no limit"),
@@ -303,26 +303,26 @@ def _flora(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: i
         waits = commands.add_parser(
             name,
             help=words,
-            parents=[_key()],
+            parents=[_api_key_parser()],
             allow_abbrev=False,
         )
         waits.add_argument("run", nargs="+", metavar="RUN", help="a run's id")
-        _waiting(waits, patience)
+        _add_wait_options(waits, patience)
     for name in ("models", "workspaces", "projects"):
         listing = commands.add_parser(
             name,
             help=f"list the {name}",
-            parents=[_key()],
+            parents=[_api_key_parser()],
             allow_abbrev=False,
         )
         if name == "models":
             listing.add_argument("--type", choices=get_args(GenerationType))
         if name == "projects":
             listing.add_argument("--workspace-id", metavar="ws_...", help="of this workspace only")
-        _format(listing)
+        _add_format(listing)
 
 
-def _batch(batch: argparse.ArgumentParser) -> None:
+def _add_batch(batch: argparse.ArgumentParser) -> None:
     operations = batch.add_subparsers(dest="operation", required=True, metavar="OPERATION", parser_class=_Parser)
     where = _Parser(add_help=False)
     where.add_argument(
@@ -344,7 +344,7 @@ def _batch(batch: argparse.ArgumentParser) -> None:
         "run",
         help="order all lines of a file",
         epilog="example: flora-async batch run products.csv --out results.jsonl --type image --prompt 'a {name}'",
-        parents=[_key(), common, works, writes],
+        parents=[_api_key_parser(), common, works, writes],
         allow_abbrev=False,
     )
     run.add_argument(
@@ -365,10 +365,16 @@ def _batch(batch: argparse.ArgumentParser) -> None:
         kinds = get_args(GenerationType) if name == "type" else None
         run.add_argument(f"--{name}", choices=kinds, help="for lines without it")
     resume = operations.add_parser(
-        "resume", help="continue where it stands", parents=[_key(), common, works, writes], allow_abbrev=False
+        "resume",
+        help="continue where it stands",
+        parents=[_api_key_parser(), common, works, writes],
+        allow_abbrev=False,
     )
     retry = operations.add_parser(
-        "retry-failed", help="order again what failed", parents=[_key(), common, works, writes], allow_abbrev=False
+        "retry-failed",
+        help="order again what failed",
+        parents=[_api_key_parser(), common, works, writes],
+        allow_abbrev=False,
     )
     for again in (resume, retry):
         again.add_argument("--out", metavar="FILE", help="file for the results (default: as before)")
@@ -379,7 +385,10 @@ def _batch(batch: argparse.ArgumentParser) -> None:
     skip.add_argument("number", type=int, nargs="+", metavar="N", help="the order's index in the results")
     operations.add_parser("delete", help="delete it from the database", parents=[common], allow_abbrev=False)
     operations.add_parser(
-        "worker", help="work on it from this machine too", parents=[_key(), common, works], allow_abbrev=False
+        "worker",
+        help="work on it from this machine too",
+        parents=[_api_key_parser(), common, works],
+        allow_abbrev=False,
     )
     adopt = operations.add_parser(
         "adopt", help="release the orders of a lost machine now, not after 15 s", parents=[common], allow_abbrev=False
@@ -387,18 +396,18 @@ def _batch(batch: argparse.ArgumentParser) -> None:
     adopt.add_argument("--executor", required=True, metavar="ID", help="name of the lost process")
 
 
-def without_password(url: str) -> str:
+def hide_password(url: str) -> str:
     """Return a database's URL that can be shown."""
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
-def _gallery(gallery: argparse.ArgumentParser) -> None:
+def _add_gallery(gallery: argparse.ArgumentParser) -> None:
     gallery.add_argument(
         "--out", type=Path, default=Path("gallery.html"), metavar="FILE", help="where to (default: gallery.html)"
     )
     gallery.add_argument("--open", action="store_true", help="open it in a browser")
     gallery.add_argument("--limit", type=int, metavar="N", help="so many runs at most, the newest (default: all)")
-    _selection(gallery)
+    _add_filters(gallery)
     gallery.add_argument(
         "--prompts",
         type=Path,
@@ -407,13 +416,13 @@ def _gallery(gallery: argparse.ArgumentParser) -> None:
     )
 
 
-def _key() -> _Parser:
+def _api_key_parser() -> _Parser:
     common = _Parser(add_help=False)
     common.add_argument("--api-key", metavar="KEY", help="the API key (default: FLORA_API_KEY)")
     return common
 
 
-def _waiting(command: argparse.ArgumentParser, patience: str) -> None:
+def _add_wait_options(command: argparse.ArgumentParser, patience: str) -> None:
     command.add_argument("--download", type=Path, metavar="DIR", help="wait, and save the outputs there")
     command.add_argument(
         "--on-existing",
@@ -424,17 +433,17 @@ def _waiting(command: argparse.ArgumentParser, patience: str) -> None:
     command.add_argument("--timeout", type=float, metavar="S", help=f"seconds to wait (default: {patience})")
 
 
-def _selection(command: argparse.ArgumentParser) -> None:
+def _add_filters(command: argparse.ArgumentParser) -> None:
     command.add_argument("--project-id", metavar="prj_...")
     command.add_argument("--status", choices=STATUSES)
     command.add_argument("--workspace-id", metavar="ws_...")
 
 
-def _format(command: argparse.ArgumentParser) -> None:
+def _add_format(command: argparse.ArgumentParser) -> None:
     command.add_argument("--format", choices=FORMATS, default="json", help="how to print it (default: json)")
 
 
-def read_params(given: Sequence[str] | None) -> dict[str, Any] | None:
+def parse_params(given: Sequence[str] | None) -> dict[str, Any] | None:
     """Read ``--params``: JSON objects, or single parameters; the last word on a name counts."""
     if given is None:
         return None

@@ -49,28 +49,30 @@ async def _manage(options: argparse.Namespace, batches: Batches) -> int:
     """Run an operation that orders nothing."""
     if options.operation == "adopt":
         count = await batches.reassign(options.executor)
-        output.tell(f"{count} orders of {options.executor} are left to the workers on this database")
+        output.print_status(f"{count} orders of {options.executor} are left to the workers on this database")
         return DONE
     if options.operation == "list" or (options.operation == "status" and options.batch is None):
         plain = [_plain(status) for status in await batches.statuses()]
-        output.show(plain[0] if len(plain) == 1 and options.operation == "status" else {"batches": plain})
+        output.print_json(plain[0] if len(plain) == 1 and options.operation == "status" else {"batches": plain})
         return DONE
     batch = batches[options.batch or await _only_batch(batches)]
     if options.operation == "status":
-        output.show(_plain(await batch.status()))
+        output.print_json(_plain(await batch.status()))
     elif options.operation == "cancel":
         await batch.cancel()
-        output.tell(f"{batch.name}: no more orders are sent; runs that were started continue and are billed")
+        output.print_status(f"{batch.name}: no more orders are sent; runs that were started continue and are billed")
     elif options.operation == "skip":
-        output.tell(f"{batch.name}: {await batch.skip(options.number)} of {len(options.number)} orders are skipped")
+        output.print_status(
+            f"{batch.name}: {await batch.skip(options.number)} of {len(options.number)} orders are skipped"
+        )
     else:
         await batch.delete()
-        output.tell(f"{batch.name} is deleted")
+        output.print_status(f"{batch.name} is deleted")
     return DONE
 
 
 def _plain(status: BatchStatus) -> dict[str, Any]:
-    return output.plain(status, ended=status.ended)
+    return output.to_dict(status, ended=status.ended)
 
 
 async def _run(options: argparse.Namespace, session: Noted) -> int:
@@ -85,7 +87,7 @@ async def _run(options: argparse.Namespace, session: Noted) -> int:
     with open_orders(options.orders) as source:
         async with Flora(options.api_key) as flora:
             counts = await run_in_thread(_count, source, flora, options)
-            output.tell(await _estimate(flora, options, counts))
+            output.print_status(await _estimate(flora, options, counts))
             same = await _find_same(options, source, flora, counts.total()) if options.batch is None else None
             if same is not None:
                 raise arguments.UsageError(
@@ -121,9 +123,9 @@ async def _continue(options: argparse.Namespace, session: Noted) -> int:
     async with Flora(options.api_key) as flora, _opened(flora, options, name) as batches:
         batch = batches[name]
         for executor in await batch.lost_executors():
-            output.tell(f"{executor} is gone; its orders are taken over within seconds")
+            output.print_status(f"{executor} is gone; its orders are taken over within seconds")
         if options.operation == "retry-failed":
-            output.tell(f"{await batch.retry_failed()} orders of {name} are queued again")
+            output.print_status(f"{await batch.retry_failed()} orders of {name} are queued again")
         await batch.resume(max_cost=options.max_cost, wait=False)
         return await _finish(batches, batch, flora, settings, options, session)
 
@@ -156,21 +158,23 @@ async def _finish(
         part = batch_results.part_of(path)
         if status.finished:
             part.replace(path)
-        output.tell(f"the results {'are' if status.finished else 'so far are'} in {path if status.finished else part}")
+        output.print_status(
+            f"the results {'are' if status.finished else 'so far are'} in {path if status.finished else part}"
+        )
     if unsaved:
-        output.tell(f"the outputs of {unsaved} orders were not saved: `resume` tries again")
+        output.print_status(f"the outputs of {unsaved} orders were not saved: `resume` tries again")
     return _report(status, options) or (INCOMPLETE if unsaved else DONE)
 
 
 def _resume_command(name: str, options: argparse.Namespace) -> str:
-    return f"flora-async batch resume --database {arguments.without_password(options.database)} --batch {name}"
+    return f"flora-async batch resume --database {arguments.hide_password(options.database)} --batch {name}"
 
 
 def _report(status: BatchStatus, options: argparse.Namespace) -> int:
     """Print how the batch ended; return the exit code."""
-    output.tell(batch_progress.describe(status))
+    output.print_status(batch_progress.describe(status))
     if status.stopped is not None and not status.finished:
-        output.tell(
+        output.print_status(
             f"stopped with {status.waiting} orders left: {OWN_STOPS.get(status.stopped, status.stopped)}",
             f"continue with: {_resume_command(status.batch, options)}",
         )
@@ -236,7 +240,7 @@ async def _estimate(flora: Flora, options: argparse.Namespace, counts: Counts) -
         try:
             rates = {m.model_id: m.estimated_credits for m in await flora.models.list() if m.estimated_credits}
         except errors.FloraError as error:
-            output.tell(f"the list of models, with what they cost, cannot be read: {error}")
+            output.print_status(f"the list of models, with what they cost, cannot be read: {error}")
     known = 0.0
     parts: list[str] = []
     for (kind, model), count in sorted(counts.items(), key=str):

@@ -93,6 +93,6 @@ def _display() -> Generator[Callable[[int, int, str], None]]:
         news = ended, text.partition(";")[2]
         if news not in shown:
             shown[:] = [news]
-            output.tell(text)
+            output.print_status(text)
 
     yield tell

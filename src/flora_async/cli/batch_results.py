@@ -110,7 +110,7 @@ async def _save(
     try:
         files = tuple(map(str, await flora.download(run, folder, on_existing="skip")))
     except errors.FloraError as error:
-        output.tell(f"{run.run_id}: {error}")
+        output.print_status(f"{run.run_id}: {error}")
         return outcome, str(error)
     await batch.record_files(outcome.index, files)
     return msgspec.structs.replace(outcome, files=files), None

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 Command: TypeAlias = Callable[[argparse.Namespace, "CommandContext"], Coroutine[Any, Any, int]]
 
-PATIENCE = 600.0
+DEFAULT_WAIT_TIMEOUT = 600.0
 """Seconds."""
 
 
-NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 127, 126, 128
+EXIT_NOT_FOUND, EXIT_NOT_EXECUTABLE, EXIT_SIGNAL_BASE = 127, 126, 128
 """Exit codes of a shell for a program that cannot be run, and the base of those for one that a signal has ended."""
 
 
@@ -37,43 +37,43 @@ class CommandContext:
         self.notes: list[str] = []
         self._created: list[str] = []
 
-    def flora(self, options: argparse.Namespace) -> Flora:
+    def open_client(self, options: argparse.Namespace) -> Flora:
         """Open a client whose orders are noted before they are sent."""
-        return Flora(options.api_key, on_create=self._note)
+        return Flora(options.api_key, on_create=self._record_order)
 
-    def _note(self, key: str, _order: Order) -> None:
+    def _record_order(self, key: str, _order: Order) -> None:
         self.ordering[key] = None
 
-    def created(self, run_id: str) -> None:
+    def record_created(self, run_id: str) -> None:
         """Note a run that this command has ordered."""
         self.ordering.clear()
         self._created.append(run_id)
-        self.started(run_id)
+        self.record_running(run_id)
 
-    def started(self, run_id: str) -> None:
+    def record_running(self, run_id: str) -> None:
         """Note a run that goes on."""
         self.running[run_id] = None
 
-    def ended(self, run_id: str) -> None:
+    def record_finished(self, run_id: str) -> None:
         """Note that a run has ended."""
         self.running.pop(run_id, None)
 
-    def doubtful(self) -> list[str]:
+    def uncertain_orders(self) -> list[str]:
         """Return a message for each order that may have been accepted and billed."""
         return [f"an order under idempotency key {key} may have been accepted" for key in self.ordering]
 
-    def going_on(self) -> list[str]:
+    def unfinished_runs(self) -> list[str]:
         """Return messages about the runs that go on."""
         if self.notes or not self.running:
             return self.notes
         return [f"still at FLORA, wait for it again: flora-async wait {' '.join(self.running)}"]
 
-    def unreported(self) -> list[str]:
+    def unprinted_runs(self) -> list[str]:
         """Return messages about the runs that were ordered, for an output that could not be written."""
         return [f"ordered, and not printed: flora-async wait {' '.join(self._created)}"] if self._created else []
 
 
-def on_signal(number: signal.Signals, call: Callable[[], object]) -> bool:
+def handle_signal(number: signal.Signals, call: Callable[[], object]) -> bool:
     """Have a signal call a function; ``False`` on Windows and outside the main thread, where loops handle none."""
     try:
         asyncio.get_running_loop().add_signal_handler(number, call)
@@ -82,15 +82,15 @@ def on_signal(number: signal.Signals, call: Callable[[], object]) -> bool:
     return True
 
 
-async def _generations(options: argparse.Namespace, session: CommandContext) -> int:
+async def _generations(options: argparse.Namespace, context: CommandContext) -> int:
     operations: dict[str, Command] = {"create": _create, "retrieve": _retrieve, "list": _list}
-    return await operations[options.operation](options, session)
+    return await operations[options.operation](options, context)
 
 
-async def _create(options: argparse.Namespace, session: CommandContext) -> int:
-    params = arguments.read_params(options.params)
+async def _create(options: argparse.Namespace, context: CommandContext) -> int:
+    params = arguments.parse_params(options.params)
     arguments.check_folder("--download", options.download)
-    async with session.flora(options) as flora:
+    async with context.open_client(options) as flora:
         started = await flora.generations.create(
             type=options.type,
             prompt=options.prompt,
@@ -101,46 +101,48 @@ async def _create(options: argparse.Namespace, session: CommandContext) -> int:
             callback_url=options.callback_url,
             idempotency_key=options.idempotency_key,
         )
-        session.created(started.run_id)
+        context.record_created(started.run_id)
         if not (options.wait or options.download):
-            output.show(output.plain(started, estimated_seconds=started.estimated_seconds))
+            output.print_json(output.to_dict(started, estimated_seconds=started.estimated_seconds))
             return 0
         try:
-            with output.progress() as move:
-                move(started.run_id, "ordered", 0)
-                run = await flora.wait_for_run(started, timeout=_patience(options), on_update=output.moving(move))
+            with output.show_progress() as report:
+                report(started.run_id, "ordered", 0)
+                run = await flora.wait_for_run(
+                    started, timeout=_wait_timeout(options), on_update=output.progress_callback(report)
+                )
         except errors.RunFailedError as error:
-            output.show(output.plain(error.run))
+            output.print_json(output.to_dict(error.run))
             raise
-        session.ended(run.run_id)
+        context.record_finished(run.run_id)
         try:
             await _save(flora, run, options)
         finally:
-            output.show(output.plain(run))  # whatever became of the files, the run was paid for
+            output.print_json(output.to_dict(run))  # whatever became of the files, the run was paid for
     return 0
 
 
-def _patience(options: argparse.Namespace) -> float:
-    return PATIENCE if options.timeout is None else options.timeout
+def _wait_timeout(options: argparse.Namespace) -> float:
+    return DEFAULT_WAIT_TIMEOUT if options.timeout is None else options.timeout
 
 
 async def _save(flora: Flora, run: Run, options: argparse.Namespace) -> None:
     if options.download is not None:
         for path in await flora.download(run, options.download, on_existing=options.on_existing):
-            output.tell(f"saved {path}")
+            output.print_status(f"saved {path}")
 
 
-async def _retrieve(options: argparse.Namespace, session: CommandContext) -> int:
-    async with session.flora(options) as flora:
-        output.show(output.plain(await flora.generations.retrieve(options.run_id)))
+async def _retrieve(options: argparse.Namespace, context: CommandContext) -> int:
+    async with context.open_client(options) as flora:
+        output.print_json(output.to_dict(await flora.generations.retrieve(options.run_id)))
     return 0
 
 
-async def _list(options: argparse.Namespace, session: CommandContext) -> int:
-    printed = _Printed(options.format)
+async def _list(options: argparse.Namespace, context: CommandContext) -> int:
+    printed = _RunPrinter(options.format)
     code = 0
     meta: dict[str, object] = {"next_cursor": None}
-    async with session.flora(options) as flora:
+    async with context.open_client(options) as flora:
         listing = flora.generations.list(
             cursor=options.cursor,
             limit=100 if options.all and options.limit is None else options.limit,
@@ -156,21 +158,21 @@ async def _list(options: argparse.Namespace, session: CommandContext) -> int:
                 except errors.ResponseDecodeError as error:
                     if not (error.field or "").startswith("$.generations["):
                         raise
-                    output.tell(f"left out an item that cannot be read: {error}")
+                    output.print_status(f"left out an item that cannot be read: {error}")
                     code = 3
             else:
                 page = await anext(listing.pages())
-                meta = output.plain(page.meta)
+                meta = output.to_dict(page.meta)
                 for generation in page.generations:
                     printed.add(generation)
                 for broken in page.broken:
-                    output.tell(f"left out an item that cannot be read: {broken.reason} at {broken.field}")
+                    output.print_status(f"left out an item that cannot be read: {broken.reason} at {broken.field}")
                     code = 3
             printed.end(meta)
     return code
 
 
-class _Printed:
+class _RunPrinter:
     """The history in one of the formats, printed as it is read."""
 
     def __init__(self, form: str) -> None:
@@ -182,11 +184,11 @@ class _Printed:
     def add(self, run: Run) -> None:
         """Print a run."""
         if self._document is not None:
-            self._document.add(output.plain(run))
+            self._document.add(output.to_dict(run))
         elif self._rows is not None:
-            self._rows.add(output.row_of(run, self._form))
+            self._rows.add(output.to_row(run, self._form))
         else:
-            output.show_line(output.plain(run))
+            output.print_json_line(output.to_dict(run))
 
     def end(self, meta: dict[str, object]) -> None:
         """Print the end; *meta* is that of the last page."""
@@ -196,89 +198,89 @@ class _Printed:
             self._rows.end()
 
 
-async def _wait(options: argparse.Namespace, session: CommandContext) -> int:
+async def _wait(options: argparse.Namespace, context: CommandContext) -> int:
     """Print each run as it ends. The failure of one does not touch the others."""
     arguments.check_folder("--download", options.download)
     for run_id in options.run:
-        session.started(run_id)
+        context.record_running(run_id)
     codes: set[int] = set()
-    show = output.show if len(options.run) == 1 else output.show_line
-    async with session.flora(options) as flora:
+    show = output.print_json if len(options.run) == 1 else output.print_json_line
+    async with context.open_client(options) as flora:
 
         async def one(run_id: str) -> None:
             try:
-                run = await flora.wait_for_run(run_id, timeout=_patience(options), on_update=on_update)
+                run = await flora.wait_for_run(run_id, timeout=_wait_timeout(options), on_update=on_update)
             except errors.RunFailedError as error:
                 run = error.run
                 codes.add(1)
             except errors.ConfigurationError:
                 raise
             except errors.FloraError as error:
-                output.tell(f"{run_id}: {error}")
+                output.print_status(f"{run_id}: {error}")
                 codes.add(4 if isinstance(error, errors.RunTimeoutError) else 3)
                 return
-            session.ended(run_id)
+            context.record_finished(run_id)
             try:
                 if run.succeeded:
-                    codes.add(await _saved(flora, run, options))
+                    codes.add(await _save_or_report(flora, run, options))
             finally:
-                show(output.plain(run))
+                show(output.to_dict(run))
 
-        with output.progress() as move:
-            on_update = output.moving(move)
+        with output.show_progress() as report:
+            on_update = output.progress_callback(report)
             await asyncio.gather(*map(one, dict.fromkeys(options.run)))
     if 4 in codes:
-        output.tell(*session.going_on())
+        output.print_status(*context.unfinished_runs())
     return next((code for code in (3, 4, 1) if code in codes), 0)
 
 
-async def _saved(flora: Flora, run: Run, options: argparse.Namespace) -> int:
+async def _save_or_report(flora: Flora, run: Run, options: argparse.Namespace) -> int:
     """Save the outputs of one run among several, and return the exit code of that."""
     try:
         await _save(flora, run, options)
     except errors.FloraError as error:
-        output.tell(f"{run.run_id}: {error}")
+        output.print_status(f"{run.run_id}: {error}")
         return 3
     return 0
 
 
-async def _watch(options: argparse.Namespace, session: CommandContext) -> int:
+async def _watch(options: argparse.Namespace, context: CommandContext) -> int:
     arguments.check_folder("--download", options.download)
     codes = {0}
     for run_id in options.run:
-        session.started(run_id)
-    async with session.flora(options) as flora:
+        context.record_running(run_id)
+    async with context.open_client(options) as flora:
         async for seen in flora.watch_run(dict.fromkeys(options.run), timeout=options.timeout):
-            output.show_line(output.plain(seen))
+            output.print_json_line(output.to_dict(seen))
             if seen.finished:
-                session.ended(seen.run_id)
-                codes.add(await _saved(flora, seen, options) if seen.succeeded else 1)
+                context.record_finished(seen.run_id)
+                codes.add(await _save_or_report(flora, seen, options) if seen.succeeded else 1)
     return max(codes)
 
 
-async def _models(options: argparse.Namespace, session: CommandContext) -> int:
-    async with session.flora(options) as flora:
-        output.show_list("models", await flora.models.list(type=options.type), Model, options.format)
+async def _models(options: argparse.Namespace, context: CommandContext) -> int:
+    async with context.open_client(options) as flora:
+        output.print_list("models", await flora.models.list(type=options.type), Model, options.format)
     return 0
 
 
-async def _workspaces(options: argparse.Namespace, session: CommandContext) -> int:
-    async with session.flora(options) as flora:
-        output.show_list("workspaces", await flora.workspaces.list(), Workspace, options.format)
+async def _workspaces(options: argparse.Namespace, context: CommandContext) -> int:
+    async with context.open_client(options) as flora:
+        output.print_list("workspaces", await flora.workspaces.list(), Workspace, options.format)
     return 0
 
 
-async def _projects(options: argparse.Namespace, session: CommandContext) -> int:
-    async with session.flora(options) as flora:
+async def _projects(options: argparse.Namespace, context: CommandContext) -> int:
+    async with context.open_client(options) as flora:
         listed = await flora.projects.list(workspace_id=options.workspace_id)
-        output.show_list("projects", listed, Project, options.format)
+        output.print_list("projects", listed, Project, options.format)
     return 0
 
 
-async def _gallery(options: argparse.Namespace, session: CommandContext) -> int:
+async def _gallery(options: argparse.Namespace, context: CommandContext) -> int:
     arguments.check_output_file("--out", options.out, options.prompts)
     prompts = {} if options.prompts is None else gallery.read_prompts(options.prompts)
-    async with session.flora(options) as flora:
+    async with context.open_client(options) as flora:
         listing = flora.generations.list(
             limit=100,
             project_id=options.project_id,
@@ -288,21 +290,21 @@ async def _gallery(options: argparse.Namespace, session: CommandContext) -> int:
         path = await gallery.write(listing, options.out, limit=options.limit, prompts=prompts)
     output.write(f"{path}\n", flush=True)
     if options.open and not webbrowser.open(path.as_uri()):
-        output.tell("no browser was found to open it with")
+        output.print_status("no browser was found to open it with")
     return 0
 
 
-def _sandbox(options: argparse.Namespace, _session: CommandContext) -> Coroutine[Any, Any, int]:
+def _sandbox(options: argparse.Namespace, _context: CommandContext) -> Coroutine[Any, Any, int]:
     # Here, since aiohttp is a quarter of a second of imports, which no event loop should stand still for.
     from flora_async.sandbox import Sandbox
 
     port = options.port if options.port is not None else 0 if options.program else arguments.SANDBOX_PORT
     any_key = options.api_key is None
     sandbox = Sandbox(port=port, api_key=options.api_key, any_key=any_key, time_scale=options.time_scale)
-    return _serve(sandbox) if options.program is None else _run_beside(sandbox, options.program)
+    return _serve(sandbox) if options.program is None else _run_program(sandbox, options.program)
 
 
-def _settings_of(sandbox: Sandbox) -> dict[str, str]:
+def _environment_of(sandbox: Sandbox) -> dict[str, str]:
     return {
         "FLORA_BASE_URL": sandbox.base_url,
         "FLORA_API_KEY": sandbox.api_key,
@@ -312,8 +314,10 @@ def _settings_of(sandbox: Sandbox) -> dict[str, str]:
 
 async def _serve(sandbox: Sandbox) -> int:
     async with sandbox:
-        output.write("".join(f"export {name}={value}\n" for name, value in _settings_of(sandbox).items()), flush=True)
-        output.tell(
+        output.write(
+            "".join(f"export {name}={value}\n" for name, value in _environment_of(sandbox).items()), flush=True
+        )
+        output.print_status(
             "a local FLORA for tests and demos: nothing is billed, nothing is kept; Ctrl-C ends it",
             "to use it, set the variables above in another terminal and start a program there;",
             "or start one with them: flora-async sandbox -- COMMAND",
@@ -321,28 +325,28 @@ async def _serve(sandbox: Sandbox) -> int:
         )
         stopped = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            on_signal(number, stopped.set)
+            handle_signal(number, stopped.set)
         with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C, where loops handle no signals
             await stopped.wait()
     return 0
 
 
-async def _run_beside(sandbox: Sandbox, program: Sequence[str]) -> int:
+async def _run_program(sandbox: Sandbox, program: Sequence[str]) -> int:
     """Run a program against a sandbox, and return its exit code as a shell would."""
     async with sandbox:
         try:
-            process = await asyncio.create_subprocess_exec(*program, env={**os.environ, **_settings_of(sandbox)})
+            process = await asyncio.create_subprocess_exec(*program, env={**os.environ, **_environment_of(sandbox)})
         except OSError as error:
-            output.tell(f"cannot run {program[0]}: {error.strerror or error}")
-            return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+            output.print_status(f"cannot run {program[0]}: {error.strerror or error}")
+            return EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_NOT_EXECUTABLE
         # A terminal sends Ctrl-C to the program too, which decides what to do about it.
-        on_signal(signal.SIGINT, lambda: None)
-        on_signal(signal.SIGTERM, lambda: _terminate(process))
+        handle_signal(signal.SIGINT, lambda: None)
+        handle_signal(signal.SIGTERM, lambda: _terminate(process))
         try:
             code = await process.wait()
         finally:
             _terminate(process)
-    return SIGNALLED - code if code < 0 else code
+    return EXIT_SIGNAL_BASE - code if code < 0 else code
 
 
 def _terminate(process: asyncio.subprocess.Process) -> None:
@@ -350,24 +354,24 @@ def _terminate(process: asyncio.subprocess.Process) -> None:
         process.terminate()
 
 
-async def _demo(options: argparse.Namespace, _session: CommandContext) -> int:
+async def _demo(options: argparse.Namespace, _context: CommandContext) -> int:
     await demo.show(options.prompt)
     return 0
 
 
-async def _batch(options: argparse.Namespace, session: CommandContext) -> int:
+async def _batch(options: argparse.Namespace, context: CommandContext) -> int:
     # Imported here: SQLAlchemy takes long to import.
     from flora_async.cli import batch
 
-    return await batch.run(options, session)
+    return await batch.run(options, context)
 
 
-async def _completion(options: argparse.Namespace, _session: CommandContext) -> int:
+async def _completion(options: argparse.Namespace, _context: CommandContext) -> int:
     try:
         import shtab
     except ModuleNotFoundError:
-        raise output.missing("cli", "shell completion needs shtab") from None
-    output.write(f"{shtab.complete(arguments.parser(), shell=options.shell)}\n")
+        raise output.missing_extra("cli", "shell completion needs shtab") from None
+    output.write(f"{shtab.complete(arguments.build_parser(), shell=options.shell)}\n")
     return 0
 
 

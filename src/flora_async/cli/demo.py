@@ -11,7 +11,7 @@ import backoff
 
 from flora_async import Flora, GenerationType, Run
 from flora_async.cli import output
-from flora_async.cli.output import missing, write
+from flora_async.cli.output import missing_extra, write
 
 PROMPTS = ("a ceramic mug on a sunlit table", "a lighthouse in a storm")
 FOLDER = Path("flora-demo")
@@ -37,9 +37,9 @@ asyncio.run(main())
 async def show(prompts: Sequence[str]) -> None:
     """Generate one of each type for each prompt, and show how it goes."""
     try:
-        bars = output.live_bars("state", on_stderr=False)
+        bars = output.build_progress_bars("state", on_stderr=False)
     except ModuleNotFoundError:
-        raise missing("demo", "the demo needs rich") from None
+        raise missing_extra("demo", "the demo needs rich") from None
     from flora_async.sandbox import Sandbox
 
     async with (

@@ -16,11 +16,11 @@ import msgspec
 from flora_async import Generation, GenerationList, ResponseDecodeError
 from flora_async._aio import run_in_thread
 from flora_async._html.cards import card
-from flora_async._html.page import Totals, ending, opening
+from flora_async._html.page import Totals, page_end, page_start
 from flora_async.cli import output
 from flora_async.cli.arguments import UsageError, check_output_file
 
-AT_ONCE = 100
+CARDS_PER_WRITE = 100
 """How many runs are held before they are written."""
 
 
@@ -36,7 +36,7 @@ class _Failure(msgspec.Struct):
     run: _Run | None = None
 
 
-class _Line(msgspec.Struct):
+class _PromptLine(msgspec.Struct):
     """A line with ``run_id`` and ``prompt``, or a line of the results of ``flora-async batch``."""
 
     run_id: str | None = None
@@ -48,7 +48,7 @@ class _Line(msgspec.Struct):
 
 def read_prompts(path: Path) -> dict[str, str]:
     """Return the prompt of each run: from lines with ``run_id`` and ``prompt``, or from the results of a batch."""
-    decoder = msgspec.json.Decoder(_Line)
+    decoder = msgspec.json.Decoder(_PromptLine)
     prompts: dict[str, str] = {}
     with path.open("rb") as lines:
         for number, text in enumerate(lines, 1):
@@ -85,42 +85,42 @@ async def write(listing: GenerationList, out: Path, *, limit: int | None, prompt
     # How many there are stands before them, and is known after them.
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="", dir=out.parent) as cards:
         async with listing:
-            held: list[Generation] = []
+            pending: list[Generation] = []
             generations = aiter(listing)
-            while limit is None or totals.runs + len(held) < limit:
+            while limit is None or totals.runs + len(pending) < limit:
                 try:
-                    held.append(await anext(generations))
+                    pending.append(await anext(generations))
                 except StopAsyncIteration:
                     break
                 except ResponseDecodeError as error:
                     if not (error.field or "").startswith("$.generations["):
                         raise
-                    output.tell(f"left out what cannot be read: {error}")
+                    output.print_status(f"left out what cannot be read: {error}")
                     break
-                if len(held) == AT_ONCE:
-                    await run_in_thread(partial(_add, cards, totals, held, prompts))
-                    held.clear()
-        await run_in_thread(partial(_add, cards, totals, held, prompts))
-        await run_in_thread(partial(_finish, cards, totals, out))
+                if len(pending) == CARDS_PER_WRITE:
+                    await run_in_thread(partial(_write_cards, cards, totals, pending, prompts))
+                    pending.clear()
+        await run_in_thread(partial(_write_cards, cards, totals, pending, prompts))
+        await run_in_thread(partial(_write_page, cards, totals, out))
     return out
 
 
-def _add(cards: IO[str], totals: Totals, generations: list[Generation], prompts: Mapping[str, str]) -> None:
+def _write_cards(cards: IO[str], totals: Totals, generations: list[Generation], prompts: Mapping[str, str]) -> None:
     for generation in generations:
         known = {"created": generation.created, "prompt": prompts.get(generation.run_id)}
-        record = output.plain(generation) | known
+        record = output.to_dict(generation) | known
         totals.add(record)
         cards.write(card(record))
 
 
-def _finish(cards: IO[str], totals: Totals, out: Path) -> None:
+def _write_page(cards: IO[str], totals: Totals, out: Path) -> None:
     part = out.with_name(f".gallery.{secrets.token_hex(4)}.part")
     cards.seek(0)
     try:
         with part.open("x", encoding="utf-8", newline="") as page:
-            page.write(opening("FLORA gallery", f"as of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC", totals))
+            page.write(page_start("FLORA gallery", f"as of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC", totals))
             shutil.copyfileobj(cards, page)
-            page.write(ending())
+            page.write(page_end())
         part.replace(out)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 FORMATS = ("json", "jsonl", "csv", "table")
 
-Move: TypeAlias = Callable[[str, str, float], None]
+ReportProgress: TypeAlias = Callable[[str, str, float], None]
 """Takes a run's id, its state and its progress in percent."""
 
 UNLIMITED_WIDTH = 10_000
 """Columns of a table that no terminal shows."""
 MIN_COLUMN_WIDTH = 8
 """Columns that a cut value gets at least; where there is less room, its column is left out."""
-GAP = 2
+COLUMN_GAP = 2
 """Spaces between two columns of a table."""
 
 TABLE_COLUMNS = (
@@ -70,7 +70,7 @@ class OutputError(Exception):
 
 
 @contextmanager
-def lossless_streams() -> Generator[None]:
+def escape_unencodable() -> Generator[None]:
     """Escape the characters that the encoding of stdout or stderr lacks, as long as the command runs."""
     streams: list[TextIO | None] = [sys.stdout, sys.stderr]
     before = [_set_errors(stream, "backslashreplace") for stream in streams]
@@ -107,7 +107,7 @@ def write(text: str, *, flush: bool = False) -> None:
         raise OutputError(error) from None
 
 
-def discard(name: Literal["stdout", "stderr"]) -> None:
+def discard_buffer(name: Literal["stdout", "stderr"]) -> None:
     """Lead what is left in a stream's buffer to nowhere, so that the interpreter does not fail to flush it as it ends.
 
     The streams of a program that calls :func:`flora_async.cli.main` under its own ones are left alone.
@@ -121,7 +121,7 @@ def discard(name: Literal["stdout", "stderr"]) -> None:
         os.close(nowhere)
 
 
-def tell(*lines: str) -> None:
+def print_status(*lines: str) -> None:
     """Write messages to stderr. No message is worth a run: one that cannot be written is dropped."""
     if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]
         return
@@ -129,10 +129,10 @@ def tell(*lines: str) -> None:
         for line in lines:
             print(f"flora-async: {_CONTROL.sub(chr(0xFFFD), line)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
-        discard("stderr")
+        discard_buffer("stderr")
 
 
-def missing(extra: str, what: str) -> ValueError:
+def missing_extra(extra: str, what: str) -> ValueError:
     """Build the error for an extra that is not installed."""
     return ValueError(f"{what}: pip install 'flora-async[{extra}]'")
 
@@ -140,26 +140,26 @@ def missing(extra: str, what: str) -> ValueError:
 # -- JSON
 
 
-def plain(value: object, **always: object) -> dict[str, Any]:
+def to_dict(value: object, **always: object) -> dict[str, Any]:
     """Return a Struct as a dict with FLORA's names; *always* holds values for fields that FLORA may leave out."""
     return {**always, **msgspec.to_builtins(value)}
 
 
-def show(value: object) -> None:
+def print_json(value: object) -> None:
     """Print one JSON document, indented."""
     write(_json(value, indent=2) + "\n", flush=True)
 
 
-def show_line(value: object) -> None:
+def print_json_line(value: object) -> None:
     """Print one line of JSON."""
     write(_json(value) + "\n", flush=True)
 
 
 def _json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=not _takes_all())
+    return json.dumps(value, indent=indent, ensure_ascii=not _is_unicode())
 
 
-def _takes_all() -> bool:
+def _is_unicode() -> bool:
     """Return whether stdout can write every character."""
     return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
 
@@ -187,7 +187,7 @@ class Document:
 # -- rows
 
 
-def row_of(run: Run, form: str) -> Row:
+def to_row(run: Run, form: str) -> Row:
     """Return a run as a row of the export; in a table its outputs are their addresses or texts."""
     row = rows([run])[0]
     return row | {"outputs": " ".join(output.url for output in run.outputs)} if form == "table" else row
@@ -202,7 +202,7 @@ class Rows:
         if self._held is None:
             self._write(columns)
         else:
-            _need_rich()
+            _require_rich()
 
     def add(self, row: Mapping[str, object]) -> None:
         """Print a row, or keep it for the table."""
@@ -231,11 +231,11 @@ def _one_line(value: object) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _SPACE.sub(" ", text))
 
 
-def _need_rich() -> None:
+def _require_rich() -> None:
     try:
         import_module("rich.table")
     except ModuleNotFoundError:
-        raise missing("cli", "tables need rich") from None
+        raise missing_extra("cli", "tables need rich") from None
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -250,8 +250,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     shown, needed = fit_columns(columns, widths, room)
     if len(shown) < len(columns):
         hidden = ", ".join(name for number, name in enumerate(columns) if number not in shown)
-        tell(f"left out, for lack of room: {hidden} (--format csv has all)")
-    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False)
+        print_status(f"left out, for lack of room: {hidden} (--format csv has all)")
+    table = Table(box=None, padding=(0, COLUMN_GAP, 0, 0), pad_edge=False)
     for number in shown:
         table.add_column(Text(columns[number], no_wrap=True, overflow="ellipsis"), no_wrap=_is_id(columns[number]))
     for row in rows:
@@ -277,7 +277,7 @@ def fit_columns(columns: Sequence[str], widths: Sequence[int], room: int) -> tup
     shown = list(range(len(columns)))
 
     def needed() -> int:
-        return sum(least[number] for number in shown) + GAP * len(shown)
+        return sum(least[number] for number in shown) + COLUMN_GAP * len(shown)
 
     for number in reversed(range(len(columns))):
         if needed() > room and not _is_id(columns[number]):
@@ -285,14 +285,14 @@ def fit_columns(columns: Sequence[str], widths: Sequence[int], room: int) -> tup
     return shown, needed()
 
 
-def show_list(name: str, listed: Iterable[msgspec.Struct], kind: type[msgspec.Struct], form: str) -> None:
+def print_list(name: str, listed: Iterable[msgspec.Struct], kind: type[msgspec.Struct], form: str) -> None:
     """Print a short list of records of one *kind*: in FLORA's shape, by line, or as rows."""
-    rows = [plain(item) for item in listed]
+    rows = [to_dict(item) for item in listed]
     if form == "json":
-        show({name: rows})
+        print_json({name: rows})
     elif form == "jsonl":
         for row in rows:
-            show_line(row)
+            print_json_line(row)
     else:
         fields = msgspec.structs.fields(kind)
         columns = [field.encode_name for field in fields if field.encode_name not in ("params", "capabilities")]
@@ -317,7 +317,7 @@ def is_live() -> bool:
     return _is_terminal(sys.stderr) and os.environ.get("TERM", "dumb" if os.name != "nt" else "") != "dumb"
 
 
-def live_bars(*fields: str, on_stderr: bool = True, timed: bool = True) -> Progress:
+def build_progress_bars(*fields: str, on_stderr: bool = True, timed: bool = True) -> Progress:
     """Build Rich's progress bars: a description, a bar, and the named fields of each task, all of them plain text.
 
     Raises:
@@ -334,27 +334,27 @@ def live_bars(*fields: str, on_stderr: bool = True, timed: bool = True) -> Progr
 
 
 @contextmanager
-def progress() -> Generator[Move]:
+def show_progress() -> Generator[ReportProgress]:
     """Show how runs go: a live line each on a terminal that can, else a line for each change."""
     if is_live():
         try:
-            bars = live_bars("state")
+            bars = build_progress_bars("state")
         except ModuleNotFoundError:
             pass
         else:
             with bars:
                 lines: dict[str, Any] = {}
 
-                def move(run_id: str, state: str, percent: float) -> None:
+                def report(run_id: str, state: str, percent: float) -> None:
                     if run_id not in lines:
                         lines[run_id] = bars.add_task(run_id, total=100, state=state)
                     bars.update(lines[run_id], completed=percent, state=state)
 
-                yield move
+                yield report
             return
-    yield lambda run_id, state, percent: tell(f"{run_id} {state} {percent:g} %")
+    yield lambda run_id, state, percent: print_status(f"{run_id} {state} {percent:g} %")
 
 
-def moving(move: Move) -> OnUpdate:
+def progress_callback(report: ReportProgress) -> OnUpdate:
     """Return the callback that moves a run's line with each of its changes."""
-    return lambda run: move(run.run_id, run.status, run.progress)
+    return lambda run: report(run.run_id, run.status, run.progress)

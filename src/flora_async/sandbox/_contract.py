@@ -15,8 +15,8 @@ PREFIXES = {"workspace_id": "ws_", "project_id": "prj_", "run_id": "run_"}
 STATUSES = ("pending", "running", "completed", "failed")
 
 _ORDER_FIELDS = ("type", "prompt", "workspace_id", "project_id", "model", "params", "callback_url")
-_CALL_BACK = re.compile(r"https://.|http://(localhost|127\.[0-9.]+|\[::1\])[:/]", re.IGNORECASE)
-_HTTP = re.compile(r"\[http:([45][0-9]{2})\]")
+_WEBHOOK_URL = re.compile(r"https://.|http://(localhost|127\.[0-9.]+|\[::1\])[:/]", re.IGNORECASE)
+_REQUESTED_STATUS = re.compile(r"\[http:([45][0-9]{2})\]")
 _REQUIRED = ("type", "prompt", "workspace_id", "project_id")
 
 
@@ -66,7 +66,7 @@ def refusal(
     return RefusalError(status, word, message or f"The sandbox answers {status}, as it was asked to.", headers=headers)
 
 
-def read_order(given: dict[str, object]) -> Order:
+def parse_order(given: dict[str, object]) -> Order:
     """Read the body of ``POST /generate``, or refuse it with every field that is wrong."""
     wrong = {name: "Required" for name in _REQUIRED if given.get(name) is None}
     wrong |= {name: "Unrecognized property" for name in given if name not in _ORDER_FIELDS}
@@ -82,15 +82,15 @@ def read_order(given: dict[str, object]) -> Order:
         wrong["type"] = f"Must be one of {', '.join(get_args(GenerationType))}"
     if given.get("params") is not None and not isinstance(given["params"], dict):
         wrong["params"] = "Must be an object"
-    call_back = given.get("callback_url")
-    if isinstance(call_back, str) and call_back and not _CALL_BACK.match(call_back):
+    webhook_url = given.get("callback_url")
+    if isinstance(webhook_url, str) and webhook_url and not _WEBHOOK_URL.match(webhook_url):
         wrong["callback_url"] = "Must be an https URL, or an http one on this machine"
     if wrong:
         raise RefusalError(400, "input_validation_error", "The request is not valid.", fields=wrong)
     return msgspec.convert(given, Order)
 
 
-def read_selection(query: Mapping[str, str]) -> HistoryQuery:
+def parse_history_query(query: Mapping[str, str]) -> HistoryQuery:
     """Read the query of ``GET /generations``, or refuse it with every part that is wrong."""
     wrong: dict[str, str] = {}
     limit = query.get("limit", "20")
@@ -111,10 +111,10 @@ def read_selection(query: Mapping[str, str]) -> HistoryQuery:
     )
 
 
-def asked_status(prompt: str) -> int | None:
+def requested_status(prompt: str) -> int | None:
     """Say with which error a prompt asks to be answered."""
-    asked = _HTTP.search(prompt)
-    return int(asked[1]) if asked else None
+    requested = _REQUESTED_STATUS.search(prompt)
+    return int(requested[1]) if requested else None
 
 
 def check_run_id(run_id: str) -> None:

@@ -32,7 +32,7 @@ Fault: TypeAlias = FaultName | int
 """A name, or a status from 400 to 599: that error is answered, and nothing is done."""
 
 BEFORE: frozenset[Fault] = frozenset({"reset", "hang", "html", "redirect"})
-REPEATED_AFTER = 0.005
+REPEAT_DELAY = 0.005
 """Seconds between an answer and its repetition."""
 
 
@@ -62,7 +62,7 @@ class FaultPicker:
         self._shares = dict(shares)
         self._random = Random(seed)
 
-    def throw(self) -> Fault | None:
+    def pick(self) -> Fault | None:
         """Choose for one request."""
         if not self._shares:
             return None
@@ -82,7 +82,7 @@ async def apply_before(fault: Fault, request: web.Request) -> web.Response:
         return web.Response(status=302, headers={"Location": "https://elsewhere.example/"})
     if fault == "hang":
         await asyncio.Event().wait()
-    return _cut(request)
+    return _abort_connection(request)
 
 
 def apply_after(fault: Fault | None, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
@@ -95,7 +95,7 @@ def apply_after(fault: Fault | None, request: web.Request, response: web.StreamR
     ):
         return response
     if fault == "lost_reply":
-        return _cut(request)
+        return _abort_connection(request)
     if fault == "garbage":
         response.body = b"]" + response.body
     elif fault == "empty":
@@ -112,16 +112,16 @@ def apply_after(fault: Fault | None, request: web.Request, response: web.StreamR
             request.transport.write(whole[: -len(response.body) // 2])
             request.transport.close()
         else:
-            asyncio.get_running_loop().call_later(REPEATED_AFTER, _repeat, request.transport, whole)
+            asyncio.get_running_loop().call_later(REPEAT_DELAY, _send_again, request.transport, whole)
     return response
 
 
-def _repeat(transport: asyncio.Transport, whole: bytes) -> None:
+def _send_again(transport: asyncio.Transport, whole: bytes) -> None:
     if not transport.is_closing():
         transport.write(whole)
 
 
-def _cut(request: web.Request) -> web.Response:
+def _abort_connection(request: web.Request) -> web.Response:
     if request.transport is not None:
         request.transport.abort()
     return web.Response()

@@ -23,7 +23,7 @@ from msgspec import Struct
 from PIL import Image, ImageDraw, ImageFont
 
 from flora_async.models import GenerationType
-from flora_async.sandbox._chance import chance
+from flora_async.sandbox._runs import seeded_random
 
 PICTURE_SIZE = 768
 VIDEO_SIZE = 480
@@ -63,7 +63,7 @@ class _Scene:
     """A landscape by its few choices, to be drawn at any size and any hour."""
 
     def __init__(self, prompt: str, seed: int) -> None:
-        pick = chance("scene", prompt, seed)
+        pick = seeded_random("scene", prompt, seed)
         self.hue = pick.random()
         self.turn = pick.choice((-1, 1)) * pick.uniform(0.08, 0.2)
         self.sun = (pick.uniform(0.22, 0.78), pick.uniform(0.2, 0.42), pick.uniform(0.06, 0.13))
@@ -126,7 +126,7 @@ def _disc(pen: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Co
 def _picture(prompt: str, seed: int) -> bytes:
     scene = _Scene(prompt, seed)
     # Drawn twice as large and shrunk, which smooths the edges.
-    hour = chance("hour", prompt, seed).uniform(0.25, 0.75)
+    hour = seeded_random("hour", prompt, seed).uniform(0.25, 0.75)
     image = scene.draw(2 * PICTURE_SIZE, hour).reduce(2)
     scene.write(image)
     file = io.BytesIO()
@@ -155,7 +155,7 @@ def _video(prompt: str, seed: int) -> bytes:
 
 
 def _tune(prompt: str, seed: int) -> bytes:
-    pick = chance("tune", prompt, seed)
+    pick = seeded_random("tune", prompt, seed)
     root = 220.0 * 2 ** (pick.randrange(12) / 12)
     length = round(NOTE_SECONDS * SAMPLES_PER_SECOND)
     tail = 3 * length

@@ -6,14 +6,15 @@ import base64
 import re
 import secrets
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import islice
+from random import Random
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from flora_async.models import GenerationType, Order
-from flora_async.sandbox._chance import chance
 from flora_async.sandbox._texts import text
 
 SECONDS: dict[GenerationType, float] = {"text": 2.0, "audio": 4.0, "image": 6.0, "video": 12.0}
@@ -31,7 +32,12 @@ FAILURES = {
     "internal_error": "Something went wrong.",
 }
 
-_FAIL = re.compile(r"\[fail:([a-z0-9_]{1,64})\]")
+_REQUESTED_FAILURE = re.compile(r"\[fail:([a-z0-9_]{1,64})\]")
+
+
+def seeded_random(*words: object) -> Random:
+    """Return a random generator seeded with *words*: the same words make the same choices."""
+    return Random(sha256("\0".join(map(str, words)).encode(errors="replace")).digest())
 
 
 class SandboxRun(Struct, frozen=True, kw_only=True):
@@ -54,7 +60,7 @@ class SandboxRun(Struct, frozen=True, kw_only=True):
     @property
     def estimate(self) -> float:
         """What a service would promise: near the truth, not quite it."""
-        spread = chance("estimate", self.run_id).uniform(0.85, 1.15)
+        spread = seeded_random("estimate", self.run_id).uniform(0.85, 1.15)
         return round((self.waiting + self.working) * spread, 3)
 
     @property
@@ -76,10 +82,10 @@ def plan_run(order: Order, *, now: float, unix: float, time_scale: float) -> San
     """Decide how a run will go, by its prompt and seed."""
     given = (order.params or {}).get("seed")
     seed = given if isinstance(given, int) else 0
-    seconds = SECONDS[order.type] * chance("seconds", order.prompt, seed).uniform(0.75, 1.25) * time_scale
+    seconds = SECONDS[order.type] * seeded_random("seconds", order.prompt, seed).uniform(0.75, 1.25) * time_scale
     if "[slow]" in order.prompt:
         seconds = max(SLOW_SECONDS, seconds)
-    failure = _FAIL.search(order.prompt)
+    failure = _REQUESTED_FAILURE.search(order.prompt)
     working = seconds * (1 - WAITING_SHARE) * (FAILING_SHARE if failure and "[slow]" not in order.prompt else 1)
     return SandboxRun(
         run_id=f"run_{secrets.token_hex(8)}",
@@ -161,7 +167,7 @@ def generation_record(run: SandboxRun, now: float, base_url: str) -> dict[str, o
 def _output(run: SandboxRun, base_url: str) -> dict[str, object]:
     kind = run.order.type
     if kind == "text":
-        written = text(run.order.prompt, chance(run.order.prompt, run.seed))
+        written = text(run.order.prompt, seeded_random(run.order.prompt, run.seed))
         return {"output_id": "output_1", "type": "text", "url": written}
     url = f"{base_url.removesuffix('/api/v1')}/media/{run.run_id}/output_1.{EXTENSIONS[kind]}"
     return {"output_id": "output_1", "type": f"{kind}Url", "url": url}
@@ -177,11 +183,11 @@ class HistoryQuery(Struct, frozen=True):
     status: str | None = None
 
     @property
-    def all(self) -> bool:
+    def unfiltered(self) -> bool:
         """Whether nothing is filtered."""
         return self.project_id is None and self.workspace_id is None and self.status is None
 
-    def takes(self, run: SandboxRun, now: float) -> bool:
+    def matches(self, run: SandboxRun, now: float) -> bool:
         """Say whether a run belongs to it."""
         return (
             self.project_id in (None, run.order.project_id)
@@ -229,15 +235,15 @@ class Runs:
         """Say what was ordered, by run id."""
         return {run_id: run.order for run_id, run in self._by_id.items()}
 
-    def page(self, selection: HistoryQuery, now: float) -> tuple[list[SandboxRun], int | None, int]:
+    def page(self, query: HistoryQuery, now: float) -> tuple[list[SandboxRun], int | None, int]:
         """Give a page, newest first, the offset of the next one if there is one, and how many there are in all.
 
         Offsets count from the newest: new runs shift the pages, as they do at FLORA.
         """
         chosen: Iterator[SandboxRun] = reversed(self._by_id.values())
         total = len(self._by_id)
-        if not selection.all:
-            listed = [run for run in chosen if selection.takes(run, now)]
+        if not query.unfiltered:
+            listed = [run for run in chosen if query.matches(run, now)]
             chosen, total = iter(listed), len(listed)
-        end = selection.offset + selection.limit
-        return list(islice(chosen, selection.offset, end)), end if end < total else None, total
+        end = query.offset + query.limit
+        return list(islice(chosen, query.offset, end)), end if end < total else None, total

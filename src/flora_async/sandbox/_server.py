@@ -22,7 +22,14 @@ from flora_async._aio import run_in_thread
 from flora_async.errors import ConfigurationError
 from flora_async.models import GenerationType, Order
 from flora_async.sandbox import _catalog, _front_page
-from flora_async.sandbox._contract import RefusalError, asked_status, check_run_id, read_order, read_selection, refusal
+from flora_async.sandbox._contract import (
+    RefusalError,
+    check_run_id,
+    parse_history_query,
+    parse_order,
+    refusal,
+    requested_status,
+)
 from flora_async.sandbox._faults import (
     BEFORE,
     Fault,
@@ -48,20 +55,20 @@ from flora_async.sandbox._webhooks import WebhookSender
 
 log: logging.Logger = logging.getLogger("flora_async.sandbox")
 
-MAX_BODY = 2**20
-KEY_SECONDS = {"reject": 7200.0, "replay": 86400.0}
+MAX_BODY_BYTES = 2**20
+KEY_LIFETIMES = {"reject": 7200.0, "replay": 86400.0}
 """How long a key is remembered, by either of FLORA's two accounts."""
 
 
-class _Accepted(Struct, frozen=True):
+class _AcceptedCreate(Struct, frozen=True):
     """What an idempotency key was used for."""
 
     at: float
     body: bytes
-    answer: bytes
+    response_body: bytes
 
 
-class _Planned(Struct):
+class _PlannedFault(Struct):
     """A fault that was asked for."""
 
     fault: Fault
@@ -72,18 +79,18 @@ class _Planned(Struct):
     code: str | None
 
 
-class _Bucket:
+class _TokenBucket:
     """A token bucket: so many requests a second, and one second's worth at once."""
 
     def __init__(self, rate: float, now: float) -> None:
         self._rate = rate
-        self._room = max(1.0, rate)
-        self._tokens = self._room
+        self._capacity = max(1.0, rate)
+        self._tokens = self._capacity
         self._at = now
 
-    def take(self, now: float) -> float:
+    def try_acquire(self, now: float) -> float:
         """Take a token, and return 0; where there is none, return the seconds until there is one."""
-        self._tokens = min(self._room, self._tokens + (now - self._at) * self._rate)
+        self._tokens = min(self._capacity, self._tokens + (now - self._at) * self._rate)
         self._at = now
         if self._tokens < 1 - 1e-9:
             return (1 - self._tokens) / self._rate
@@ -144,7 +151,7 @@ class Sandbox:
         for name, value in (("time_scale", time_scale), ("rate_limit", rate_limit)):
             if value is not None and not (is_number(value) and value > 0 and math.isfinite(value)):
                 raise ConfigurationError(f"{name} must be a finite number above 0, not {value!r}")
-        if idempotency not in KEY_SECONDS:
+        if idempotency not in KEY_LIFETIMES:
             raise ConfigurationError(f"idempotency must be 'reject' or 'replay', not {idempotency!r}")
         if not (is_number(lost_webhooks) and 0 <= lost_webhooks <= 1):
             raise ConfigurationError(f"lost_webhooks must be a share from 0 to 1, not {lost_webhooks!r}")
@@ -163,13 +170,13 @@ class Sandbox:
         self._idempotency: Literal["reject", "replay"] = idempotency
         self._max_runs = max_runs
         self._rate_limit = rate_limit
-        self._buckets: dict[str, _Bucket] = {}
+        self._buckets: dict[str, _TokenBucket] = {}
         self._runs = Runs(max_runs)
-        self._keys: dict[tuple[str, str], _Accepted] = {}
-        self._planned: list[_Planned] = []
-        self._dice = FaultPicker(faults or {}, seed)
-        self._callbacks = WebhookSender(time_scale=time_scale, lost=lost_webhooks, seed=seed)
-        self.webhook_secret: str = self._callbacks.secret
+        self._keys: dict[tuple[str, str], _AcceptedCreate] = {}
+        self._planned: list[_PlannedFault] = []
+        self._fault_picker = FaultPicker(faults or {}, seed)
+        self._webhooks = WebhookSender(time_scale=time_scale, lost=lost_webhooks, seed=seed)
+        self.webhook_secret: str = self._webhooks.secret
         """What call-backs are signed with: the ``secret`` of ``flora.inbox``."""
         self._runner: web.AppRunner | None = None
         self._url = ""
@@ -199,7 +206,7 @@ class Sandbox:
         self._clock = asyncio.get_running_loop().time
         self._unix_at_zero = time.time() - self._clock()
         self._example = example_run(now=self._clock(), unix=time.time(), time_scale=self._time_scale)
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._answered])
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._handle])
         app.add_routes(
             [
                 web.post("/api/v1/generate", self._create),
@@ -230,7 +237,7 @@ class Sandbox:
     async def close(self) -> None:
         """Stop listening, and forget everything. Again is fine."""
         runner, self._runner = self._runner, None
-        await self._callbacks.close()
+        await self._webhooks.close()
         if runner is not None:
             await runner.cleanup()
 
@@ -263,12 +270,12 @@ class Sandbox:
         _check_count("times", times)
         if retry_after is not None and not (is_number(retry_after) and 0 <= retry_after < math.inf):
             raise ConfigurationError(f"retry_after must be a finite number of seconds from 0 on, not {retry_after!r}")
-        self._planned.append(_Planned(fault, times, method, path, retry_after, code))
+        self._planned.append(_PlannedFault(fault, times, method, path, retry_after, code))
 
     # -- every request
 
     @web.middleware
-    async def _answered(
+    async def _handle(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         fault: Fault | None = None
@@ -277,7 +284,7 @@ class Sandbox:
                 path = request.path.removeprefix("/api/v1")
                 self.requests[f"{request.method} /{path.split('/')[1]}"] += 1
                 self._check_rate(self._check_key(request))
-                fault = self._fault(request.method, path)
+                fault = self._next_fault(request.method, path)
             response = await (apply_before(fault, request) if fault in BEFORE else handler(request))
         except RefusalError as error:
             response = _json(error.body, status=error.status)
@@ -306,12 +313,12 @@ class Sandbox:
         """Refuse a request beyond the rate limit of its key."""
         if self._rate_limit is None:
             return
-        bucket = self._buckets.setdefault(key, _Bucket(self._rate_limit, self._clock()))
-        wait = bucket.take(self._clock())
+        bucket = self._buckets.setdefault(key, _TokenBucket(self._rate_limit, self._clock()))
+        wait = bucket.try_acquire(self._clock())
         if wait > 0:
             raise refusal(429, message="Too many requests.", retry_after=wait)
 
-    def _fault(self, method: str, path: str) -> FaultName | None:
+    def _next_fault(self, method: str, path: str) -> FaultName | None:
         """Say what goes wrong with a request, and refuse it here if it is to be refused."""
         for planned in self._planned:
             if planned.method in (None, method) and path.startswith(planned.path):
@@ -321,7 +328,7 @@ class Sandbox:
                 break
         else:
             planned = None
-        fault = planned.fault if planned else self._dice.throw()
+        fault = planned.fault if planned else self._fault_picker.pick()
         if isinstance(fault, int):
             code, retry_after = (planned.code, planned.retry_after) if planned else (None, None)
             raise refusal(fault, code=code, retry_after=retry_after)
@@ -339,33 +346,33 @@ class Sandbox:
         key = request.headers.get("Idempotency-Key")
         if self._idempotency == "replay":
             key = str(given.pop("idempotency_key", None) or key or "")
-        order = read_order(given)
+        order = parse_order(given)
         now = self._clock()
         scope = (request.headers["Authorization"], key or "")
         used = self._keys.get(scope) if key else None
-        if used is not None and now - used.at <= KEY_SECONDS[self._idempotency]:
-            return self._used_key(used, msgspec.json.encode(order))
-        if status := asked_status(order.prompt):
+        if used is not None and now - used.at <= KEY_LIFETIMES[self._idempotency]:
+            return self._respond_to_used_key(used, msgspec.json.encode(order))
+        if status := requested_status(order.prompt):
             raise refusal(status, retry_after=1 if status == 429 else None)
         run = plan_run(order, now=now, unix=self._unix_at_zero + now, time_scale=self._time_scale)
         self._runs.add(run)
-        self._callbacks.expect(run)
+        self._webhooks.schedule(run)
         self.accepted += 1
-        answer = msgspec.json.encode(started_record(run, self.base_url))
+        response_body = msgspec.json.encode(started_record(run, self.base_url))
         if key:
             self._keys.pop(scope, None)
-            self._keys[scope] = _Accepted(now, msgspec.json.encode(order), answer)
+            self._keys[scope] = _AcceptedCreate(now, msgspec.json.encode(order), response_body)
             if len(self._keys) > self._max_runs:
                 del self._keys[next(iter(self._keys))]
-        return web.Response(body=answer, status=201, content_type="application/json")
+        return web.Response(body=response_body, status=201, content_type="application/json")
 
-    def _used_key(self, used: _Accepted, body: bytes) -> web.Response:
+    def _respond_to_used_key(self, used: _AcceptedCreate, body: bytes) -> web.Response:
         if self._idempotency == "reject":
             raise refusal(409, code="idempotency_duplicate", message="This idempotency key was used before.")
         if used.body != body:
             raise refusal(422, message="This idempotency key was used for another body.")
         headers = {"idempotent-replayed": "true"}
-        return web.Response(body=used.answer, status=201, content_type="application/json", headers=headers)
+        return web.Response(body=used.response_body, status=201, content_type="application/json", headers=headers)
 
     async def _retrieve(self, request: web.Request) -> web.Response:
         run_id = request.match_info["run_id"]
@@ -381,9 +388,9 @@ class Sandbox:
         return run
 
     async def _list(self, request: web.Request) -> web.Response:
-        selection = read_selection(request.query)
+        query = parse_history_query(request.query)
         now = self._clock()
-        runs, following, total = self._runs.page(selection, now)
+        runs, following, total = self._runs.page(query, now)
         cursor = None if following is None else encode_cursor(following)
         listed = [generation_record(run, now, self.base_url) for run in runs]
         return _json({"generations": listed, "meta": {"next_cursor": cursor, "total_estimate": total}})
@@ -412,12 +419,12 @@ class Sandbox:
         if not there or request.match_info["name"] != f"output_1.{EXTENSIONS[kind]}":
             raise refusal(404, message="There is no such output.")
         medium = await run_in_thread(_media.render, kind, run.order.prompt, run.seed)
-        return _ranged(request, medium.content, medium.content_type)
+        return _range_response(request, medium.content, medium.content_type)
 
     async def _front_page(self, request: web.Request) -> web.Response:
-        selection = read_selection({"limit": str(_front_page.RUNS), **request.query})
+        query = parse_history_query({"limit": str(_front_page.RUNS_PER_PAGE), **request.query})
         now = self._clock()
-        runs, following, total = self._runs.page(selection, now)
+        runs, following, total = self._runs.page(query, now)
         older = None if following is None else str(request.rel_url.update_query(cursor=encode_cursor(following)))
         page = _front_page.page(runs, now, self.base_url, total=total, older=older)
         return web.Response(text=page, content_type="text/html", headers=_front_page.HEADERS)
@@ -433,15 +440,15 @@ def _json(body: object, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
 
 
-def _ranged(request: web.Request, content: bytes, content_type: str) -> web.Response:
+def _range_response(request: web.Request, content: bytes, content_type: str) -> web.Response:
     """Answer with a medium, or the part of it that was asked for."""
     headers = {"Accept-Ranges": "bytes", "Cache-Control": "no-store"}
     try:
-        asked = request.http_range
+        requested = request.http_range
     except ValueError:
         return web.Response(status=416, headers={**headers, "Content-Range": f"bytes */{len(content)}"})
-    start, stop, _ = asked.indices(len(content))
-    if asked == slice(None, None, 1):
+    start, stop, _ = requested.indices(len(content))
+    if requested == slice(None, None, 1):
         return web.Response(body=content, content_type=content_type, headers=headers)
     if start >= stop:
         return web.Response(status=416, headers={**headers, "Content-Range": f"bytes */{len(content)}"})

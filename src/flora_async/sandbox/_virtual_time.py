@@ -18,11 +18,11 @@ from flora_async._aio import thread_limiter
 
 T = TypeVar("T")
 
-YIELD = 1e-6
+YIELD_SECONDS = 1e-6
 """Real seconds of a sleep that hands the processor over, so that bytes on their way through the kernel arrive."""
-YIELDS = 10
+MAX_YIELDS = 10
 """Number of such sleeps before time jumps while bytes are on their way."""
-SLICE = 0.05
+THREAD_WAIT_SECONDS = 0.05
 """Real seconds for which a thread that works is waited for at once."""
 
 
@@ -46,7 +46,7 @@ class SingleTaskRunner:
     def close(self) -> None:
         """End the task and close the loop."""
         if self._task is not None:
-            self._runner.run(self._end(self._task))
+            self._runner.run(self._stop(self._task))
         self._runner.close()
 
     async def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -78,7 +78,7 @@ class SingleTaskRunner:
             with contextlib.suppress(asyncio.CancelledError):
                 return await self._calls.get()
 
-    async def _end(self, task: asyncio.Task[None]) -> None:
+    async def _stop(self, task: asyncio.Task[None]) -> None:
         self._calls.put_nowait(None)
         await task
 
@@ -94,7 +94,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._now = time.monotonic()
         self._executing = 0
         self._limiters: tuple[CapacityLimiter, ...] = ()
-        self._first: asyncio.Task[None] | None = None
+        self._limiter_task: asyncio.Task[None] | None = None
         super().__init__(_TimeSkippingSelector(self))
 
     def time(self) -> float:
@@ -103,14 +103,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def run_forever(self) -> None:
         """Run the loop; first find the limiters of its threads, which only a task can."""
-        if self._first is None:
-            self._first = self.create_task(self._settle_in())
+        if self._limiter_task is None:
+            self._limiter_task = self.create_task(self._find_limiters())
         super().run_forever()
 
-    async def _settle_in(self) -> None:
+    async def _find_limiters(self) -> None:
         self._limiters = current_default_thread_limiter(), thread_limiter()
 
-    def jump(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """Let so much time pass."""
         self._now += seconds
 
@@ -123,10 +123,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Count what threads do."""
         future = super().run_in_executor(executor, func, *args)
         self._executing += 1
-        future.add_done_callback(self._executed)
+        future.add_done_callback(self._on_executed)
         return future
 
-    def _executed(self, _future: asyncio.Future[Any]) -> None:
+    def _on_executed(self, _future: asyncio.Future[Any]) -> None:
         self._executing -= 1
 
 
@@ -145,30 +145,30 @@ class _TimeSkippingSelector(selectors.DefaultSelector):
             self._used = self._used or bool(ready)
             return ready
         if self._virtual.waits_for_threads:
-            return super().select(SLICE)
+            return super().select(THREAD_WAIT_SECONDS)
         if timeout is None:
             return super().select(None)
         # One sleep where a socket was used, for what carries no bytes: a connection that opens or closes.
-        for count in range(YIELDS):
-            if not (self._used and count == 0) and not self._bytes_under_way():
+        for count in range(MAX_YIELDS):
+            if not (self._used and count == 0) and not self._bytes_in_flight():
                 break
-            time.sleep(YIELD)
+            time.sleep(YIELD_SECONDS)
             if ready := super().select(0):
                 return ready
         self._used = False
-        self._virtual.jump(timeout)
+        self._virtual.advance(timeout)
         return ready
 
-    def _bytes_under_way(self) -> bool:
+    def _bytes_in_flight(self) -> bool:
         """Return whether the kernel has still to deliver what was written to a socket of this loop."""
-        return any(_unsent(key.fd) for key in self.get_map().values())
+        return any(_has_unsent_bytes(key.fd) for key in self.get_map().values())
 
 
 if sys.platform == "linux":
     import fcntl
     import termios
 
-    def _unsent(descriptor: int) -> bool:
+    def _has_unsent_bytes(descriptor: int) -> bool:
         count = bytearray(4)
         try:
             fcntl.ioctl(descriptor, termios.TIOCOUTQ, count)
@@ -178,5 +178,5 @@ if sys.platform == "linux":
 
 else:
 
-    def _unsent(_descriptor: int) -> bool:
+    def _has_unsent_bytes(_descriptor: int) -> bool:
         return True

@@ -12,11 +12,11 @@ import msgspec
 from flora_async import webhooks
 from flora_async.sandbox._runs import FAILURES, SandboxRun
 
-REPEATS = (0.0, 10.0, 60.0, 300.0)
+RETRY_DELAYS = (0.0, 10.0, 60.0, 300.0)
 """Seconds before each attempt at a delivery, at time scale 1."""
-TELLING = 0.001
+DELIVERY_DELAY = 0.001
 """Seconds from the end of a run to its call-back, so that whoever then looks finds it ended, by whatever rounding."""
-PATIENCE = aiohttp.ClientTimeout(total=10)
+DELIVERY_TIMEOUT = aiohttp.ClientTimeout(total=10)
 API_VERSION = "2026-06-11"
 
 
@@ -31,7 +31,7 @@ class WebhookSender:
         self._session: aiohttp.ClientSession | None = None
         self._deliveries: set[asyncio.Task[None]] = set()
 
-    def expect(self, run: SandboxRun) -> None:
+    def schedule(self, run: SandboxRun) -> None:
         """Have a run call back when it has ended, unless its call-back is one that gets lost."""
         url = run.order.callback_url
         if url is not None and self._random.random() >= self._lost:
@@ -40,16 +40,16 @@ class WebhookSender:
             delivery.add_done_callback(self._deliveries.discard)
 
     async def _deliver(self, run: SandboxRun, url: str) -> None:
-        await asyncio.sleep(run.waiting + run.working + TELLING)
+        await asyncio.sleep(run.waiting + run.working + DELIVERY_DELAY)
         body = msgspec.json.encode(_event(run))
-        for pause in REPEATS:
+        for pause in RETRY_DELAYS:
             await asyncio.sleep(pause * self._time_scale)
-            if await self._accepted(url, body):
+            if await self._send(url, body):
                 return
 
-    async def _accepted(self, url: str, body: bytes) -> bool:
+    async def _send(self, url: str, body: bytes) -> bool:
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=PATIENCE)
+            self._session = aiohttp.ClientSession(timeout=DELIVERY_TIMEOUT)
         headers = {"Content-Type": "application/json", **webhooks.sign(body, self.secret)}
         try:
             async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
