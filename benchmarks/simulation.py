@@ -179,9 +179,9 @@ class SimulatedFlora:
             seen_at = loop.time()
             await asyncio.sleep(seconds / 2)
             if not admitted:
-                limiter.refuse(1.0, sent=now)
+                limiter.on_rate_limited(1.0, sent=now)
         finally:
-            limiter.polls.leave(now, answered=admitted)
+            limiter.polls.release(now, succeeded=admitted)
         if not admitted:
             self.refused += 1
             raise RateLimitError("too many", status=429, retry_after=1.0)

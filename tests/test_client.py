@@ -493,7 +493,7 @@ async def test_close_ends_what_pauses_and_what_waits_for_its_turn(server: Script
     server.on("GET", f"/runs/{RUN_ID}", error(429, headers={"Retry-After": "20"}))
     flora = Flora(KEY, base_url=server.base_url)
     pausing = asyncio.create_task(flora.generations.retrieve(RUN_ID))
-    while not flora._transport._limiter.wait():
+    while not flora._transport._limiter.delay():
         await asyncio.sleep(0.001)
     queued = [
         asyncio.create_task(call)

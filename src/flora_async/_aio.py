@@ -166,7 +166,7 @@ class AsyncCloseable(ABC):
         return errors.ConfigurationError(f"{type(self).__name__} cannot {how}. Use {self.usage}")
 
 
-async def close_at_home(loop: asyncio.AbstractEventLoop | None, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def close_on_loop(loop: asyncio.AbstractEventLoop | None, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run *close* on the *loop* of what is to be closed, if that runs in another thread; else here."""
     here = running_loop()
     if loop is None or loop is here or not loop.is_running():

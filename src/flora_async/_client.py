@@ -168,7 +168,7 @@ class Flora:
             session=session,
             may_connect=self._may_connect,
             ssl=None if ssl is None else check_ssl(ssl),
-            tell=tell,
+            emit=tell,
         )
         self._awaited: dict[str, StartedRun] = {}
         self._estimates = DurationEstimator()
@@ -194,7 +194,7 @@ class Flora:
             open_media=self._transport.media,
             check_url=partial(urls.media_url, self._origin, allow_private_hosts=allow_private_hosts),
             retrieve=self.generations.retrieve,
-            pause=self._transport.pause,
+            pause=self._transport.sleep,
             retries=retries,
             timeout=timeout,
             max_bytes=check_count("max_download_bytes", max_download_bytes, least=1),
@@ -527,7 +527,7 @@ class Flora:
         """
         request = custom_request(self._origin, method, path, params=params, json=json, idempotency_key=idempotency_key)
         check_decodable(decode_as)
-        return await self._transport.call(request, partial(parse_response, decode_as))
+        return await self._transport.send(request, partial(parse_response, decode_as))
 
     async def _start(self, order: Order) -> StartedRun:
         return await self.generations.create(order)
@@ -602,13 +602,13 @@ class Flora:
         request = list_request(
             self._origin, cursor=cursor, limit=100, project_id=project_id, status=None, workspace_id=workspace_id
         )
-        return await self._transport.call(request, parse_page, retries=0, lane=self._transport.polls, turn=turn)
+        return await self._transport.send(request, parse_page, retries=0, lane=self._transport.polls, turn=turn)
 
     async def _retrieve_run(self, run_id: str, target: str | None, turn: float) -> PollResult:
         own = retrieve_request(self._origin, run_id)
         request = own if target is None else Request(method="GET", url=target)
         read = partial(_parse_poll_result, run_id)
-        return await self._transport.call(request, read, retries=0, lane=self._transport.polls, turn=turn)
+        return await self._transport.send(request, read, retries=0, lane=self._transport.polls, turn=turn)
 
 
 def _parse_poll_result(run_id: str, answer: RawResponse) -> PollResult:

@@ -141,9 +141,9 @@ def to_json(name: str, value: object) -> Json:
     mean. Anything else is refused, and the error names its place, like ``params['image']``.
     """
     try:
-        return _plain(value, 0)
+        return _convert(value, 0)
     except (_UnsendableError, RecursionError) as error:
-        raise _located(name, error) from None
+        raise _locate_error(name, error) from None
 
 
 def to_json_object(name: str, value: object) -> dict[str, Json]:
@@ -154,12 +154,12 @@ def to_json_object(name: str, value: object) -> dict[str, Json]:
             f"{name} must be a mapping of names to values, like a dict, not {type(value).__name__}{fix}"
         )
     try:
-        return _plain_object(value, 1)
+        return _convert_object(value, 1)
     except (_UnsendableError, RecursionError) as error:
-        raise _located(name, error) from None
+        raise _locate_error(name, error) from None
 
 
-def _located(name: str, error: Exception) -> errors.ConfigurationError:
+def _locate_error(name: str, error: Exception) -> errors.ConfigurationError:
     if not isinstance(error, _UnsendableError):
         return errors.ConfigurationError(f"{name} is nested too deep")
     steps = error.steps[::-1]
@@ -175,23 +175,23 @@ class _UnsendableError(Exception):
         """The keys and positions that lead to the value, innermost first."""
 
 
-def _plain(value: object, depth: int) -> Json:
+def _convert(value: object, depth: int) -> Json:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return value if type(value) is str and value.isascii() else _plain_text(value)
+        return value if type(value) is str and value.isascii() else _convert_text(value)
     if isinstance(value, int | float):
-        return _plain_number(value)
+        return _convert_number(value)
     if depth == _MAX_DEPTH:
         raise _UnsendableError(f"is nested more than {_MAX_DEPTH} levels deep, or contains itself")
     if _is_mapping(value):
-        return _plain_object(value, depth + 1)
+        return _convert_object(value, depth + 1)
     if _is_list(value):
-        return _plain_list(value, depth + 1)
+        return _convert_list(value, depth + 1)
     meant = value.value if isinstance(value, Enum) else unwrap_number(value)
     if meant is value:
         raise _UnsendableError(f"is of type {type(value).__name__}, which JSON does not have. {_json_fix(value)}")
-    return _plain(meant, depth + 1)
+    return _convert(meant, depth + 1)
 
 
 def _is_mapping(value: object) -> TypeGuard[Mapping[object, object]]:
@@ -202,7 +202,7 @@ def _is_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]]:
     return isinstance(value, list | tuple)
 
 
-def _plain_number(number: float) -> int | float:
+def _convert_number(number: float) -> int | float:
     if isinstance(number, int):
         if not _MIN_INT <= number <= _MAX_INT:
             raise _UnsendableError("is a whole number of more than 64 bits. Send it as text")
@@ -212,7 +212,7 @@ def _plain_number(number: float) -> int | float:
     return float(number)
 
 
-def _plain_text(text: str) -> str:
+def _convert_text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -220,28 +220,28 @@ def _plain_text(text: str) -> str:
     return str.__str__(text)
 
 
-def _plain_object(mapping: Mapping[object, object], depth: int) -> dict[str, Json]:
-    made: dict[str, Json] = {}
+def _convert_object(mapping: Mapping[object, object], depth: int) -> dict[str, Json]:
+    converted: dict[str, Json] = {}
     for key, item in mapping.items():
         if not isinstance(key, str):
             raise _UnsendableError(f"has the key {key!r}, and JSON has only text as keys. Use {str(key)!r}")
         try:
-            made[_plain_text(key)] = _plain(item, depth)
+            converted[_convert_text(key)] = _convert(item, depth)
         except _UnsendableError as error:
             error.steps.append(f"[{str.__str__(key)!r}]")
             raise
-    return made
+    return converted
 
 
-def _plain_list(items: list[object] | tuple[object, ...], depth: int) -> list[Json]:
-    made: list[Json] = []
+def _convert_list(items: list[object] | tuple[object, ...], depth: int) -> list[Json]:
+    converted: list[Json] = []
     for index, item in enumerate(items):
         try:
-            made.append(_plain(item, depth))
+            converted.append(_convert(item, depth))
         except _UnsendableError as error:
             error.steps.append(f"[{index}]")
             raise
-    return made
+    return converted
 
 
 def unwrap_number(value: object) -> object:

@@ -24,9 +24,9 @@ async def turns(lane: Lane, count: int, *, answered: bool = False) -> list[float
 
     async def one(number: int) -> None:
         now = loop.time()
-        sent = now if lane.enter(now) else await lane.turn(now)
+        sent = now if lane.try_acquire(now) else await lane.acquire(now)
         came.append((number, loop.time()))
-        lane.leave(sent, answered=answered)
+        lane.release(sent, succeeded=answered)
 
     await asyncio.gather(*(one(number) for number in range(count)))
     assert [number for number, _ in came] == sorted(number for number, _ in came), "one was overtaken"
@@ -58,12 +58,12 @@ async def call(flora: Admitting, limiter: RateLimiter, lane: Lane, *, tries: int
     began = now = loop.time()
     failures: list[FloraError] = []
     while True:
-        sent = now if lane.enter(now) else await lane.turn(began)
+        sent = now if lane.try_acquire(now) else await lane.acquire(began)
         taken = flora.takes(loop.time())
         await asyncio.sleep(seconds)
         if not taken:
-            limiter.refuse(1.0, sent=sent)
-        lane.leave(sent, answered=taken)
+            limiter.on_rate_limited(1.0, sent=sent)
+        lane.release(sent, succeeded=taken)
         if taken:
             return loop.time() - began
         failures.append(RateLimitError("too many", status=429, retry_after=1.0))
@@ -89,8 +89,8 @@ def test_a_refusal_pauses_all_and_none_rushes_back() -> None:
     async def main() -> None:
         limiter = RateLimiter()
         await turns(limiter.calls, 20, answered=True)
-        limiter.refuse(5.0, sent=0.0)
-        assert limiter.wait() == pytest.approx(5.0)
+        limiter.on_rate_limited(5.0, sent=0.0)
+        assert limiter.delay() == pytest.approx(5.0)
         came = await turns(limiter.calls, 200)
         assert came[0] == pytest.approx(5.0)
         gaps = [later - sooner for sooner, later in pairwise(came)]
@@ -106,14 +106,14 @@ def test_polls_and_calls_take_turns() -> None:
 
     async def main() -> None:
         loop, limiter = asyncio.get_running_loop(), RateLimiter()
-        limiter.refuse(1.0, sent=0.0)
+        limiter.on_rate_limited(1.0, sent=0.0)
         order: list[str] = []
 
         async def one(name: str, lane: Lane) -> None:
             now = loop.time()
-            sent = now if lane.enter(now) else await lane.turn(now)
+            sent = now if lane.try_acquire(now) else await lane.acquire(now)
             order.append(name)
-            lane.leave(sent, answered=True)
+            lane.release(sent, succeeded=True)
 
         calls = [loop.create_task(one("call", limiter.calls)) for _ in range(20)]
         await asyncio.sleep(0.5)
@@ -147,11 +147,11 @@ def test_hanging_polls_and_calls_do_not_hold_each_other_up() -> None:
 
     async def main() -> None:
         limiter = RateLimiter()
-        assert all(limiter.calls.enter(0.0) for _ in range(100))
-        assert not limiter.calls.enter(0.0)
-        assert all(limiter.polls.enter(0.0) for _ in range(300))
-        limiter.calls.leave(0.0, answered=True)
-        assert limiter.calls.enter(0.0)
+        assert all(limiter.calls.try_acquire(0.0) for _ in range(100))
+        assert not limiter.calls.try_acquire(0.0)
+        assert all(limiter.polls.try_acquire(0.0) for _ in range(300))
+        limiter.calls.release(0.0, succeeded=True)
+        assert limiter.calls.try_acquire(0.0)
 
     run_virtually(main())
 
@@ -161,11 +161,11 @@ def test_a_call_that_comes_back_goes_before_those_that_began_later() -> None:
 
     async def main() -> None:
         loop, limiter = asyncio.get_running_loop(), RateLimiter()
-        limiter.refuse(1.0, sent=0.0)
+        limiter.on_rate_limited(1.0, sent=0.0)
         order: list[float] = []
 
         async def one(began: float) -> None:
-            await limiter.calls.turn(began)
+            await limiter.calls.acquire(began)
             order.append(began)
 
         await asyncio.gather(*(loop.create_task(one(began)) for began in (3.0, 2.0, 4.0, 1.0)))
@@ -212,7 +212,7 @@ def test_one_refusal_is_forgotten() -> None:
 
     async def main() -> None:
         loop, limiter = asyncio.get_running_loop(), RateLimiter()
-        limiter.refuse(None, sent=0.0)
+        limiter.on_rate_limited(None, sent=0.0)
         await asyncio.sleep(60)
         began = loop.time()
         assert max(await turns(limiter.calls, 100)) - began < 0.2
@@ -224,28 +224,28 @@ def test_a_rate_is_cut_once_for_all_that_was_under_way_and_has_a_floor() -> None
     """A burst of refusals is one event, and ever more events do not stop a client."""
     rate = TokenBucket()
     for when in range(50):
-        rate.refuse(10.0 + when / 100, until=11.0, sent=9.0, answered=[9.5] * 100)
+        rate.on_rate_limited(10.0 + when / 100, until=11.0, sent=9.0, answered=[9.5] * 100)
     assert rate.value(11.0) == pytest.approx(70.0)
     for second in range(50):
-        rate.refuse(20.0 + second, until=21.0 + second, sent=20.0 + second, answered=())
+        rate.on_rate_limited(20.0 + second, until=21.0 + second, sent=20.0 + second, answered=())
     assert rate.value(70.0) == rate_limit.RATE_FLOOR
 
 
 def test_a_rate_begins_with_what_flora_took() -> None:
     """Answers that come after the refusal, to requests from before it, count too; those to later requests do not."""
     rate = TokenBucket()
-    rate.refuse(10.0, until=11.0, sent=9.99, answered=[8.0, 9.5])
+    rate.on_rate_limited(10.0, until=11.0, sent=9.99, answered=[8.0, 9.5])
     assert rate.value(11.0) == pytest.approx(rate_limit.RATE_FIRST * 0.7)
     for _ in range(19):
-        rate.admit(9.9)
-    rate.admit(10.5)
+        rate.record_response(9.9)
+    rate.record_response(10.5)
     assert rate.value(11.0) == pytest.approx(20 * 0.7)
 
 
 def test_a_rate_grows_as_cubic_does() -> None:
     """It is back at its peak within seconds, stays about there, and is free after a minute."""
     rate = TokenBucket()
-    rate.refuse(0.0, until=1.0, sent=0.0, answered=[0.0] * 10)
+    rate.on_rate_limited(0.0, until=1.0, sent=0.0, answered=[0.0] * 10)
     values = [rate.value(float(second)) for second in range(60)]
     assert values == sorted(values)
     assert values[1] == pytest.approx(7.0)
@@ -259,10 +259,10 @@ def test_a_pause_beyond_a_minute_holds_no_other_call_up() -> None:
 
     async def main() -> None:
         limiter = RateLimiter()
-        limiter.refuse(3600.0, sent=0.0)
-        assert limiter.wait() <= 1.0
-        limiter.refuse(None, sent=0.0)
-        assert limiter.wait() <= 3.0
+        limiter.on_rate_limited(3600.0, sent=0.0)
+        assert limiter.delay() <= 1.0
+        limiter.on_rate_limited(None, sent=0.0)
+        assert limiter.delay() <= 3.0
 
     run_virtually(main())
 
@@ -272,8 +272,8 @@ def test_turns_that_are_cancelled_are_not_used_up() -> None:
 
     async def main() -> None:
         limiter = RateLimiter()
-        limiter.refuse(1.0, sent=0.0)
-        waiting = [asyncio.create_task(limiter.calls.turn(0.0)) for _ in range(100)]
+        limiter.on_rate_limited(1.0, sent=0.0)
+        waiting = [asyncio.create_task(limiter.calls.acquire(0.0)) for _ in range(100)]
         await asyncio.sleep(0)
         for task in waiting[:-1]:
             task.cancel()
@@ -288,11 +288,11 @@ def test_a_turn_that_was_given_to_a_cancelled_call_goes_on_to_the_next() -> None
 
     async def main() -> None:
         limiter = RateLimiter()
-        while limiter.calls.enter(0.0):
+        while limiter.calls.try_acquire(0.0):
             pass
-        given, behind = (asyncio.create_task(limiter.calls.turn(when)) for when in (0.0, 1.0))
+        given, behind = (asyncio.create_task(limiter.calls.acquire(when)) for when in (0.0, 1.0))
         await asyncio.sleep(0)
-        limiter.calls.leave(0.0, answered=True)
+        limiter.calls.release(0.0, succeeded=True)
         given.cancel()
         await asyncio.wait([given])
         assert await behind == 0.0
@@ -306,8 +306,8 @@ def test_an_end_reaches_all_that_wait() -> None:
 
     async def main() -> None:
         limiter = RateLimiter()
-        limiter.refuse(30.0, sent=0.0)
-        waiting = [asyncio.create_task(lane.turn(0.0)) for lane in (limiter.calls, limiter.polls) for _ in range(3)]
+        limiter.on_rate_limited(30.0, sent=0.0)
+        waiting = [asyncio.create_task(lane.acquire(0.0)) for lane in (limiter.calls, limiter.polls) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[0].cancel()
         limiter.close(ClientClosedError("closed"))
@@ -323,11 +323,11 @@ def test_an_end_reaches_all_that_wait() -> None:
 def test_no_rate_is_exceeded(taken: int, pauses: list[float]) -> None:
     """In any stretch of time, but for a quarter of a second's worth that was saved up."""
     rate, now, sent, most = TokenBucket(), 0.0, 0, 0.0
-    rate.refuse(0.0, until=0.0, sent=0.0, answered=[0.0] * taken)
+    rate.on_rate_limited(0.0, until=0.0, sent=0.0, answered=[0.0] * taken)
     for pause in pauses:
         now += pause
         most += pause * rate.value(now)
-        while not rate.wait(now):
+        while not rate.delay(now):
             rate.take()
             sent += 1
     assert sent <= 1 + max(1.0, rate.value(now) / 4) + most

@@ -303,12 +303,12 @@ async def crowd(count: int, limit: float) -> list[float]:
     async def one(number: int) -> float:
         while True:  # as a client that retries: all begin at once, and FLORA refuses most
             began = loop.time()
-            sent = began if calls.enter(began) else await calls.turn(began)
+            sent = began if calls.try_acquire(began) else await calls.acquire(began)
             admitted = flora._admit(sent)
             await asyncio.sleep(0.1)
             if not admitted:
-                flora._limiter.refuse(1.0, sent=sent)
-            calls.leave(sent, answered=admitted)
+                flora._limiter.on_rate_limited(1.0, sent=sent)
+            calls.release(sent, succeeded=admitted)
             if admitted:
                 break
         run = Simulated(f"run_{number}", loop.time(), 0.0, 3.0)
@@ -365,7 +365,7 @@ class NeverAsksByAddress(Poller):
     """A mutant: runs are looked for on pages only."""
 
     def _start_run_poll(self, entry: TrackedRun, turn: float) -> None:
-        self._operations.lane.leave(turn, answered=False)
+        self._operations.lane.release(turn, succeeded=False)
         entry.poll_individually, entry.retry_at = False, asyncio.get_running_loop().time() + 5
         self._schedule(entry)
 

@@ -13,20 +13,20 @@ from itertools import count
 from flora_async import errors
 from flora_async._http import retry
 
-# How many requests a second (as TCP CUBIC finds its rate, RFC 9438), and how many second tries.
+# The rate in requests a second changes as that of TCP CUBIC does (RFC 9438).
 RATE_CUT = 0.7
 RATE_GROWTH = 0.02
-"""Requests a second that a rate gains in a second, one second from its peak; it grows with the cube of that time."""
+"""Growth in requests a second, one second after the peak. It grows with the cube of that time."""
 RATE_FIRST = 2.0
-"""What FLORA is thought to take, at least, when it first refuses."""
+"""Lowest rate after the first 429."""
 RATE_FLOOR = 0.1
 
 
 class TokenBucket:
-    """How many requests a second FLORA takes, as far as its refusals tell: a token bucket that grows as TCP CUBIC does.
+    """A token bucket whose rate adapts to 429 responses, as TCP CUBIC adapts to lost packets.
 
-    A refusal cuts it to 70 % of what FLORA let in during the second before. From there it grows with time alone: back
-    to that peak within seconds, on a plateau around it, then ever faster, so that one refusal is forgotten in a minute.
+    A 429 cuts the rate to 70 % of the requests that FLORA admitted in the second before. Then the rate grows with time
+    alone: back to the old rate within seconds, slowly around it, then faster. After a minute one 429 has no effect.
     """
 
     def __init__(self) -> None:
@@ -39,186 +39,186 @@ class TokenBucket:
         self._at = 0.0
 
     def value(self, now: float) -> float:
-        """Return the requests a second that may go out *now*."""
+        """Return the rate *now*, in requests a second."""
         if self._peak == math.inf:
             return math.inf
         turning = math.cbrt(self._peak * (1 - RATE_CUT) / RATE_GROWTH)
         return max(RATE_FLOOR, self._peak + RATE_GROWTH * (max(0.0, now - self._resumed) - turning) ** 3)
 
-    def refuse(self, now: float, *, until: float, sent: float, answered: Iterable[float]) -> None:
-        """Count a 429 to a request *sent* then: nothing goes out *until* then, and from there one at a time.
+    def on_rate_limited(self, now: float, *, until: float, sent: float, answered: Iterable[float]) -> None:
+        """Record a 429 for a request *sent* at that time. Block requests *until* a time, then release one at a time.
 
-        *answered* are the times at which requests were sent that FLORA has answered since. The rate is cut once for
-        all that was under way.
+        *answered* are the sending times of requests with a later response. The rate is cut once for all requests in
+        flight.
         """
         if sent > self._cut:
             self._before = self.value(now)
             self._admitted = sum(now - 1 < when <= now for when in answered)
             self._cut = now
-            self._peak = self._measured()
+            self._peak = self._measured_peak()
         self._resumed = max(self._resumed, until)
         self._tokens, self._at = min(self._tokens, 1.0), max(self._at, until)
 
-    def admit(self, sent: float) -> None:
-        """Count a request *sent* then that FLORA has answered: the last refusal may have come before its answer."""
+    def record_response(self, sent: float) -> None:
+        """Record a response to a request *sent* at that time. It can arrive after the 429 that cut the rate."""
         if self._cut - 1 < sent <= self._cut:
             self._admitted += 1
-            self._peak = self._measured()
+            self._peak = self._measured_peak()
 
-    def wait(self, now: float) -> float:
-        """Return in how many seconds the next request may go out."""
+    def delay(self, now: float) -> float:
+        """Return the seconds until the next request may be sent."""
         rate = self.value(now)
         if now > self._at:
             self._tokens = min(max(1.0, rate / 4), self._tokens + (now - self._at) * rate)
             self._at = now
-        wait = max(0.0, self._at - now) + max(0.0, 1 - self._tokens) / rate
-        # Timers are rounded: a hair's breadth is no wait, or the next request would wait for it for ever.
-        return wait if wait > 1e-6 else 0.0
+        seconds = max(0.0, self._at - now) + max(0.0, 1 - self._tokens) / rate
+        # Timers are rounded. A delay below a microsecond counts as none, or the timer would be set again without end.
+        return seconds if seconds > 1e-6 else 0.0
 
     def take(self) -> None:
-        """Count a request that goes out."""
+        """Take the token of a request that is sent."""
         self._tokens -= 1
 
-    def _measured(self) -> float:
+    def _measured_peak(self) -> float:
         return min(self._before, max(RATE_FIRST, self._admitted))
 
 
-IN_FLIGHT = 100
-"""Calls of one client that are under way at once."""
-RECENT = 1000
-"""Of how many answers it is known when their requests were sent: a rate that a refusal begins with is no higher."""
+MAX_CONCURRENT_CALLS = 100
+"""Maximum number of calls of one client in flight."""
+MAX_RECENT_RESPONSES = 1000
+"""Number of recent request times kept. After the first 429, the rate starts no higher than the rate they show."""
 
 
 class Lane:
-    """The requests of one kind, in the order in which their calls began."""
+    """Queue of the requests of one kind, sorted by the start of their calls."""
 
-    def __init__(self, limiter: RateLimiter, room: float) -> None:
+    def __init__(self, limiter: RateLimiter, capacity: float) -> None:
         self._limiter = limiter
-        self._room = room
+        self._free = capacity
         self._queue: list[tuple[float, int, asyncio.Future[float]]] = []
 
-    def enter(self, now: float) -> bool:
-        """Let the next request out, if it may go at once; else it waits for its :meth:`turn`."""
-        if self._queue or self._room < 1 or not (self._limiter.rate is None or self._limiter.takes(self, now)):
+    def try_acquire(self, now: float) -> bool:
+        """Acquire a permit if a request may be sent now; return whether it may. Otherwise use :meth:`acquire`."""
+        if self._queue or self._free < 1 or not (self._limiter.rate is None or self._limiter.try_take(self, now)):
             return False
-        self._room -= 1
+        self._free -= 1
         return True
 
-    async def turn(self, began: float) -> float:
-        """Wait until a request of a call that *began* then may go out; return when that was."""
-        turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._queue, (began, self._limiter.number(), turn))
-        self._limiter.go_on()
+    async def acquire(self, began: float) -> float:
+        """Wait until a request of a call that *began* at that time may be sent; return the time of the permit."""
+        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._queue, (began, self._limiter.next_number(), future))
+        self._limiter.wake_waiting()
         try:
-            return await turn
+            return await future
         except asyncio.CancelledError:
-            if not turn.cancelled() and turn.exception() is None:  # it had its turn, and does not use it
-                self.leave(turn.result(), answered=False)
+            if not future.cancelled() and future.exception() is None:  # the permit was granted and is not used
+                self.release(future.result(), succeeded=False)
             raise
 
-    def leave(self, sent: float, *, answered: bool) -> None:
-        """Count a request *sent* then that is over, and was *answered* with what it asked for or not."""
-        self._room += 1
-        if answered:
-            self._limiter.admit(sent)
+    def release(self, sent: float, *, succeeded: bool) -> None:
+        """Release the permit of a request *sent* at that time; *succeeded* if its response had no error."""
+        self._free += 1
+        if succeeded:
+            self._limiter.record_response(sent)
         if self._queue:
-            self._limiter.go_on()
+            self._limiter.wake_waiting()
 
-    def waits(self) -> bool:
-        """Return whether the next one waits for the rate alone."""
+    def has_waiting(self) -> bool:
+        """Return whether the next request waits for the rate alone."""
         while self._queue and self._queue[0][2].done():
             heapq.heappop(self._queue)
-        return bool(self._queue) and self._room >= 1
+        return bool(self._queue) and self._free >= 1
 
-    def let_out(self, now: float) -> None:
-        """Give the next one its turn."""
-        self._room -= 1
+    def wake_next(self, now: float) -> None:
+        """Grant the next request its permit."""
+        self._free -= 1
         heapq.heappop(self._queue)[2].set_result(now)
 
     def close(self, error: errors.FloraError) -> None:
-        """End all that wait."""
+        """Raise *error* in all waiting calls."""
         queue, self._queue = self._queue, []
-        for _, _, turn in queue:
-            if not turn.done():
-                turn.set_exception(copy(error))
+        for _, _, future in queue:
+            if not future.done():
+                future.set_exception(copy(error))
 
 
 class RateLimiter:
-    """The turns of one client."""
+    """The rate limiter of one client: two queues in front of one token bucket."""
 
     def __init__(self) -> None:
-        self.calls = Lane(self, IN_FLIGHT)
+        self.calls = Lane(self, MAX_CONCURRENT_CALLS)
         self.polls = Lane(self, math.inf)
         self.rate: TokenBucket | None = None
-        """What FLORA takes; ``None``: it has refused nothing yet."""
+        """The token bucket; ``None`` before the first 429."""
         self._lanes = [self.polls, self.calls]
-        self._answered: deque[float] = deque(maxlen=RECENT)
+        self._answered: deque[float] = deque(maxlen=MAX_RECENT_RESPONSES)
         self._timer: asyncio.TimerHandle | None = None
         self._numbers = count()
 
-    def number(self) -> int:
-        """Return a number that is higher each time."""
+    def next_number(self) -> int:
+        """Return the next number, which orders calls with equal start times."""
         return next(self._numbers)
 
-    def wait(self) -> float:
-        """Return for how many seconds nothing may go out."""
-        return 0.0 if self.rate is None else self.rate.wait(asyncio.get_running_loop().time())
+    def delay(self) -> float:
+        """Return the seconds until the next request may be sent."""
+        return 0.0 if self.rate is None else self.rate.delay(asyncio.get_running_loop().time())
 
-    def admit(self, sent: float) -> None:
-        """Count a request *sent* then that FLORA has answered."""
+    def record_response(self, sent: float) -> None:
+        """Record a response to a request *sent* at that time."""
         self._answered.append(sent)
         if self.rate is not None:
-            self.rate.admit(sent)
+            self.rate.record_response(sent)
 
-    def refuse(self, retry_after: float | None, *, sent: float) -> None:
-        """Count a 429 to a request that was *sent* then."""
+    def on_rate_limited(self, retry_after: float | None, *, sent: float) -> None:
+        """Record a 429 for a request *sent* at that time."""
         now = asyncio.get_running_loop().time()
         if self.rate is None:
             self.rate = TokenBucket()
-        # A longer one is nobody's pause: each call raises it at once.
+        # A Retry-After above the cap does not block the queue: each call raises the error immediately.
         honoured = retry_after is not None and retry_after <= retry.RETRY_AFTER_CAP
         pause = retry_after if retry_after is not None and honoured else retry.RATE_LIMIT_PAUSE
-        self.rate.refuse(now, until=now + pause, sent=sent, answered=self._answered)
-        self.go_on()
+        self.rate.on_rate_limited(now, until=now + pause, sent=sent, answered=self._answered)
+        self.wake_waiting()
 
-    def takes(self, lane: Lane, now: float) -> bool:
-        """Let one of a *lane* out, if FLORA takes it *now* and none of another waits."""
-        if self.rate is None or self.rate.wait(now) or any(other.waits() for other in self._lanes):
+    def try_take(self, lane: Lane, now: float) -> bool:
+        """Take a token for a request of *lane*; return ``False`` if there is none *now* or another queue waits."""
+        if self.rate is None or self.rate.delay(now) or any(other.has_waiting() for other in self._lanes):
             return False
         self._count(lane, self.rate)
         return True
 
-    def go_on(self) -> None:
-        """Give turns to all that may go out now, by turns among the lanes, and come back when the next may."""
+    def wake_waiting(self) -> None:
+        """Grant permits to the waiting requests, alternating between the queues. Set a timer for the next permit."""
         now = asyncio.get_running_loop().time()
         rate = self.rate
-        waiting = [lane for lane in self._lanes if lane.waits()]
-        while waiting and not (rate is not None and rate.wait(now)):
-            waiting[0].let_out(now)
+        waiting = [lane for lane in self._lanes if lane.has_waiting()]
+        while waiting and not (rate is not None and rate.delay(now)):
+            waiting[0].wake_next(now)
             if rate is not None:
                 self._count(waiting[0], rate)
-            waiting = [lane for lane in self._lanes if lane.waits()]
+            waiting = [lane for lane in self._lanes if lane.has_waiting()]
         if waiting and rate is not None:
-            when = now + rate.wait(now)
+            when = now + rate.delay(now)
             if self._timer is not None and self._timer.when() > when:
                 self._timer.cancel()
                 self._timer = None
             if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_at(when, self._rung)
+                self._timer = asyncio.get_running_loop().call_at(when, self._on_timer)
 
     def close(self, error: errors.FloraError) -> None:
-        """End all that wait with *error*."""
+        """Raise *error* in all waiting calls, and stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         for lane in self._lanes:
             lane.close(error)
 
-    def _rung(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
-        self.go_on()
+        self.wake_waiting()
 
     def _count(self, lane: Lane, rate: TokenBucket) -> None:
         rate.take()
-        if lane is self._lanes[0]:  # the other one comes first now
+        if lane is self._lanes[0]:  # the other queue is served next
             self._lanes.reverse()

@@ -32,7 +32,7 @@ from flora_async.models import (
 T = TypeVar("T")
 _EXCERPT = 200
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-_COUNTED_FROM = 2**18
+_MIN_COUNTED_BYTES = 2**18
 """Bytes of an answer from which its values are counted: no smaller one can hold up the event loop."""
 _MAX_VALUES = 200_000
 _RUN_ID = re.compile(rb'"run_id"\s*:\s*"([^"\\]+)"')
@@ -57,7 +57,7 @@ class RawResponse(Struct, frozen=True, gc=False, kw_only=True):
 
     def __repr__(self) -> str:
         # Tracebacks with locals show it; what something in between echoes may hold the key.
-        return f"Answer({self.status}, {len(self.body)} bytes)"
+        return f"RawResponse({self.status}, {len(self.body)} bytes)"
 
     @property
     def request_id(self) -> str | None:
@@ -104,80 +104,80 @@ _BY_STATUS: dict[int, type[errors.APIError]] = {
 }
 
 
-def decompress(answer: RawResponse, limit: int) -> RawResponse:
+def decompress(response: RawResponse, limit: int) -> RawResponse:
     """Unpack a compressed answer, up to *limit* bytes; one that was cut is as good as none."""
-    if answer.headers.get("content-encoding", "").strip().lower() not in ("gzip", "x-gzip", "deflate"):
-        return answer
+    if response.headers.get("content-encoding", "").strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        return response
     unpacking = zlib.decompressobj(wbits=47)  # by its header, gzip or zlib
     try:
-        body = unpacking.decompress(answer.body, limit + 1)
+        body = unpacking.decompress(response.body, limit + 1)
     except zlib.error:
         body = b""
     if len(body) > limit:
         raise errors.ResponseTooLargeError(
-            f"{answer.request.path} answered with more than {limit} bytes", request_id=answer.request_id
+            f"{response.request.path} answered with more than {limit} bytes", request_id=response.request_id
         )
-    if answer.body and not unpacking.eof:
+    if response.body and not unpacking.eof:
         raise errors.APIConnectionError(
-            f"{answer.request.path}: the compressed answer is broken, or was cut",
+            f"{response.request.path}: the compressed answer is broken, or was cut",
             sent="maybe_sent",
-            request_id=answer.request_id,
+            request_id=response.request_id,
         )
-    return msgspec.structs.replace(answer, body=body)
+    return msgspec.structs.replace(response, body=body)
 
 
 def find_run_id(status: int, beginning: bytes) -> str | None:
     """Find the run in the *beginning* of an answer that was to say that a create was accepted."""
-    named = _RUN_ID.search(beginning) if status == 201 else None
-    if named is None:
+    match = _RUN_ID.search(beginning) if status == 201 else None
+    if match is None:
         return None
     try:
-        return check_id("run_id", named[1].decode(), "run_")
+        return check_id("run_id", match[1].decode(), "run_")
     except ValueError:
         return None
 
 
-def parse_started_run(answer: RawResponse) -> StartedRun:
+def parse_started_run(response: RawResponse) -> StartedRun:
     """Read the answer to a create: exactly 201, and a run with a proper id; anything else is no receipt."""
-    if answer.status != 201:
-        _raise_for_status(answer)
-        raise _protocol_error(answer, f"answered {answer.status}, where an accepted create is a 201")
+    if response.status != 201:
+        _raise_for_status(response)
+        raise _protocol_error(response, f"answered {response.status}, where an accepted create is a 201")
     try:
-        started = _decoded(answer, _started_run)
-        _check_given_id(answer, started.run_id)
+        started = _decode(response, _started_run)
+        _check_given_id(response, started.run_id)
     except errors.FloraError as error:
-        error.run_id = find_run_id(answer.status, answer.body)
+        error.run_id = find_run_id(response.status, response.body)
         raise
     return started
 
 
-def reused_run_error(answer: RawResponse, run_id: str) -> errors.ProtocolError:
+def reused_run_error(response: RawResponse, run_id: str) -> errors.ProtocolError:
     """Refuse a run that is another order's: a connection can deliver a stray answer."""
-    return _protocol_error(answer, f"answered with {run_id}, the run of another order")
+    return _protocol_error(response, f"answered with {run_id}, the run of another order")
 
 
-def parse_run(run_id: str, answer: RawResponse) -> Run:
+def parse_run(run_id: str, response: RawResponse) -> Run:
     """Read a run, and make sure that it is the one that was asked for: a connection can deliver a stray answer."""
-    run = _decoded(answer, _run)
+    run = _decode(response, _run)
     if run.run_id != run_id:
-        raise _protocol_error(answer, f"asked for {run_id}, answered about {run.run_id[:80]!r}")
+        raise _protocol_error(response, f"asked for {run_id}, answered about {run.run_id[:80]!r}")
     return run
 
 
-def parse_page(answer: RawResponse) -> GenerationPage:
+def parse_page(response: RawResponse) -> GenerationPage:
     """Read one page of the history. An item that cannot be read does not take the others with it."""
     try:
-        page = _decoded(answer, _page)
+        page = _decode(response, _page)
     except errors.ResponseDecodeError:
-        page = _parse_items_one_by_one(answer)
+        page = _parse_items_one_by_one(response)
     cursor = page.meta.next_cursor
     if cursor is not None and len(cursor) > _MAX_CURSOR:
-        raise _decode_error(answer, f"a cursor of {len(cursor)} characters", field="$.meta.next_cursor")
+        raise _decode_error(response, f"a cursor of {len(cursor)} characters", field="$.meta.next_cursor")
     return page
 
 
-def _parse_items_one_by_one(answer: RawResponse) -> GenerationPage:
-    raw = _decoded(answer, _raw_page)
+def _parse_items_one_by_one(response: RawResponse) -> GenerationPage:
+    raw = _decode(response, _raw_page)
     generations: list[Generation] = []
     broken: list[BrokenItem] = []
     for index, item in enumerate(raw.generations):
@@ -189,8 +189,8 @@ def _parse_items_one_by_one(answer: RawResponse) -> GenerationPage:
                 BrokenItem(
                     field=f"$.generations[{index}]{(field or '$')[1:]}",
                     reason=reason,
-                    url=answer.request.path,
-                    request_id=answer.request_id,
+                    url=response.request.path,
+                    request_id=response.request_id,
                     excerpt=_excerpt(bytes(item)),
                 )
             )
@@ -205,65 +205,68 @@ def check_decodable(kind: object) -> None:
         raise errors.ConfigurationError(f"decode_as cannot be decoded into by msgspec: {error}") from None
 
 
-def parse_response(kind: type[T], answer: RawResponse) -> Response[T]:
+def parse_response(kind: type[T], response: RawResponse) -> Response[T]:
     """Read any answer as a *kind* of value; an empty one (204) as an empty object."""
     try:
-        data = _decoded(answer, msgspec.json.Decoder(kind), answer.body or b"{}")
+        data = _decode(response, msgspec.json.Decoder(kind), response.body or b"{}")
     except errors.FloraError as error:
-        error.run_id = find_run_id(answer.status, answer.body)
+        error.run_id = find_run_id(response.status, response.body)
         raise
     return Response(
         data=data,
-        status=answer.status,
-        headers=_lowered(answer.headers),
-        request_id=answer.request_id,
+        status=response.status,
+        headers=_lowercase_names(response.headers),
+        request_id=response.request_id,
     )
 
 
-def _raise_for_status(answer: RawResponse) -> None:
-    status = answer.status
+def _raise_for_status(response: RawResponse) -> None:
+    status = response.status
     if 200 <= status < 300:
         return
     if 400 <= status < 600:
-        raise _api_error(answer)
+        raise _api_error(response)
     if 300 <= status < 400:
-        where = origin_of(answer.headers.get("location", "")) or "another path of its own"
+        where = origin_of(response.headers.get("location", "")) or "another path of its own"
         message = f"redirects ({status}) to {where}, which is not followed: check base_url"
-        raise _protocol_error(answer, message, retryable=False)
-    raise _protocol_error(answer, f"answered with status {status}, which HTTP does not know", retryable=False)
+        raise _protocol_error(response, message, retryable=False)
+    raise _protocol_error(response, f"answered with status {status}, which HTTP does not know", retryable=False)
 
 
-def _protocol_error(answer: RawResponse, message: str, *, retryable: bool = True) -> errors.ProtocolError:
+def _protocol_error(response: RawResponse, message: str, *, retryable: bool = True) -> errors.ProtocolError:
     return errors.ProtocolError(
-        f"{answer.request.path} {message}", status=answer.status, retryable=retryable, request_id=answer.request_id
+        f"{response.request.path} {message}",
+        status=response.status,
+        retryable=retryable,
+        request_id=response.request_id,
     )
 
 
-def _decoded(answer: RawResponse, decoder: msgspec.json.Decoder[T], body: bytes | None = None) -> T:
-    if not 200 <= answer.status < 300:
-        _raise_for_status(answer)
-    if len(answer.body) > _COUNTED_FROM:
-        _check_value_count(answer)
+def _decode(response: RawResponse, decoder: msgspec.json.Decoder[T], body: bytes | None = None) -> T:
+    if not 200 <= response.status < 300:
+        _raise_for_status(response)
+    if len(response.body) > _MIN_COUNTED_BYTES:
+        _check_value_count(response)
     try:
-        return decoder.decode(answer.body if body is None else body)
+        return decoder.decode(response.body if body is None else body)
     except _UNDECODABLE as error:
         reason, field = _describe_decode_error(error)
-    if not answer.framed:
+    if not response.framed:
         raise errors.APIConnectionError(
-            f"{answer.request.path}: the answer was cut", sent="maybe_sent", request_id=answer.request_id
+            f"{response.request.path}: the answer was cut", sent="maybe_sent", request_id=response.request_id
         )
-    raise _decode_error(answer, reason, field=field)
+    raise _decode_error(response, reason, field=field)
 
 
-def _check_value_count(answer: RawResponse) -> None:
+def _check_value_count(response: RawResponse) -> None:
     """Refuse an answer of so many values that reading it would hold up the event loop."""
-    if answer.body.count(b",") > _MAX_VALUES and _is_crowded(answer.body):
+    if response.body.count(b",") > _MAX_VALUES and _has_too_many_values(response.body):
         raise errors.ResponseTooLargeError(
-            f"{answer.request.path} answered with more than {_MAX_VALUES} values", request_id=answer.request_id
+            f"{response.request.path} answered with more than {_MAX_VALUES} values", request_id=response.request_id
         )
 
 
-def _is_crowded(body: bytes) -> bool:
+def _has_too_many_values(body: bytes) -> bool:
     """Return whether a text of many commas has many values, or only long strings; its end may be torn off."""
     plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # each quote left begins or ends a string
     if plain.count(b'"') > 4 * _MAX_VALUES:  # a value is a string at most, with a name that is another
@@ -281,25 +284,25 @@ def _describe_decode_error(error: Exception) -> tuple[str, str | None]:
     return reason.partition(" - at `")[0], f"{path}.{missing[1]}" if missing else path
 
 
-def _decode_error(answer: RawResponse, reason: str, *, field: str | None) -> errors.ResponseDecodeError:
+def _decode_error(response: RawResponse, reason: str, *, field: str | None) -> errors.ResponseDecodeError:
     return errors.ResponseDecodeError(
         reason,
         field=field,
-        url=answer.request.path,
-        status=answer.status,
-        request_id=answer.request_id,
-        excerpt=_excerpt(answer.body),
+        url=response.request.path,
+        status=response.status,
+        request_id=response.request_id,
+        excerpt=_excerpt(response.body),
     )
 
 
-def _check_given_id(answer: RawResponse, run_id: str) -> None:
+def _check_given_id(response: RawResponse, run_id: str) -> None:
     try:
         check_id("run_id", run_id, "run_")
     except errors.ConfigurationError as error:
         reason = str(error)
     else:
         return
-    raise _decode_error(answer, reason, field="$.run_id")
+    raise _decode_error(response, reason, field="$.run_id")
 
 
 def _excerpt(body: bytes) -> str:
@@ -307,32 +310,32 @@ def _excerpt(body: bytes) -> str:
     return _QUERY.sub("?...", body[:_EXCERPT].decode(errors="replace"))
 
 
-def _api_error(answer: RawResponse) -> errors.APIError:
+def _api_error(response: RawResponse) -> errors.APIError:
     try:
-        said = _envelope.decode(answer.body).error
+        error = _envelope.decode(response.body).error
     except _UNDECODABLE:
         # Proxies in front of FLORA answer HTML, or nothing.
-        said = _ErrorBody()
-    status = answer.status
+        error = _ErrorBody()
+    status = response.status
     kind = _BY_STATUS.get(status, errors.InternalServerError if status >= 500 else errors.APIError)
-    if said.code == "idempotency_duplicate" and status == 409:
+    if error.code == "idempotency_duplicate" and status == 409:
         kind = errors.IdempotencyConflictError
-    message = said.message or _excerpt(answer.body) or "an empty answer"
-    order = answer.request.order
-    if order is not None and (status, said.code) == (500, "unknown_error"):
+    message = error.message or _excerpt(response.body) or "an empty answer"
+    order = response.request.order
+    if order is not None and (status, error.code) == (500, "unknown_error"):
         message += f" FLORA answers so to a malformed project_id: check {order.project_id!r}."
     return kind(
         message,
         status=status,
-        code=said.code,
-        fields=said.fields or (),
-        request_id=answer.request_id,
-        retry_after=retry_after(answer.headers, answer.received),
-        headers=_lowered(answer.headers),
+        code=error.code,
+        fields=error.fields or (),
+        request_id=response.request_id,
+        retry_after=retry_after(response.headers, response.received),
+        headers=_lowercase_names(response.headers),
     )
 
 
-def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
+def _lowercase_names(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 

@@ -1,6 +1,6 @@
-"""How a request travels: when it may go out, what may be tried again, and what became of it. The one retry loop.
+"""Send requests with the rate limit, retries and events. The only retry loop of the package.
 
-What touches a socket is :mod:`session`, which is entered when the first request goes out.
+:mod:`session` opens the sockets. It is imported before the first request is sent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import anyio
 from msgspec import Struct
 
 from flora_async import errors
-from flora_async._aio import CLOSE_TIMEOUT, close_at_home, import_in_thread, require_loop, running_loop
+from flora_async._aio import CLOSE_TIMEOUT, close_on_loop, import_in_thread, require_loop, running_loop
 from flora_async._http import retry
 from flora_async._http.auth import APIKey
 from flora_async._http.clock import ServerClock
@@ -41,7 +41,7 @@ log = logging.getLogger("flora_async")
 
 
 class OutputStream(Struct, frozen=True, gc=False):
-    """An output on its way: what its host calls it, and its bytes."""
+    """An output that is being downloaded: status and headers of the response, and its bytes."""
 
     status: int
     headers: Mapping[str, str]
@@ -53,17 +53,17 @@ class Attempt(Struct, frozen=True):
 
     error: errors.FloraError
     sent: float
-    """When it went out, by the event loop's clock."""
+    """Time of sending, by the event loop's clock."""
     server_time: float | None
-    """The same by FLORA's clock, as far as that was known then."""
+    """Time of sending by FLORA's clock, as estimated then; ``None`` if unknown."""
 
 
 check_before_post: ContextVar[Callable[[], Awaitable[None]] | None] = ContextVar("check_before_post", default=None)
-"""Awaited by this task before each attempt of a create, in its turn; an exception that is no FloraError prevents it."""
+"""Awaited before each attempt of a create in this task. An exception other than FloraError prevents the attempt."""
 
 
 class Transport:
-    """Send requests and read answers, on one event loop, from the first request until closed."""
+    """Send requests and parse responses on one event loop, until it is closed."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Transport:
         session: aiohttp.ClientSession | None,
         may_connect: Callable[[str], bool],
         ssl: SSLContext | None,
-        tell: Emit | None,
+        emit: Emit | None,
     ) -> None:
         if session is not None:
             from flora_async._http.session import check_session
@@ -91,21 +91,21 @@ class Transport:
         self._proxy = proxy
         self._may_connect = may_connect
         self._ssl = ssl
-        self._tell = tell
+        self._emit = emit
         self._process = os.getpid()
         self._borrowed = session
         self._sessions: HTTPSessions | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._closing = asyncio.Event()
-        self._closing_later: asyncio.Future[None] | None = None
+        self._close_task: asyncio.Future[None] | None = None
         self._limiter = RateLimiter()
         self._budget = RetryBudget()
         self.clock = ServerClock()
         self.polls: Lane = self._limiter.polls
-        """Where polls wait for their turns."""
+        """Queue of the polls."""
 
-    async def call(
+    async def send(
         self,
         request: Request,
         read: Callable[[RawResponse], T],
@@ -115,25 +115,25 @@ class Transport:
         turn: float | None = None,
         attempts: list[Attempt] | None = None,
     ) -> T:
-        """Send *request* and read its answer, again if the answer allows and the policy (:mod:`retry`) does.
+        """Send *request* and parse its response. Retry as the policy in :mod:`retry` allows.
 
-        Its turns come in *lane*; ``None``: that of calls. *turn* is when the caller was given the first one, if it was.
-        Raise the last error; *attempts* collects all that failed.
+        Each attempt waits in *lane*; ``None`` is the queue of calls. *turn* is the time of a permit that the caller has
+        acquired for the first attempt. Raise the last error. *attempts* collects the failed attempts.
         """
-        loop = self._here()
+        loop = self._check_loop()
         lane = lane or self._limiter.calls
         failures: list[errors.FloraError] = []
-        now = began = loop.time()
+        now = started = loop.time()
         first_seen: float | None = None
         self._budget.deposit()
         while True:
-            sent, turn, answered = turn, None, False
+            sent, turn, succeeded = turn, None, False
             try:
-                sessions = self._opened() or await self._open()
+                sessions = self._sessions_or_none() or await self._open_sessions()
                 if sent is None:
-                    sent = now if lane.enter(now) else await lane.turn(began)
-                value = await self._exchange(sessions, request, read, attempt=len(failures) + 1)
-                answered = True
+                    sent = now if lane.try_acquire(now) else await lane.acquire(started)
+                value = await self._send_attempt(sessions, request, read, attempt=len(failures) + 1)
+                succeeded = True
                 return value
             except errors.FloraError as error:
                 failures.append(error)
@@ -143,12 +143,12 @@ class Transport:
                 if first_seen is None and retry.may_have_been_received(error):
                     first_seen = sent
                 if sent is not None and isinstance(error, errors.RateLimitError):
-                    self._refused(error, request, sent)
+                    self._on_rate_limited(error, request, sent)
             finally:
                 if sent is not None:
-                    lane.leave(sent, answered=answered)
+                    lane.release(sent, succeeded=succeeded)
             elapsed = 0.0 if first_seen is None else loop.time() - first_seen
-            pause = self._pause_after(failures, request, elapsed=elapsed, retries=retries)
+            pause = self._retry_delay(failures, request, elapsed=elapsed, retries=retries)
             if pause is None:
                 last = _final_error(failures)
                 failures.clear()
@@ -156,34 +156,34 @@ class Transport:
                     raise last.with_traceback(None)
                 finally:
                     del last  # it refers to this frame
-            self._say(request, failures, pause)
-            await self.pause(pause)
+            self._log_retry(request, failures, pause)
+            await self.sleep(pause)
             now = loop.time()
 
-    async def _exchange(
+    async def _send_attempt(
         self, sessions: HTTPSessions, request: Request, read: Callable[[RawResponse], T], *, attempt: int
     ) -> T:
         if (check := check_before_post.get()) is not None and request.billable:
             await check()
-        if self._tell is None:
+        if self._emit is None:
             return await sessions.send_once(request, read)
-        return await _told(self._tell, attempt, sessions.send_once, request, read)
+        return await _send_with_event(self._emit, attempt, sessions.send_once, request, read)
 
-    def _refused(self, error: errors.RateLimitError, request: Request, sent: float) -> None:
-        self._limiter.refuse(error.retry_after, sent=sent)
-        if self._tell is not None:
-            asked, pause = error.retry_after, self._limiter.wait()
-            self._tell(RateLimited(path=request.template, retry_after=asked, pause=pause))
+    def _on_rate_limited(self, error: errors.RateLimitError, request: Request, sent: float) -> None:
+        self._limiter.on_rate_limited(error.retry_after, sent=sent)
+        if self._emit is not None:
+            asked, pause = error.retry_after, self._limiter.delay()
+            self._emit(RateLimited(path=request.template, retry_after=asked, pause=pause))
 
-    def _say(self, request: Request, failures: list[errors.FloraError], pause: float) -> None:
+    def _log_retry(self, request: Request, failures: list[errors.FloraError], pause: float) -> None:
         failure, attempt = failures[-1], len(failures)
-        named, method, path = type(failure).__name__, request.method, request.template
-        said = {"method": method, "path": path, "error": named, "attempt": attempt, "pause": pause}
-        log.info("%s %s: again in %.1f s after %s", method, request.path, pause, _named(failure), extra=said)
-        if self._tell is not None:
-            self._tell(RetryScheduled(method=method, path=path, error=named, attempt=attempt, pause=pause))
+        label, method, path = type(failure).__name__, request.method, request.template
+        fields = {"method": method, "path": path, "error": label, "attempt": attempt, "pause": pause}
+        log.info("%s %s: retry in %.1f s after %s", method, request.path, pause, _error_label(failure), extra=fields)
+        if self._emit is not None:
+            self._emit(RetryScheduled(method=method, path=path, error=label, attempt=attempt, pause=pause))
 
-    def _pause_after(
+    def _retry_delay(
         self, failures: list[errors.FloraError], request: Request, *, elapsed: float, retries: int | None
     ) -> float | None:
         failure, billable = failures[-1], request.billable
@@ -196,7 +196,7 @@ class Transport:
         )
         if pause is None or self._closed:
             return None
-        # A 429 is the limiter's business; and no load is worth a run that is paid for and not known.
+        # The rate limiter handles 429. A create with an unknown outcome is retried even if the retry budget is empty.
         unbudgeted = isinstance(failure, errors.RateLimitError) or (billable and failure.outcome_unknown)
         return pause if unbudgeted or self._budget.try_withdraw() else None
 
@@ -207,29 +207,31 @@ class Transport:
         return self.clock.now(steady=steady, wall=time.time())
 
     def time(self) -> float:
-        """Return the time of this client's event loop, also where none is running."""
+        """Return the time of this client's event loop; of the steady clock, before the first request."""
         return time.monotonic() if self._loop is None else self._loop.time()
 
-    async def pause(self, seconds: float) -> None:
-        """Sleep, or until the client is closed."""
+    async def sleep(self, seconds: float) -> None:
+        """Sleep for so many seconds, or until the client is closed."""
         with anyio.move_on_after(seconds):
             await self._closing.wait()
 
-    def _here(self) -> asyncio.AbstractEventLoop:
-        """Give the event loop, if this client may be used on it."""
+    def _check_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop. Raise ConfigurationError in another process or on another event loop."""
         if self._process != os.getpid():
-            raise errors.ConfigurationError("this client belongs to another process: open one Flora(...) in each")
+            raise errors.ConfigurationError(
+                "this client belongs to another process. Open one Flora(...) in each process"
+            )
         self._loop = require_loop(self._loop)
         return self._loop
 
-    def _opened(self) -> HTTPSessions | None:
-        """Give what is open, if this client is not closed."""
+    def _sessions_or_none(self) -> HTTPSessions | None:
+        """Return the sessions; ``None`` before the first request. Raise ClientClosedError after close."""
         if self._closed:
-            raise errors.ClientClosedError("this client is closed: open a new one with Flora(...)")
+            raise errors.ClientClosedError("this client is closed. Open a new one with Flora(...)")
         return self._sessions
 
-    async def _open(self) -> HTTPSessions:
-        # A quarter of a second of imports must not stop a loop that has other work.
+    async def _open_sessions(self) -> HTTPSessions:
+        # The import takes a quarter of a second, for which it would block the event loop.
         await import_in_thread("flora_async._http.session")
         from flora_async._http.session import HTTPSessions
 
@@ -244,7 +246,7 @@ class Transport:
                 proxy=self._proxy,
                 borrowed=self._borrowed,
                 clock=self.clock,
-                # Through a proxy it is the proxy that is connected, and the proxy that decides.
+                # With a proxy, the client connects to the proxy alone. The proxy decides on addresses.
                 may_connect=self._may_connect if self._proxy is None else None,
                 ssl=self._ssl,
             )
@@ -252,28 +254,28 @@ class Transport:
 
     @asynccontextmanager
     async def media(self, url: str, headers: Mapping[str, str]) -> AsyncGenerator[OutputStream, None]:
-        """Open an output's *url*, without our key, cookies or redirects; the deadline is for each read."""
-        self._here()
-        sessions = self._opened() or await self._open()
+        """Open the *url* of an output, without API key, cookies or redirects. Each read has the timeout."""
+        self._check_loop()
+        sessions = self._sessions_or_none() or await self._open_sessions()
         async with await sessions.open_media(url, headers) as response:
             yield OutputStream(response.status, response.headers, sessions.chunks(response))
 
-    async def close(self, first: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Close what was opened here, after what *first* closes. Requests end in an error at once, wherever they are.
+    async def close(self, close_first: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Await *close_first*, then close all connections. Pending requests end in ClientClosedError at once.
 
-        From another event loop than the one that was used: on that one, where it runs, and when it runs again, where it
-        can. A process that was forked closes nothing, for the connections are its parent's.
+        The connections are closed on the event loop that opened them. If it is not running, it closes them when it runs
+        again. A forked process closes nothing: the connections belong to its parent.
         """
         self._closed = True
         if self._process == os.getpid():
-            await close_at_home(self._loop, partial(self._close, first))
+            await close_on_loop(self._loop, partial(self._close, close_first))
 
-    async def _close(self, first: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _close(self, close_first: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if running_loop() is None:
-            return  # nothing of asyncio's can be closed from here
+            return  # asyncio's transports can only be closed on an event loop
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             try:
-                await first()
+                await close_first()
             finally:
                 await self._close_connections()
 
@@ -281,63 +283,63 @@ class Transport:
         loop = self._loop
         if loop is not None and not loop.is_closed():
             if loop is not running_loop():
-                loop.call_soon_threadsafe(self._close_later)
+                loop.call_soon_threadsafe(self._close_soon)
                 return
-            self._end()
+            self._wake_waiters()
         if self._sessions is not None:
             await self._sessions.close()
 
-    def _end(self) -> None:
-        """End what waits for its turn, or pauses."""
+    def _wake_waiters(self) -> None:
+        """Cancel the pauses and the queued requests."""
         self._closing.set()
         self._limiter.close(errors.ClientClosedError("this client was closed before its request went out"))
 
-    def _close_later(self) -> None:
-        self._end()
+    def _close_soon(self) -> None:
+        self._wake_waiters()
         if self._sessions is not None:
-            self._closing_later = asyncio.ensure_future(self._sessions.close())
+            self._close_task = asyncio.ensure_future(self._sessions.close())
 
 
-async def _told(
-    tell: Emit,
+async def _send_with_event(
+    emit: Emit,
     attempt: int,
     send_once: Callable[[Request, Callable[[RawResponse], T]], Coroutine[Any, Any, T]],
     request: Request,
     read: Callable[[RawResponse], T],
 ) -> T:
-    """Make an exchange, and tell how it ended."""
+    """Send one attempt and emit RequestFinished."""
     loop = asyncio.get_running_loop()
-    began = loop.time()
-    heard: list[RawResponse] = []
+    started = loop.time()
+    responses: list[RawResponse] = []
     failure: BaseException | None = None
     try:
-        return await send_once(request, partial(_finished_early, heard, read))
+        return await send_once(request, partial(_record_and_read, responses, read))
     except (errors.FloraError, asyncio.CancelledError) as error:
         failure = error
         raise
     finally:
-        answer = heard[-1] if heard else None
-        tell(
+        answer = responses[-1] if responses else None
+        emit(
             RequestFinished(
                 method=request.method,
                 path=request.template,
                 status=answer.status if answer else None,
                 error=type(failure).__name__ if failure else None,
-                seconds=loop.time() - began,
+                seconds=loop.time() - started,
                 attempt=attempt,
                 request_id=answer.request_id if answer else None,
             )
         )
-        failure = None  # which refers to this frame
+        failure = None  # it refers to this frame
 
 
-def _finished_early(heard: list[RawResponse], read: Callable[[RawResponse], T], answer: RawResponse) -> T:
-    heard.append(answer)
+def _record_and_read(responses: list[RawResponse], read: Callable[[RawResponse], T], answer: RawResponse) -> T:
+    responses.append(answer)
     return read(answer)
 
 
-def _named(failure: errors.FloraError) -> str:
-    # Not its text, which may hold what FLORA quotes: prompts, signed URLs.
+def _error_label(failure: errors.FloraError) -> str:
+    # The text of an error can quote prompts and signed URLs, so it is not logged.
     status = f" {failure.status}" if isinstance(failure, errors.APIError) else ""
     return f"{type(failure).__name__}{status}"
 

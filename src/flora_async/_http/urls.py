@@ -13,15 +13,15 @@ from msgspec import Struct
 
 from flora_async import errors
 
-_PLACE = r"(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
-_HOST = r"(?P<scheme>https?)://" + _PLACE
+_HOST_AND_PORT = r"(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+_HOST = r"(?P<scheme>https?)://" + _HOST_AND_PORT
 _ABSOLUTE = re.compile(_HOST + r"(?P<rest>[/?#][^\s\\\x00-\x1f\x7f]*)?", re.IGNORECASE)
 _DEFAULT_PORT = {"http": 80, "https": 443}
 _ENCODED_QUERY = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
 
 _UNENCODED = re.compile(r"[^\x00-\x1f\x21-\x7f]+")
 
-_PROXY = re.compile(r"https?://(?:[^\s/@\x00-\x1f\x7f]*@)?" + _PLACE + "/?", re.IGNORECASE)
+_PROXY = re.compile(r"https?://(?:[^\s/@\x00-\x1f\x7f]*@)?" + _HOST_AND_PORT + "/?", re.IGNORECASE)
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _NOT_GLOBAL = (ipaddress.IPv6Network("3fff::/20"), ipaddress.IPv4Network("192.88.99.0/24"))
 """Documentation addresses and the abandoned relay of 6to4, which Python does not know as special in every version."""
@@ -133,21 +133,21 @@ def media_url(origin: BaseURL, url: str, *, allow_private_hosts: bool = False) -
     url = _percent_encoded(url)
     match = _ABSOLUTE.fullmatch(url)
     if match is None:
-        raise errors.DownloadError(f"the output's url is no plain https URL: {_shown(url)}")
+        raise errors.DownloadError(f"the output's url is no plain https URL: {_redact_query(url)}")
     host, port = match["host"], match["port"]
     if origin.loopback and is_loopback(host):
         return url
     if match["scheme"].lower() != "https":
-        raise errors.DownloadError(f"the output's url is not https: {_shown(url)}")
+        raise errors.DownloadError(f"the output's url is not https: {_redact_query(url)}")
     if allow_private_hosts:
         return url
     if is_loopback(host) or not is_public(host.strip("[]")):
         raise errors.DownloadError(
-            f"the output's url leads into a private network, or to this machine: {_shown(url)} "
+            f"the output's url leads into a private network, or to this machine: {_redact_query(url)} "
             "(allow_private_hosts=True permits it)"
         )
     if port is not None and int(port) != _DEFAULT_PORT["https"]:
-        raise errors.DownloadError(f"the output's url has a port of its own: {_shown(url)}")
+        raise errors.DownloadError(f"the output's url has a port of its own: {_redact_query(url)}")
     return url
 
 
@@ -178,10 +178,10 @@ def _percent_encoded(url: str) -> str:
     try:
         return _UNENCODED.sub(lambda match: quote(match[0].encode(errors="surrogateescape")), url.strip(" "))
     except UnicodeEncodeError:
-        raise errors.DownloadError(f"the output's url is no text: {_shown(url)}") from None
+        raise errors.DownloadError(f"the output's url is no text: {_redact_query(url)}") from None
 
 
-def _shown(url: str) -> str:
+def _redact_query(url: str) -> str:
     # Queries of signed URLs are credentials.
     return repr(re.split(r"[?#]", url)[0][:200])
 

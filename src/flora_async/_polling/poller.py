@@ -325,21 +325,21 @@ class Poller:
         if turn is not None:
             return turn
         if self._turn_task is None or self._turn_task.done():
-            if self._operations.lane.enter(now):
+            if self._operations.lane.try_acquire(now):
                 return now
             self._turn_task = _create_task(self._await_turn(now), Context())
         return None
 
     async def _await_turn(self, started_at: float) -> None:
         try:
-            self._turn = await self._operations.lane.turn(started_at)
+            self._turn = await self._operations.lane.acquire(started_at)
         except errors.FloraError:  # the client is closed
             return
         self._wake.set()
 
     def _return_turn(self) -> None:
         if self._turn is not None:
-            self._operations.lane.leave(self._turn, answered=False)
+            self._operations.lane.release(self._turn, succeeded=False)
             self._turn = None
 
     def _choose_poll(self, now: float) -> tuple[float, Callable[[float], None] | None]:

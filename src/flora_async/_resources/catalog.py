@@ -56,7 +56,7 @@ class _Shelf:
 
     async def _read(self, path: str, query: Mapping[str, str], kind: type[T]) -> T:
         request = custom_request(self._origin, "GET", path, params=query, json=None, idempotency_key=None)
-        return (await self._transport.call(request, partial(parse_response, kind))).data
+        return (await self._transport.send(request, partial(parse_response, kind))).data
 
 
 class Workspaces(_Shelf):

@@ -62,7 +62,7 @@ class CreateRecovery:
         attempts: list[Attempt] = []
         finished = scope.begin_create()
         try:
-            return await self._transport.call(request, partial(self._read, key), attempts=attempts)
+            return await self._transport.send(request, partial(self._read, key), attempts=attempts)
         except errors.FloraError as error:
             unknown = self._unknown_outcome(order, key, attempts)
             if unknown is None:
@@ -112,7 +112,7 @@ class CreateRecovery:
         attempts: list[Attempt] = []
         request = create_request(self._origin, unknown.order, key)
         try:
-            return await self._transport.call(request, partial(self._read, key), attempts=attempts)
+            return await self._transport.send(request, partial(self._read, key), attempts=attempts)
         except errors.FloraError as failure:
             known = isinstance(failure, errors.IdempotencyConflictError)
             named = self._named_run(key, attempts)
@@ -229,7 +229,7 @@ class CreateRecovery:
                     settled = plain is None or not lagging
                 if settled or not pauses:
                     raise unknown
-                await self._transport.pause(pauses.popleft())
+                await self._transport.sleep(pauses.popleft())
                 lagging = False
         finally:
             scope.unclaim(key)
@@ -295,7 +295,7 @@ class CreateRecovery:
             status=None,
             workspace_id=order.workspace_id,
         )
-        return await self._transport.call(replace(request, fresh=True), parse_page)
+        return await self._transport.send(replace(request, fresh=True), parse_page)
 
 
 class _History(Struct, frozen=True):

@@ -175,7 +175,7 @@ class Generations:
             APIError, APIConnectionError: as for every request, after ``max_retries`` more attempts.
         """
         wanted = check_run("run_id", run_id)
-        return await self._transport.call(retrieve_request(self._origin, wanted), partial(parse_run, wanted))
+        return await self._transport.send(retrieve_request(self._origin, wanted), partial(parse_run, wanted))
 
     def list(
         self,
@@ -199,7 +199,7 @@ class Generations:
             )
 
         async def fetch(cursor: str | None) -> GenerationPage:
-            return await transport.call(request_at(cursor), parse_page)
+            return await transport.send(request_at(cursor), parse_page)
 
         first = request_at(cursor)  # refuses bad arguments here and now
         return GenerationList(fetch, cursor, first.url)
