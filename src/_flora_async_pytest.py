@@ -1,10 +1,9 @@
-"""A pytest plugin: ``flora_sandbox`` and ``flora``, and time that jumps, so that a video costs a test milliseconds.
+"""A pytest plugin: the fixtures ``flora_sandbox`` and ``flora``, in virtual time.
 
-It comes with the package, and lies beside it, so that pytest finds it without importing the package for tests that
-have nothing to do with FLORA. A test that is a coroutine and uses one of the fixtures is run here, with its
-asynchronous fixtures, in virtual time, with the sandbox in the same event loop: when nothing is ready, the clock jumps
-to the next timer. A test that another plugin runs (anyio's, pytest-asyncio), or that is no coroutine, gets a sandbox in
-a thread, in real time, a hundred times as fast as FLORA.
+The module is beside the package, so that pytest does not import the package for unrelated tests. The plugin runs each
+coroutine test that uses one of the fixtures, with its asynchronous fixtures. The sandbox runs in the same event loop,
+in virtual time: while nothing is ready, the clock skips to the next timer. A test that another plugin runs (anyio,
+pytest-asyncio), or a synchronous test, gets a sandbox in a thread: in real time, a hundred times as fast as FLORA.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _RUNNER = pytest.StashKey["SingleTaskRunner"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the mark known."""
+    """Register the mark."""
     config.addinivalue_line(
         "markers",
         "flora_sandbox(**settings): settings of the Sandbox of a test, like faults={503: 0.1}, seed=1, time_scale=0.1; "
@@ -40,12 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def flora_sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    """A FLORA of the test's own; ``@pytest.mark.flora_sandbox(...)`` gives its settings."""
+    """A sandbox of one test; ``@pytest.mark.flora_sandbox(...)`` holds its settings."""
     from flora_async.sandbox import Sandbox
 
     settings = _settings(request.node)
     virtual = settings.pop("virtual_time", True)
-    # Asked for while a loop runs, by request.getfixturevalue("flora") in a test, it cannot be started in that loop.
+    # Inside a running loop (request.getfixturevalue in a test), the sandbox cannot be started in that loop.
     runner = _runner(request.node, virtual=virtual) if _is_ours(request.node) and not _in_a_loop() else None
     if runner is None or not runner.virtual:
         settings.setdefault("time_scale", REAL_TIME_SCALE)
@@ -70,12 +69,12 @@ def flora(request: pytest.FixtureRequest, flora_sandbox: Sandbox) -> Iterator[Fl
     from flora_async import Flora
 
     runner = request.node.stash.get(_RUNNER, None)
-    # In real time it polls as much more often as the sandbox is faster.
+    # In real time the client polls faster, by the time scale of the sandbox.
     poll = None if runner and runner.virtual else lambda: backoff.constant(interval=repeat(2 * REAL_TIME_SCALE))
     client = Flora(flora_sandbox.api_key, base_url=flora_sandbox.base_url, poll=poll)
     add_cleanup = getattr(request.instance, "addAsyncCleanup", None)
     requested_late = runner is None and _in_a_loop()
-    if add_cleanup is not None:  # an asynchronous case of unittest
+    if add_cleanup is not None:  # an IsolatedAsyncioTestCase
         add_cleanup(client.close)
     elif runner is None and inspect.iscoroutinefunction(request.node.obj):
         request.node.obj = _close_after(client, request.node.obj)
@@ -88,7 +87,7 @@ def flora(request: pytest.FixtureRequest, flora_sandbox: Sandbox) -> Iterator[Fl
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run the tests that are ours."""
+    """Run the tests that this plugin owns."""
     runner = pyfuncitem.stash.get(_RUNNER, None)
     test = _coroutine_function(pyfuncitem)
     if runner is None or test is None:
@@ -110,7 +109,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.hookimpl(specname="pytest_pyfunc_call")
 def pytest_pyfunc_call_of_late_request(pyfuncitem: pytest.Function) -> bool | None:
-    """Run, in real time, a test that no other plugin runs and that can ask for `flora` by its ``request``."""
+    """Run a test that may request `flora` by its ``request`` in real time, unless another plugin runs it."""
     if "request" not in pyfuncitem.fixturenames or not _is_ours(pyfuncitem):
         return None
     _runner(pyfuncitem, virtual=False)
@@ -121,7 +120,7 @@ def pytest_pyfunc_call_of_late_request(pyfuncitem: pytest.Function) -> bool | No
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
-    """Run the asynchronous fixtures of tests that are ours."""
+    """Run the asynchronous fixtures of tests that this plugin owns."""
     function = fixturedef.func
     generates = inspect.isasyncgenfunction(function)
     if (
@@ -133,7 +132,7 @@ def pytest_fixture_setup(
         return (yield)
     virtual = "flora_sandbox" in request.fixturenames and _settings(request.node).get("virtual_time", True)
     runner = _runner(request.node, virtual=virtual)
-    # pytest binds the methods of a class, which a wrapper is not.
+    # pytest binds only methods of a class, so a wrapper must be bound here.
     bound: Callable[..., Any] = function.__func__.__get__(request.instance) if inspect.ismethod(function) else function
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -175,13 +174,13 @@ def _settings(item: pytest.Item) -> dict[str, Any]:
 
 
 def _coroutine_function(item: pytest.Function) -> Callable[..., Any] | None:
-    """Return the coroutine function of a test, that below hypothesis's ``@given`` too."""
+    """Return the coroutine function of a test, also below hypothesis's ``@given``."""
     test = getattr(getattr(item.obj, "hypothesis", None), "inner_test", item.obj)
     return test if inspect.iscoroutinefunction(test) else None
 
 
 def _is_ours(item: pytest.Item) -> bool:
-    """Return whether a test is a coroutine that no other plugin runs: those that make their own items run them."""
+    """Return whether a test is a coroutine that no other plugin runs: other plugins mark it or use their own items."""
     if type(item) is not pytest.Function or _coroutine_function(item) is None:
         return False
     marked = any(item.get_closest_marker(name) for name in ("anyio", "asyncio"))
@@ -200,9 +199,9 @@ def _in_a_loop() -> bool:
 
 @contextmanager
 def _allow_given(item: pytest.Item) -> Generator[None]:
-    """Let a test with hypothesis's ``@given`` use these fixtures: one sandbox serves all of its examples.
+    """Allow these fixtures in a test with hypothesis's ``@given``: one sandbox serves all of its examples.
 
-    Hypothesis refuses fixtures that live as long as a test. Those of others are refused as ever.
+    Hypothesis rejects function-scoped fixtures. It still rejects those of other plugins.
     """
     test: Any = getattr(item, "obj", None)
     ours = {"flora", "flora_sandbox", "request", "self"}
@@ -220,7 +219,7 @@ def _allow_given(item: pytest.Item) -> Generator[None]:
 
 
 def _runner(item: pytest.Item, *, virtual: bool) -> SingleTaskRunner:
-    """Return what runs a test and its fixtures, on one loop that is closed after all of them."""
+    """Return the runner of a test and its fixtures; its loop is closed after all of them."""
     runner = item.stash.get(_RUNNER, None)
     if runner is None:
         from flora_async.sandbox._virtual_time import SingleTaskRunner
@@ -232,12 +231,12 @@ def _runner(item: pytest.Item, *, virtual: bool) -> SingleTaskRunner:
 
 def _close_runner(item: pytest.Item) -> None:
     runner = item.stash[_RUNNER]
-    del item.stash[_RUNNER]  # a test may be run again
+    del item.stash[_RUNNER]  # another plugin may run the same test again
     runner.close()
 
 
 def _close_after(client: Flora, test: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a client closed on the loop that it was used on."""
+    """Return the test with its client closed in the loop that used it."""
 
     @functools.wraps(test)
     async def closing(**arguments: object) -> None:

@@ -1,4 +1,4 @@
-"""PyInstaller's way to the hook that lies beside this file; its entry point is in ``pyproject.toml``."""
+"""PyInstaller's entry point, registered in ``pyproject.toml``: the folder of the hook beside this file."""
 
 from pathlib import Path
 

@@ -1,11 +1,11 @@
-"""PyInstaller's hook: the data files of flora-async, and the modules that it imports by name."""
+"""PyInstaller's hook: data files of flora-async, and modules that it imports by a string."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
 
 def _list_data_files() -> list[tuple[str, str]]:
-    """Return each file of the package that is no module, with its folder in the bundle."""
+    """Return each data file of the package, with its folder in the bundle."""
     spec = find_spec("flora_async")
     if spec is None or spec.origin is None:
         return []

@@ -1,5 +1,5 @@
-"""Pure: records of runs as HTML, for the gallery, the sandbox's front page and notebooks. It knows no room of ours.
+"""Pure: run records as HTML, for the gallery, the sandbox's front page and notebooks. Imports no other module.
 
-A record is what FLORA says of a run, as a plain dict, and two things that FLORA's record does not hold: ``created``, a
-datetime, and, where somebody knows it, ``prompt``.
+A record is FLORA's record of a run as a dict, with two more keys: ``created``, a datetime, and ``prompt`` where it is
+known.
 """

@@ -1,4 +1,4 @@
-"""A run as a card of a page: what it made, to be seen and heard, and what is known of it."""
+"""Pure: a run as a card with its outputs and its facts, or as a row of a notebook's table."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ Record: TypeAlias = Mapping[str, Any]
 STATUSES = ("completed", "running", "pending", "failed")
 TYPES = ("image", "video", "audio", "text")
 OTHER = "other"
-"""For what FLORA has learned since, and for runs whose type nobody knows before they have made something."""
+"""For types and statuses unknown to this version, and for runs without outputs and without a known type."""
 
 _KINDS = {"imageUrl": "image", "videoUrl": "video", "audioUrl": "audio", "text": "text", "documentUrl": "document"}
 
 
 def status_of(record: Record) -> str:
-    """Say under which status a run is found."""
+    """Return the status filter that shows a run."""
     return record["status"] if record["status"] in STATUSES else OTHER
 
 
 def types_of(record: Record) -> list[str]:
-    """Say under which types a run is found."""
+    """Return the type filters that show a run."""
     kinds = [_KINDS.get(output["type"], OTHER) for output in record.get("outputs") or ()]
     found = kinds or [record.get("type", OTHER)]
     return sorted({kind if kind in TYPES else OTHER for kind in found})
 
 
 def card(record: Record) -> str:
-    """Write a run as an item of the list."""
+    """Return a run as an item of the list."""
     status, types = status_of(record), types_of(record)
     return (
         f'<li class="card" data-run="{text(record["run_id"])}" data-status="{status}" data-types="{" ".join(types)}">'
@@ -67,13 +67,13 @@ def _facts(record: Record) -> str:
 
 
 def usd(cost: float) -> str:
-    """Write an amount: cents, and what is smaller where there is something."""
+    """Format an amount with at least two decimals, and up to four."""
     whole, _, parts = f"{cost:,.4f}".partition(".")
     return f"{whole}.{parts[:2]}{parts[2:].rstrip('0')} USD"
 
 
 def moment(when: datetime) -> str:
-    """Write a time in UTC."""
+    """Format a time in UTC."""
     return f'<time datetime="{when:%Y-%m-%dT%H:%M:%SZ}">{when:%Y-%m-%d %H:%M} UTC</time>'
 
 
@@ -92,7 +92,7 @@ def _outputs(record: Record) -> str:
 
 
 def failure_reason(record: Record) -> str:
-    """Say why a run has failed."""
+    """Return the error code and message of a failed run."""
     code, message = record.get("error_code"), record.get("error_message")
     parts = [f"<strong>{text(code)}</strong>"] if code else []
     return " ".join([*parts, collapsible(message or ("" if code else "FLORA does not say why."))])
@@ -114,7 +114,7 @@ def _output(output: Record, record: Record) -> str:
 
 
 def _media_label(kind: str, record: Record) -> str:
-    """Say what a medium is, to those who do not see it."""
+    """Return the accessible label of a medium."""
     prompt = str(record.get("prompt") or "")
     return text(
         f"{kind.capitalize()}: {prompt[:EXCERPT_LENGTH]}" if prompt else f"{kind.capitalize()} of {record['run_id']}"
@@ -122,22 +122,22 @@ def _media_label(kind: str, record: Record) -> str:
 
 
 def output_link(output: Record, url: str) -> str:
-    """Write a link that says what lies behind it."""
+    """Return a link labelled with the type of the output."""
     kind = _KINDS.get(output["type"], output["type"])
     return f'<a href="{url}" target="_blank" rel="noopener noreferrer"><bdi>{text(kind)}</bdi></a>'
 
 
 def unsafe_address(output: Record) -> str:
-    """Show an address that nobody should follow."""
+    """Return an unsafe address as text, not as a link."""
     return f"<bdi>{text(output['type'])}</bdi> at an address that is not linked: {collapsible(output['url'])}"
 
 
 def table(records: Sequence[Record], caption: str) -> str:
-    """Write runs as a table for notebooks, which fetches nothing, styles nothing and runs nothing."""
+    """Return runs as a table for notebooks. The table loads, styles and runs nothing."""
     names = ("run", "status", "created", "cost", "outputs")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     rows = "".join(f"<tr>{''.join(_cells(record))}</tr>" for record in records)
-    # Notebooks read formulas into what stands between dollars, which can hold links and styles; not here.
+    # Notebooks render text between dollar signs as formulas, which can hold links and styles: turn that off.
     return (
         f'<div class="tex2jax_ignore mathjax_ignore"><table><caption>{text(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"

@@ -1,4 +1,4 @@
-"""Foreign text made harmless: it can be read, and nothing in it runs, leads elsewhere or turns what follows around."""
+"""Pure: escape untrusted text. It stays readable, but cannot run, link elsewhere or change the text direction."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import re
 from html import escape
 
 _UNSAFE_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
-"""Controls, what forces a direction on the text that follows, and halves of characters, which no file can hold."""
+"""Control characters, direction overrides, and lone surrogates, which no file can hold."""
 
 _LINKABLE_URL = re.compile(
     r"https?://(?![^/?#]*@)[^\s/?#\"<>\\^`{|}]+(?:[/?#][^\s\"<>\\^`{|}]*)?", re.IGNORECASE | re.ASCII
 )
-"""A web address as it stands: no other scheme, nobody's name before the host, nothing that a browser would mend."""
+"""A web URL without user information and without characters that a browser would rewrite."""
 
 EXCERPT_LENGTH = 120
-"""Characters that are shown of a long text before somebody opens it."""
+"""Maximum number of characters shown of a collapsed text."""
 
 
 def text(value: object) -> str:
-    """Write a text so that it can stand between tags, and in a quoted attribute."""
+    """Escape a text for use between tags and in quoted attributes."""
     return escape(_UNSAFE_CHARACTERS.sub("\ufffd", str(value).replace("\r\n", "\n")))
 
 
 def safe_link(value: object) -> str | None:
-    """Write an address so that it can be linked to, or give ``None`` if it must not be."""
+    """Return an escaped URL for a link; ``None`` if the URL is not safe to link to."""
     url = str(value)
     return escape(url) if _LINKABLE_URL.fullmatch(url) and not _UNSAFE_CHARACTERS.search(url) else None
 
 
 def collapsible(value: object, tag: str = "span") -> str:
-    """Write a text of any length as an element: the whole of a long one lies behind its beginning."""
+    """Return a text as an element; a long text is collapsed behind its beginning."""
     whole = str(value)
     if len(whole) <= EXCERPT_LENGTH:
         return f'<{tag} dir="auto">{text(whole)}</{tag}>'

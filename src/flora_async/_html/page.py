@@ -1,4 +1,4 @@
-"""The page around the cards: one file with its own style and script, and a policy under which nothing else runs."""
+"""Pure: the page around the cards. One file with its style and script; its content policy allows no other script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flora_async._html.escape import text
 
 
 class Totals:
-    """What a page's runs come to."""
+    """Number and cost of a page's runs, by status and type."""
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.runs = 0
@@ -39,7 +39,7 @@ def _read_asset(name: str) -> str:
 
 @cache
 def content_policy(*, live: bool) -> str:
-    """Say what the page may do: show pictures and media from the web, run its own script, and, *live*, ask again."""
+    """Return the content security policy: media from the web, the page's own script, and for *live* its reload."""
     allowed = {
         "default-src": "'none'",
         "base-uri": "'none'",
@@ -59,7 +59,7 @@ def _hash(content: str) -> str:
 
 
 def page_start(title: str, about: str, totals: Totals, *, live: bool = False) -> str:
-    """Write all that stands before the cards. *live* pages ask for themselves again every two seconds."""
+    """Return the page before the cards. A *live* page reloads its data every two seconds."""
     return f"""<!DOCTYPE html>
 <html lang="en"{" data-live" if live else ""}>
 <head>
@@ -107,7 +107,7 @@ def _filter_choice(name: str, legend: str, values: Iterable[str], counts: Counte
 
 
 def page_end(more: str = "") -> str:
-    """Write all that stands after the cards; *more* is HTML, where other pages follow."""
+    """Return the page after the cards; *more* is HTML with links to other pages."""
     return f"""</ul>
 <p class="empty">There are no runs yet.</p>
 <p id="none" hidden>No run fits.</p>

@@ -1,4 +1,4 @@
-"""A FLORA of one's own: a real server on this machine that keeps FLORA's contract, without a bill or a network."""
+"""A local FLORA server for tests and demos: it keeps FLORA's contract, bills nothing and needs no network."""
 
 from flora_async.sandbox._faults import Fault, FaultName
 from flora_async.sandbox._server import Sandbox

@@ -1,4 +1,4 @@
-"""What the sandbox offers: a few models, one workspace, two projects. Any other id with the right prefix works too."""
+"""The sandbox's models, workspace and projects. Any other id with the right prefix works too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pure: what FLORA accepts, and the words in which it refuses."""
+"""Pure: parse and validate requests as FLORA does, and build its error responses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REQUIRED = ("type", "prompt", "workspace_id", "project_id")
 
 
 class RefusalError(Exception):
-    """A request is answered with an error."""
+    """The error response of a request."""
 
     def __init__(
         self,
@@ -60,14 +60,18 @@ CODES = {
 def refusal(
     status: int, *, code: str | None = None, message: str | None = None, retry_after: float | None = None
 ) -> RefusalError:
-    """Refuse with a status, in FLORA's words for it."""
+    """Build the error response of a status, with FLORA's code for it by default."""
     word = code or CODES.get(status, "unknown_error")
     headers = {} if retry_after is None else {"Retry-After": f"{retry_after:.3f}".rstrip("0").rstrip(".")}
-    return RefusalError(status, word, message or f"The sandbox answers {status}, as it was asked to.", headers=headers)
+    return RefusalError(status, word, message or f"The sandbox returns {status}, as requested.", headers=headers)
 
 
 def parse_order(given: dict[str, object]) -> Order:
-    """Read the body of ``POST /generate``, or refuse it with every field that is wrong."""
+    """Parse the body of ``POST /generate``.
+
+    Raises:
+        RefusalError: with each invalid field.
+    """
     wrong = {name: "Required" for name in _REQUIRED if given.get(name) is None}
     wrong |= {name: "Unrecognized property" for name in given if name not in _ORDER_FIELDS}
     for name in ("prompt", "workspace_id", "project_id", "model", "callback_url"):
@@ -91,7 +95,11 @@ def parse_order(given: dict[str, object]) -> Order:
 
 
 def parse_history_query(query: Mapping[str, str]) -> HistoryQuery:
-    """Read the query of ``GET /generations``, or refuse it with every part that is wrong."""
+    """Parse the query of ``GET /generations``.
+
+    Raises:
+        RefusalError: with each invalid parameter.
+    """
     wrong: dict[str, str] = {}
     limit = query.get("limit", "20")
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:4]) <= 100 and len(limit) < 4):
@@ -112,13 +120,13 @@ def parse_history_query(query: Mapping[str, str]) -> HistoryQuery:
 
 
 def requested_status(prompt: str) -> int | None:
-    """Say with which error a prompt asks to be answered."""
+    """Return the HTTP status that a prompt requests as its response."""
     requested = _REQUESTED_STATUS.search(prompt)
     return int(requested[1]) if requested else None
 
 
 def check_run_id(run_id: str) -> None:
-    """Refuse what cannot be the id of a run."""
+    """Raise :class:`RefusalError` for a string that cannot be a run id."""
     if not _has_prefix(run_id, PREFIXES["run_id"]):
         fields = {"runId": "Must start with run_"}
         raise RefusalError(400, "input_validation_error", "The request is not valid.", fields=fields)

@@ -1,4 +1,4 @@
-"""What the sandbox can do wrong, so that services are tested against it."""
+"""Faults that the sandbox injects, to test services against them."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ FaultName: TypeAlias = Literal[
     "empty",
     "wrong_run",
 ]
-"""Before anything is done: ``reset`` cuts the connection, ``hang`` never answers, ``html`` is a proxy's 502 and
-``redirect`` leads elsewhere. When all was done, and billed: ``lost_reply`` cuts the connection instead of an answer,
-``half_reply`` in the middle of it, ``repeated_reply`` sends it twice, ``garbage`` is no JSON, ``empty`` has no body,
-and ``wrong_run`` has a read answered about another run."""
+"""Before the request is processed: ``reset`` cuts the connection, ``hang`` never responds, ``html`` is a proxy's 502,
+and ``redirect`` points to another host. After it was processed, and billed: ``lost_reply`` cuts the connection instead
+of a response, ``half_reply`` in the middle of it. ``repeated_reply`` sends the response twice, ``garbage`` is invalid
+JSON, ``empty`` has no body, and ``wrong_run`` returns another run to a read."""
 
 Fault: TypeAlias = FaultName | int
-"""A name, or a status from 400 to 599: that error is answered, and nothing is done."""
+"""A name, or a status from 400 to 599: the server returns that error and does not process the request."""
 
 BEFORE: frozenset[Fault] = frozenset({"reset", "hang", "html", "redirect"})
 REPEAT_DELAY = 0.005
-"""Seconds between an answer and its repetition."""
+"""Seconds between a response and its repetition."""
 
 
 def check_fault(fault: object) -> None:
-    """Refuse what is no fault."""
+    """Raise ConfigurationError for an unknown fault."""
     known = fault in get_args(FaultName) if isinstance(fault, str) else isinstance(fault, int) and 400 <= fault <= 599
     if not known:
         names = ", ".join(get_args(FaultName))
@@ -50,7 +50,7 @@ def is_number(value: object) -> bool:
 
 
 class FaultPicker:
-    """Says which requests meet which fault, by a seed."""
+    """Picks the fault of each request, by a seed."""
 
     def __init__(self, shares: Mapping[Fault, float], seed: int) -> None:
         for fault, share in shares.items():
@@ -63,7 +63,7 @@ class FaultPicker:
         self._random = Random(seed)
 
     def pick(self) -> Fault | None:
-        """Choose for one request."""
+        """Return the fault of the next request, or ``None``."""
         if not self._shares:
             return None
         point = self._random.random()
@@ -75,7 +75,7 @@ class FaultPicker:
 
 
 async def apply_before(fault: Fault, request: web.Request) -> web.Response:
-    """Do what a fault does before anything else is done."""
+    """Return the response of a fault that replaces the processing of a request."""
     if fault == "html":
         return web.Response(status=502, text="<html><h1>502 Bad Gateway</h1></html>", content_type="text/html")
     if fault == "redirect":
@@ -86,7 +86,7 @@ async def apply_before(fault: Fault, request: web.Request) -> web.Response:
 
 
 def apply_after(fault: Fault | None, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """Do what a fault does to an answer."""
+    """Return the response as a fault changes it."""
     if (
         fault is None
         or fault in BEFORE

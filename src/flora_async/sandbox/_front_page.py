@@ -1,4 +1,4 @@
-"""The sandbox's front page: its history, with the prompts, which asks for itself again as runs go on."""
+"""The sandbox's front page: its history with the prompts. The page reloads itself while runs change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flora_async._html.page import Totals, content_policy, page_end, page_start
 from flora_async.sandbox._runs import SandboxRun, generation_record
 
 RUNS_PER_PAGE = 100
-"""How many are on a page."""
+"""Number of runs on a page."""
 
 HEADERS = {
     "Content-Security-Policy": f"{content_policy(live=True)}; frame-ancestors 'none'",
@@ -22,7 +22,7 @@ HEADERS = {
 
 
 def page(runs: Iterable[SandboxRun], now: float, base_url: str, *, total: int, older: str | None) -> str:
-    """Show some of *total* runs. *older* is where the next ones are."""
+    """Return the page of some of *total* runs; *older* is the URL of the next page."""
     records = [_record(run, now, base_url) for run in runs]
     about = f"{base_url}, the newest {len(records)} of {total:,}" if older else base_url
     more = f'<nav aria-label="Pages"><a href="/">Newest</a> <a href="{escape(older)}">Older</a></nav>' if older else ""

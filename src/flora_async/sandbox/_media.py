@@ -1,7 +1,7 @@
-"""What the sandbox's models make: real pictures, videos and sounds, the same for the same prompt and seed.
+"""The sandbox's media: real pictures, videos and sounds, the same for the same prompt and seed.
 
-A prompt becomes a landscape under a sky, with the prompt in its corner; in a video the day passes over it; as a sound
-it is a small tune. Pillow and PyAV come with the extra ``sandbox``.
+An image is a landscape with the prompt in its corner, a video is a day over it, and a sound is a short tune. Pillow
+and PyAV come with the extra ``sandbox``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Color = tuple[int, int, int]
 
 
 class Medium(Struct, frozen=True):
-    """The bytes of one output, and what they are."""
+    """The bytes of one output, and their media type."""
 
     content: bytes
     content_type: str
@@ -49,7 +49,7 @@ class Medium(Struct, frozen=True):
 
 @lru_cache(maxsize=64)
 def render(kind: GenerationType, prompt: str, seed: int) -> Medium:
-    """Make the medium of a finished run. Takes up to a second: call it in a worker thread."""
+    """Render the medium of a finished run. Takes up to a second: call it in a worker thread."""
     makers: dict[GenerationType, tuple[Callable[[str, int], bytes], str]] = {
         "image": (_picture, "image/png"),
         "video": (_video, "video/mp4"),
@@ -60,7 +60,7 @@ def render(kind: GenerationType, prompt: str, seed: int) -> Medium:
 
 
 class _Scene:
-    """A landscape by its few choices, to be drawn at any size and any hour."""
+    """A landscape that can be drawn at any size and hour."""
 
     def __init__(self, prompt: str, seed: int) -> None:
         pick = seeded_random("scene", prompt, seed)
@@ -75,7 +75,7 @@ class _Scene:
         self.caption = textwrap.shorten(prompt, 90, placeholder=" ...") or " "
 
     def color(self, depth: float, light: float, strength: float = 0.55) -> Color:
-        """Give the color of a layer: *depth* 0 is the sky's top, 1 the nearest ridge."""
+        """Return the color of a layer: *depth* 0 is the sky's top, 1 the nearest ridge."""
         red, green, blue = colorsys.hls_to_rgb((self.hue + self.turn * depth) % 1, light, strength)
         return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -125,7 +125,7 @@ def _disc(pen: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Co
 
 def _picture(prompt: str, seed: int) -> bytes:
     scene = _Scene(prompt, seed)
-    # Drawn twice as large and shrunk, which smooths the edges.
+    # The picture is drawn twice as large and reduced, which smooths the edges.
     hour = seeded_random("hour", prompt, seed).uniform(0.25, 0.75)
     image = scene.draw(2 * PICTURE_SIZE, hour).reduce(2)
     scene.write(image)
@@ -136,8 +136,8 @@ def _picture(prompt: str, seed: int) -> bytes:
 
 def _video(prompt: str, seed: int) -> bytes:
     scene = _Scene(prompt, seed)
-    # "faststart" lets a browser begin before it has all, and rewrites a real file. With more threads, or with the
-    # encoder's macroblock tree, the bytes are not the same each time.
+    # "faststart" lets a browser play before it has the whole file; it needs a real file. With more threads, or with
+    # the encoder's macroblock tree, the bytes differ each time.
     with TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         with av.open(path, "w", options={"movflags": "faststart"}) as container:

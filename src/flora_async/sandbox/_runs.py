@@ -1,4 +1,4 @@
-"""The sandbox's runs: each a function of the time that has passed, kept newest last, found by id or by page."""
+"""Pure: the sandbox's runs. The state of a run is a function of the time since its creation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flora_async.models import GenerationType, Order
 from flora_async.sandbox._texts import text
 
 SECONDS: dict[GenerationType, float] = {"text": 2.0, "audio": 4.0, "image": 6.0, "video": 12.0}
-"""How long a run takes at time scale 1, give or take a quarter."""
+"""Duration of a run at time scale 1, plus or minus a quarter."""
 USD: dict[GenerationType, float] = {"text": 0.01, "audio": 0.02, "image": 0.04, "video": 0.5}
 SLOW_SECONDS = 60.0
 WAITING_SHARE = 0.1
@@ -41,7 +41,7 @@ def seeded_random(*words: object) -> Random:
 
 
 class SandboxRun(Struct, frozen=True, kw_only=True):
-    """A run as it was ordered, and how it will go."""
+    """A run with its order, its planned durations and its planned end."""
 
     run_id: str
     order: Order
@@ -51,15 +51,15 @@ class SandboxRun(Struct, frozen=True, kw_only=True):
     created_at: int
     """Unix milliseconds."""
     waiting: float
-    """Seconds until work begins."""
+    """Seconds until the run starts."""
     working: float
-    """Seconds that the work takes."""
+    """Seconds that the run takes after its start."""
     failure: str | None
     model: str
 
     @property
     def estimate(self) -> float:
-        """What a service would promise: near the truth, not quite it."""
+        """Estimated duration in seconds, within 15 % of the real one."""
         spread = seeded_random("estimate", self.run_id).uniform(0.85, 1.15)
         return round((self.waiting + self.working) * spread, 3)
 
@@ -69,7 +69,7 @@ class SandboxRun(Struct, frozen=True, kw_only=True):
         return USD[self.order.type]
 
     def status(self, now: float) -> str:
-        """Say where the run stands."""
+        """Return the status of the run."""
         passed = now - self.created
         if passed < self.waiting:
             return "pending"
@@ -79,7 +79,7 @@ class SandboxRun(Struct, frozen=True, kw_only=True):
 
 
 def plan_run(order: Order, *, now: float, unix: float, time_scale: float) -> SandboxRun:
-    """Decide how a run will go, by its prompt and seed."""
+    """Plan the durations and the end of a run, by its prompt and seed."""
     given = (order.params or {}).get("seed")
     seed = given if isinstance(given, int) else 0
     seconds = SECONDS[order.type] * seeded_random("seconds", order.prompt, seed).uniform(0.75, 1.25) * time_scale
@@ -101,7 +101,7 @@ def plan_run(order: Order, *, now: float, unix: float, time_scale: float) -> San
 
 
 def example_run(*, now: float, unix: float, time_scale: float) -> SandboxRun:
-    """Give the run of the reference's own examples, so that they can be tried as they stand."""
+    """Return the run ``run_abc123`` of the examples in FLORA's reference."""
     order = Order(
         type="image",
         prompt="A cinematic product photo of a ceramic mug on a sunlit table",
@@ -112,7 +112,7 @@ def example_run(*, now: float, unix: float, time_scale: float) -> SandboxRun:
 
 
 def started_record(run: SandboxRun, base_url: str) -> dict[str, object]:
-    """Tell of a run that was accepted. Reference: "Start a generation", Returns."""
+    """Return the record of an accepted run. Reference: "Start a generation", Returns."""
     return {
         "run_id": run.run_id,
         "type": "generation",
@@ -125,7 +125,7 @@ def started_record(run: SandboxRun, base_url: str) -> dict[str, object]:
 
 
 def run_record(run: SandboxRun, now: float, base_url: str) -> dict[str, object]:
-    """Tell of a run as it stands. Reference: "Get a run", Returns."""
+    """Return the record of a run. Reference: "Get a run", Returns."""
     status = run.status(now)
     record: dict[str, object] = {
         "run_id": run.run_id,
@@ -154,7 +154,7 @@ def run_record(run: SandboxRun, now: float, base_url: str) -> dict[str, object]:
 
 
 def generation_record(run: SandboxRun, now: float, base_url: str) -> dict[str, object]:
-    """Tell of a run in the history. Reference: "List generation history", Returns."""
+    """Return the record of a run in the history. Reference: "List generation history", Returns."""
     return {
         **run_record(run, now, base_url),
         "generation_id": run.run_id,
@@ -174,7 +174,7 @@ def _output(run: SandboxRun, base_url: str) -> dict[str, object]:
 
 
 class HistoryQuery(Struct, frozen=True):
-    """What a page of the history is asked for."""
+    """The parameters of a page of the history."""
 
     offset: int = 0
     limit: int = 20
@@ -184,11 +184,11 @@ class HistoryQuery(Struct, frozen=True):
 
     @property
     def unfiltered(self) -> bool:
-        """Whether nothing is filtered."""
+        """Whether the query has no filter."""
         return self.project_id is None and self.workspace_id is None and self.status is None
 
     def matches(self, run: SandboxRun, now: float) -> bool:
-        """Say whether a run belongs to it."""
+        """Return whether a run matches the filters."""
         return (
             self.project_id in (None, run.order.project_id)
             and self.workspace_id in (None, run.order.workspace_id)
@@ -197,12 +197,12 @@ class HistoryQuery(Struct, frozen=True):
 
 
 def encode_cursor(offset: int) -> str:
-    """Write a cursor as FLORA writes them."""
+    """Encode a cursor in FLORA's format."""
     return base64.urlsafe_b64encode(msgspec.json.encode({"offset": offset})).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str) -> int | None:
-    """Read a cursor; ``None`` if it is none of ours."""
+    """Return the offset of a cursor; ``None`` if the cursor is invalid."""
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         offset = msgspec.json.decode(raw, type=dict[str, int])["offset"]
@@ -212,7 +212,7 @@ def decode_cursor(cursor: str) -> int | None:
 
 
 class Runs:
-    """All runs that are kept: at most *limit*, of which the oldest go first."""
+    """The stored runs: at most *limit*; the oldest are deleted first."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -222,23 +222,23 @@ class Runs:
         return len(self._by_id)
 
     def add(self, run: SandboxRun) -> None:
-        """Keep a run."""
+        """Store a run."""
         self._by_id[run.run_id] = run
         if len(self._by_id) > self._limit:
             del self._by_id[next(iter(self._by_id))]
 
     def get(self, run_id: str) -> SandboxRun | None:
-        """Find a run."""
+        """Return a run, or ``None``."""
         return self._by_id.get(run_id)
 
     def orders(self) -> dict[str, Order]:
-        """Say what was ordered, by run id."""
+        """Return the orders by run id."""
         return {run_id: run.order for run_id, run in self._by_id.items()}
 
     def page(self, query: HistoryQuery, now: float) -> tuple[list[SandboxRun], int | None, int]:
-        """Give a page, newest first, the offset of the next one if there is one, and how many there are in all.
+        """Return a page, newest first, the offset of the next page or ``None``, and the total number of runs.
 
-        Offsets count from the newest: new runs shift the pages, as they do at FLORA.
+        Offsets count from the newest: new runs shift the pages, as at FLORA.
         """
         chosen: Iterator[SandboxRun] = reversed(self._by_id.values())
         total = len(self._by_id)

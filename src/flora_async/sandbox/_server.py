@@ -1,4 +1,4 @@
-"""The sandbox's HTTP: FLORA's operations, credentials, idempotency and errors, on loopback."""
+"""The sandbox's HTTP server: FLORA's operations, credentials, idempotency and errors, on loopback."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ log: logging.Logger = logging.getLogger("flora_async.sandbox")
 
 MAX_BODY_BYTES = 2**20
 KEY_LIFETIMES = {"reject": 7200.0, "replay": 86400.0}
-"""How long a key is remembered, by either of FLORA's two accounts."""
+"""Seconds that a key is stored: FLORA's reference and developer site document different values."""
 
 
 class _AcceptedCreate(Struct, frozen=True):
-    """What an idempotency key was used for."""
+    """A create that was accepted under an idempotency key."""
 
     at: float
     body: bytes
@@ -69,7 +69,7 @@ class _AcceptedCreate(Struct, frozen=True):
 
 
 class _PlannedFault(Struct):
-    """A fault that was asked for."""
+    """A fault requested with ``fail_next``."""
 
     fault: Fault
     times: int
@@ -80,7 +80,7 @@ class _PlannedFault(Struct):
 
 
 class _TokenBucket:
-    """A token bucket: so many requests a second, and one second's worth at once."""
+    """A token bucket: *rate* requests a second, and a burst of one second's requests."""
 
     def __init__(self, rate: float, now: float) -> None:
         self._rate = rate
@@ -89,7 +89,7 @@ class _TokenBucket:
         self._at = now
 
     def try_acquire(self, now: float) -> float:
-        """Take a token, and return 0; where there is none, return the seconds until there is one."""
+        """Acquire a token and return 0; without a token, return the seconds until the next one."""
         self._tokens = min(self._capacity, self._tokens + (now - self._at) * self._rate)
         self._at = now
         if self._tokens < 1 - 1e-9:
@@ -99,38 +99,37 @@ class _TokenBucket:
 
 
 class Sandbox:
-    """A FLORA of one's own, for the first try, for tests and for demonstrations.
+    """A local FLORA server, for first steps, tests and demos.
 
     ``async with Sandbox() as sandbox: Flora(sandbox.api_key, base_url=sandbox.base_url)``. It keeps the contract of
-    FLORA's reference over real HTTP on this machine: credentials, validation, idempotency, runs that queue, run and
-    finish, a history in pages, media that open. Any workspace and project id with the right prefix exists, and so does
-    the ``run_abc123`` of the reference's examples, though not in the history. Nothing is billed, and nothing is kept
-    when it is closed. A ``callback_url`` is called back: https, or http on this machine. Its front page, ``/`` in a
-    browser, shows its runs with their prompts as they go on, and wants no key.
+    FLORA's reference over real HTTP on this machine: credentials, validation, idempotency, runs that are pending, run
+    and finish, a paged history, valid media files. Any workspace and project id with the right prefix exists, and so
+    does ``run_abc123`` of the reference's examples, which the history does not list. Nothing is billed, and
+    nothing is written to disk. A ``callback_url`` gets a webhook: https, or http on this machine. The front page, ``/``
+    in a browser, shows the newest runs with their prompts and current states, and needs no key.
 
-    A prompt can ask for an outcome: ``[fail:safety_blocked]`` (the run fails, with that code), ``[slow]`` (it takes a
-    minute at least, whatever the time scale), ``[http:429]`` (the create is answered so, and nothing is started). The
-    same prompt and ``params={"seed": 7}`` make the same medium. A browser that opens its root sees its newest runs as
-    they go, with their prompts.
+    A prompt can request an outcome. ``[fail:safety_blocked]``: the run fails with that code. ``[slow]``: it takes at
+    least a minute at any time scale. ``[http:429]``: the create returns that status and starts nothing. The same
+    prompt and ``params={"seed": 7}`` make the same medium.
 
     Args:
-        api_key: the only key that is taken; by default a fresh one.
-        any_key: take any key.
-        host: where it listens.
-        port: 0 is any free one.
-        time_scale: how long runs take; at 1 a text takes about 2 seconds, a sound 4, an image 6, a video 12.
-        idempotency: what a create under a used key gets: ``"reject"``, a 409 within 2 hours, as FLORA's reference has
-            it; ``"replay"``, the first answer again within 24 hours, as FLORA's developer site has it.
-        max_runs: how many runs are kept; the oldest go first.
-        faults: what goes wrong, and for what share of the requests, like ``{"lost_reply": 0.1, 503: 0.05}``;
-            :data:`flora_async.sandbox.FaultName` says what there is.
-        seed: which requests meet the faults; the same ones for the same seed and order of requests.
-        lost_webhooks: the share of call-backs that never come.
-        rate_limit: requests a second that each API key may send, with a second's worth at once. More are answered with
-            429 and ``Retry-After``, and nothing is done for them. By default there is no limit.
+        api_key: the only accepted key; by default a new one.
+        any_key: accept any key.
+        host: the address to listen on.
+        port: the port to listen on; 0 is any free one.
+        time_scale: factor of run durations; at 1 a text takes about 2 seconds, a sound 4, an image 6, a video 12.
+        idempotency: the response to a create under a used key: ``"reject"``, a 409 within 2 hours, as in the
+            reference; ``"replay"``, the first response again within 24 hours, as on the developer site.
+        max_runs: maximum number of stored runs; the oldest are deleted first.
+        faults: injected faults, each with its share of the requests, like ``{"lost_reply": 0.1, 503: 0.05}``;
+            :data:`flora_async.sandbox.FaultName` lists them.
+        seed: selects the requests that get a fault; the same ones for the same seed and sequence of requests.
+        lost_webhooks: the share of webhooks that are never sent.
+        rate_limit: requests a second for each API key, with a burst of one second's requests. More are rejected with
+            429 and ``Retry-After``, and not processed. By default there is no limit.
 
     Raises:
-        ConfigurationError: an argument makes no sense, or Pillow and PyAV, the extra ``sandbox``, are not installed.
+        ConfigurationError: an argument is invalid, or Pillow and PyAV, the extra ``sandbox``, are not installed.
     """
 
     def __init__(
@@ -158,11 +157,11 @@ class Sandbox:
         _check_count("max_runs", max_runs)
         _check_count("port", port, 0, 65535)
         self.api_key: str = api_key or f"sk_test_{secrets.token_hex(16)}"
-        """A key that it takes."""
+        """An accepted API key."""
         self.accepted: int = 0
-        """How many creates it has accepted: what FLORA would have billed."""
+        """Number of accepted creates: FLORA would have billed these."""
         self.requests: Counter[str] = Counter()
-        """How often it was asked what, like ``requests["POST /generate"]`` or ``requests["GET /runs"]``."""
+        """Number of requests by operation, like ``requests["POST /generate"]`` or ``requests["GET /runs"]``."""
         self._any_key = any_key
         self._host = host
         self._port = port
@@ -177,7 +176,7 @@ class Sandbox:
         self._fault_picker = FaultPicker(faults or {}, seed)
         self._webhooks = WebhookSender(time_scale=time_scale, lost=lost_webhooks, seed=seed)
         self.webhook_secret: str = self._webhooks.secret
-        """What call-backs are signed with: the ``secret`` of ``flora.inbox``."""
+        """Secret that signs the webhooks: the ``secret`` of ``flora.inbox``."""
         self._runner: web.AppRunner | None = None
         self._url = ""
         self._clock: Callable[[], float] = time.monotonic
@@ -185,24 +184,24 @@ class Sandbox:
 
     @property
     def base_url(self) -> str:
-        """What a client takes as its ``base_url``."""
+        """The ``base_url`` for a client."""
         if not self._url:
             raise ConfigurationError("the sandbox has not been started: use `async with Sandbox() as sandbox:`")
         return self._url
 
     @property
     def orders(self) -> dict[str, Order]:
-        """What was ordered, by the id of the run that it became, oldest first."""
+        """The orders by run id, oldest first."""
         return self._runs.orders()
 
     async def start(self) -> None:
-        """Listen. ``async with`` does it too."""
+        """Start to listen. ``async with`` does it too."""
         for needed in ("PIL", "av"):
             if find_spec(needed) is None:
                 raise ConfigurationError(
                     f"the sandbox makes real media and needs {needed}: pip install 'flora-async[sandbox]'"
                 )
-        # Runs go by the loop's clock, so that a loop in virtual time takes them along.
+        # Runs use the loop's clock, so that they follow a loop in virtual time.
         self._clock = asyncio.get_running_loop().time
         self._unix_at_zero = time.time() - self._clock()
         self._example = example_run(now=self._clock(), unix=time.time(), time_scale=self._time_scale)
@@ -235,7 +234,7 @@ class Sandbox:
         self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}/api/v1"
 
     async def close(self) -> None:
-        """Stop listening, and forget everything. Again is fine."""
+        """Stop listening and cancel pending webhooks. A second call does nothing."""
         runner, self._runner = self._runner, None
         await self._webhooks.close()
         if runner is not None:
@@ -258,13 +257,13 @@ class Sandbox:
         retry_after: float | None = None,
         code: str | None = None,
     ) -> None:
-        """Have the next *times* requests meet a *fault*: an error of that status, or one by its name.
+        """Inject a *fault* into the next *times* requests: an error of that status, or a fault by its name.
 
-        *method* and *path*, how the path below the base URL begins, choose which ones, like ``path="/runs"``.
-        *retry_after* is in seconds; *code* is FLORA's usual one for the status by default.
+        *method* and *path*, a prefix of the path below the base URL, select the requests, like ``path="/runs"``.
+        *retry_after* is in seconds; *code* is by default FLORA's usual one for the status.
 
         Raises:
-            ConfigurationError: there is no such fault, or a number makes no sense.
+            ConfigurationError: the fault is unknown, or a number is out of range.
         """
         check_fault(fault)
         _check_count("times", times)
@@ -297,7 +296,7 @@ class Sandbox:
             log.exception("%s %s failed", request.method, request.path, extra=extra)
             response = _json(refusal(500, message="The sandbox has failed.").body, status=500)
         response.headers["request-id"] = f"req_{secrets.token_hex(12)}"
-        # By the clock that its runs go by, which need not be the machine's.
+        # The date follows the clock of the runs, which may be virtual.
         response.headers["Date"] = formatdate(self._unix_at_zero + self._clock(), usegmt=True)
         return apply_after(fault, request, response)
 
@@ -310,7 +309,7 @@ class Sandbox:
         return key.strip()
 
     def _check_rate(self, key: str) -> None:
-        """Refuse a request beyond the rate limit of its key."""
+        """Raise the 429 of a request above the rate limit of its key."""
         if self._rate_limit is None:
             return
         bucket = self._buckets.setdefault(key, _TokenBucket(self._rate_limit, self._clock()))
@@ -319,7 +318,7 @@ class Sandbox:
             raise refusal(429, message="Too many requests.", retry_after=wait)
 
     def _next_fault(self, method: str, path: str) -> FaultName | None:
-        """Say what goes wrong with a request, and refuse it here if it is to be refused."""
+        """Return the fault of a request by its name, or raise the error response of a status."""
         for planned in self._planned:
             if planned.method in (None, method) and path.startswith(planned.path):
                 planned.times -= 1
@@ -441,7 +440,7 @@ def _json(body: object, status: int = 200) -> web.Response:
 
 
 def _range_response(request: web.Request, content: bytes, content_type: str) -> web.Response:
-    """Answer with a medium, or the part of it that was asked for."""
+    """Return the response with a medium, or with the requested range of it."""
     headers = {"Accept-Ranges": "bytes", "Cache-Control": "no-store"}
     try:
         requested = request.http_range

@@ -1,4 +1,4 @@
-"""What the sandbox's text models write: a few sentences about the prompt, the same for the same prompt and seed."""
+"""The sandbox's text outputs: a few sentences about the prompt, the same for the same prompt and seed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ENDINGS = (
 
 
 def text(prompt: str, pick: Random) -> str:
-    """Write about *prompt*, with the choices that *pick* makes."""
+    """Return sentences about *prompt*, chosen by the random generator *pick*."""
     subject = " ".join(prompt.split()) or "nothing"
     opening = pick.choice(_OPENINGS).format(prompt=subject)
     return " ".join((opening, *pick.sample(_MIDDLES, pick.randint(2, 3)), pick.choice(_ENDINGS)))

@@ -1,4 +1,4 @@
-"""Virtual time: an event loop whose clock jumps, for tests of what takes minutes."""
+"""Virtual time: an event loop whose clock skips idle time, for tests of long waits."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from flora_async._aio import thread_limiter
 T = TypeVar("T")
 
 YIELD_SECONDS = 1e-6
-"""Real seconds of a sleep that hands the processor over, so that bytes on their way through the kernel arrive."""
+"""Real seconds of a sleep that yields the processor, so that the kernel delivers bytes in flight."""
 MAX_YIELDS = 10
-"""Number of such sleeps before time jumps while bytes are on their way."""
+"""Maximum number of such sleeps before time is skipped while bytes are in flight."""
 THREAD_WAIT_SECONDS = 0.05
-"""Real seconds for which a thread that works is waited for at once."""
+"""Maximum real seconds of one wait for a working thread."""
 
 
 class SingleTaskRunner:
-    """Runs coroutines one after another in one task of a loop of its own, in virtual time or not.
+    """Runs coroutines one after another in one task of a dedicated loop, in virtual or real time.
 
-    A task group and a cancel scope must be left in the task that entered them. So the beginning of a fixture, the test
-    and the end of the fixture run in one task, which idles in between.
+    A task group and a cancel scope must be exited in the task that entered them. So the setup of a fixture, the test
+    and the teardown of the fixture run in one task, which idles in between.
     """
 
     def __init__(self, *, virtual: bool) -> None:
@@ -40,7 +40,7 @@ class SingleTaskRunner:
         self._task: asyncio.Task[None] | None = None
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end, and return its result."""
+        """Run a coroutine and return its result."""
         return self._runner.run(self._call(coroutine))
 
     def close(self) -> None:
@@ -57,7 +57,7 @@ class SingleTaskRunner:
         try:
             return await asyncio.shield(done)
         except asyncio.CancelledError:
-            if not done.done():  # Ctrl-C: it is the coroutine that is to end
+            if not done.done():  # Ctrl-C: cancel the coroutine, not this wait
                 self._task.cancel()
                 await asyncio.wait([done])
             raise
@@ -67,14 +67,14 @@ class SingleTaskRunner:
             coroutine, done = call
             try:
                 result = await coroutine
-            except BaseException as error:  # noqa: BLE001 - whatever a test raises is its caller's, pytest's skip too
+            except BaseException as error:  # noqa: BLE001 - the caller of run() gets each error of a test, pytest's skip too
                 done.set_exception(error)
             else:
                 done.set_result(result)
 
     async def _next(self) -> tuple[Coroutine[Any, Any, Any], asyncio.Future[Any]] | None:
         while True:
-            # A task group of a fixture, one of whose tasks has failed, cancels the task that waits for the end.
+            # If a task of a fixture's task group fails, the group cancels this task, which waits for the teardown.
             with contextlib.suppress(asyncio.CancelledError):
                 return await self._calls.get()
 
@@ -84,10 +84,10 @@ class SingleTaskRunner:
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock stands while anything is ready, and else jumps to the next timer.
+    """An event loop whose clock stops while callbacks are ready, and otherwise skips to the next timer.
 
-    What happens in this process, over loopback too, takes no time. It waits for threads that work for this loop, but
-    for no other process: there a timer comes first.
+    Work in this process takes no virtual time, over loopback too. The loop waits for its own threads, but not for
+    other processes: the next timer fires first.
     """
 
     def __init__(self) -> None:
@@ -98,11 +98,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(_TimeSkippingSelector(self))
 
     def time(self) -> float:
-        """Say the virtual time, in seconds."""
+        """Return the virtual time in seconds."""
         return self._now
 
     def run_forever(self) -> None:
-        """Run the loop; first find the limiters of its threads, which only a task can."""
+        """Run the loop. A first task finds the thread limiters, which are known only inside a task."""
         if self._limiter_task is None:
             self._limiter_task = self.create_task(self._find_limiters())
         super().run_forever()
@@ -111,7 +111,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._limiters = current_default_thread_limiter(), thread_limiter()
 
     def advance(self, seconds: float) -> None:
-        """Let so much time pass."""
+        """Advance the clock."""
         self._now += seconds
 
     @property
@@ -120,7 +120,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._executing > 0 or any(limiter.borrowed_tokens for limiter in self._limiters)
 
     def run_in_executor(self, executor: Executor | None, func: Callable[..., T], *args: object) -> asyncio.Future[T]:
-        """Count what threads do."""
+        """Run a function in a thread, and count it as working."""
         future = super().run_in_executor(executor, func, *args)
         self._executing += 1
         future.add_done_callback(self._on_executed)
@@ -131,13 +131,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 class _TimeSkippingSelector(selectors.DefaultSelector):
-    """A selector that lets a loop's time pass instead of waiting."""
+    """A selector that advances the loop's clock instead of waiting."""
 
     def __init__(self, loop: VirtualTimeLoop) -> None:
         super().__init__()
         self._virtual = loop
         self._used = False
-        """Whether a socket was ready since the last jump."""
+        """Whether a socket was ready since the clock was last advanced."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
@@ -148,7 +148,7 @@ class _TimeSkippingSelector(selectors.DefaultSelector):
             return super().select(THREAD_WAIT_SECONDS)
         if timeout is None:
             return super().select(None)
-        # One sleep where a socket was used, for what carries no bytes: a connection that opens or closes.
+        # After socket use, sleep once even without bytes in flight: opening or closing a connection carries none.
         for count in range(MAX_YIELDS):
             if not (self._used and count == 0) and not self._bytes_in_flight():
                 break
@@ -160,7 +160,7 @@ class _TimeSkippingSelector(selectors.DefaultSelector):
         return ready
 
     def _bytes_in_flight(self) -> bool:
-        """Return whether the kernel has still to deliver what was written to a socket of this loop."""
+        """Return whether the kernel holds undelivered bytes of a socket of this loop."""
         return any(_has_unsent_bytes(key.fd) for key in self.get_map().values())
 
 

@@ -1,4 +1,4 @@
-"""The sandbox's call-backs: one for each run that wants one, when it ends, signed and repeated as FLORA's are."""
+"""Send the sandbox's webhooks: signed and retried like FLORA's, one for each finished run with a ``callback_url``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from flora_async import webhooks
 from flora_async.sandbox._runs import FAILURES, SandboxRun
 
 RETRY_DELAYS = (0.0, 10.0, 60.0, 300.0)
-"""Seconds before each attempt at a delivery, at time scale 1."""
+"""Seconds before each delivery attempt, at time scale 1."""
 DELIVERY_DELAY = 0.001
-"""Seconds from the end of a run to its call-back, so that whoever then looks finds it ended, by whatever rounding."""
+"""Seconds from the end of a run to its webhook: a poll after the webhook sees the end, whatever is rounded."""
 DELIVERY_TIMEOUT = aiohttp.ClientTimeout(total=10)
 API_VERSION = "2026-06-11"
 
 
 class WebhookSender:
-    """Everything that a sandbox has still to say."""
+    """Sends the webhooks of a sandbox."""
 
     def __init__(self, *, time_scale: float, lost: float, seed: int) -> None:
         self.secret: str = f"whsec_{secrets.token_hex(16)}"
@@ -32,7 +32,7 @@ class WebhookSender:
         self._deliveries: set[asyncio.Task[None]] = set()
 
     def schedule(self, run: SandboxRun) -> None:
-        """Have a run call back when it has ended, unless its call-back is one that gets lost."""
+        """Schedule the webhook of a run for its end, unless the webhook is one of the lost ones."""
         url = run.order.callback_url
         if url is not None and self._random.random() >= self._lost:
             delivery = asyncio.get_running_loop().create_task(self._deliver(run, url))
@@ -58,7 +58,7 @@ class WebhookSender:
             return False
 
     async def close(self) -> None:
-        """Say nothing more."""
+        """Cancel all deliveries."""
         deliveries = list(self._deliveries)
         for delivery in deliveries:
             delivery.cancel()
