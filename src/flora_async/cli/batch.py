@@ -97,7 +97,7 @@ async def _run(options: argparse.Namespace, session: Noted) -> int:
             if options.dry_run:
                 return DONE
             name = options.batch or _name(options.orders)
-            async with _opened(flora, options, name) as batches:
+            async with _open_batches(flora, options, name) as batches:
                 orders = _orders(source, flora, options)
                 await batches[name].add(orders, max_cost=options.max_cost, settings=settings)
                 return await _finish(batches, batches[name], flora, settings, options, session)
@@ -108,7 +108,7 @@ async def _continue(options: argparse.Namespace, session: Noted) -> int:
         name = options.batch or await _only_batch(batches)
         kept = await batches[name].settings()
     if options.operation == "worker":
-        async with Flora(options.api_key) as flora, _opened(flora, options, name) as batches:
+        async with Flora(options.api_key) as flora, _open_batches(flora, options, name) as batches:
             session.notes = [f"other workers continue with the orders of {name}"]
             with batch_progress.show_progress(batches, batches[name]):
                 status = await batches[name].finished()
@@ -120,7 +120,7 @@ async def _continue(options: argparse.Namespace, session: Noted) -> int:
         download=kept.download if options.download is None else str(options.download.absolute()),
     )
     _check_files(options, settings)
-    async with Flora(options.api_key) as flora, _opened(flora, options, name) as batches:
+    async with Flora(options.api_key) as flora, _open_batches(flora, options, name) as batches:
         batch = batches[name]
         for executor in await batch.lost_executors():
             output.print_status(f"{executor} is gone; its orders are taken over within seconds")
@@ -139,7 +139,7 @@ def _check_files(options: argparse.Namespace, settings: BatchSettings, *inputs: 
     batch_results.check_download(settings.download)
 
 
-def _opened(flora: Flora, options: argparse.Namespace, name: str) -> Batches:
+def _open_batches(flora: Flora, options: argparse.Namespace, name: str) -> Batches:
     return Batches(
         flora, database=options.database, executor=options.executor, concurrency=options.concurrency, only=name
     )

@@ -49,7 +49,7 @@ def absolute(out: str) -> str:
 
 
 def check_download(folder: str | None) -> None:
-    """Refuse what cannot become a folder."""
+    """Refuse a path that cannot become a folder."""
     if folder is None:
         return
     path = Path(folder)

@@ -127,7 +127,7 @@ class Batch:
         try:
             page: list[dict[str, object]] = []
             async for order, columns in orders:
-                page.append(writer.row(_checked(worker.flora, order, writer.total), columns))
+                page.append(writer.row(_check_order(worker.flora, order, writer.total), columns))
                 if len(page) == batches.STORE_PAGE:
                     await database.write(partial(batches.insert_orders, rows=page))
                     page = []
@@ -335,7 +335,7 @@ async def _without_columns(
             yield order, {}
 
 
-def _checked(flora: Flora, order: object, number: int) -> Order:
+def _check_order(flora: Flora, order: object, number: int) -> Order:
     if not isinstance(order, Order):
         raise errors.ConfigurationError(f"order {number}: a batch takes Orders, not {type(order).__name__}")
     try:

@@ -6,8 +6,7 @@ import socket
 from collections.abc import AsyncIterable, Mapping
 from typing import Any, Self
 
-from flora_async import Flora
-from flora_async._polling.schedule import PollFactory
+from flora_async import Flora, PollFactory
 from flora_async._validation import check_count, check_text
 from flora_async.durable._batch import Batch
 from flora_async.durable._store import batches, orders

@@ -103,7 +103,7 @@ class Database:
         if self._writing is not None:
             await asyncio.wait([self._writing], timeout=CLOSE_TIMEOUT)
             while not self._writing.done():
-                self._writing.cancel()  # what it writes; then what waits
+                self._writing.cancel()  # the first time the current write, then the queued ones
                 await asyncio.wait([self._writing], timeout=0.1)
         await run_in_thread(self._engine.dispose)
 

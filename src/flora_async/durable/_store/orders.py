@@ -202,7 +202,7 @@ def renew(connection: sa.Connection, item: Item) -> bool:
 
 
 def leave(connection: sa.Connection, item: Item, *, doubtful: bool) -> None:
-    """Let an order wait again; if it may have been accepted, leave it to be sent again under its key."""
+    """Requeue an order. One that may have been accepted is sent again under its key."""
     values = "owner = NULL" if doubtful else "state = 'waiting', owner = NULL, sent = NULL"
     update(connection, item, values, "owner = :owner" if doubtful else "owner = :owner AND state = 'sending'")
 

@@ -1,4 +1,4 @@
-"""The tables of a database of batches. What an order costs and where it stands is in its row only: no counters."""
+"""The tables of a database of batches. The cost and the state of an order are in its row only: no counters."""
 
 from __future__ import annotations
 

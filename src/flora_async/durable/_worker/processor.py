@@ -10,9 +10,8 @@ from contextlib import suppress
 
 import msgspec
 
-from flora_async import Flora, errors
+from flora_async import Flora, PollFactory, errors
 from flora_async._http.transport import check_before_post
-from flora_async._polling.schedule import PollFactory
 from flora_async.durable._store import batches, orders
 from flora_async.durable._store.batches import BatchSettings
 from flora_async.durable._store.database import Database, select
@@ -161,7 +160,7 @@ class OrderProcessor:
         await self._database.write(lambda c: orders.leave(c, item, doubtful=doubtful))
 
     async def _judge_forbidden(self, item: Item, order: Order) -> policy.Verdict:
-        """Return whether a 403 concerns this order or the key: wait for what FLORA says to other orders."""
+        """Return whether a 403 concerns this order or the key: wait for the responses to other orders."""
         waiting = "SELECT 1 FROM flora_orders WHERE batch = :batch AND state = 'waiting' LIMIT 1"
         suspects = self.forbidden.setdefault(item.batch, {})
         suspects[item.number] = f"{order.type} {order.model}"

@@ -10,8 +10,7 @@ from collections import Counter
 from contextlib import suppress
 from functools import partial
 
-from flora_async import Flora, errors
-from flora_async._polling.schedule import PollFactory
+from flora_async import Flora, PollFactory, errors
 from flora_async.durable._store import orders
 from flora_async.durable._store.database import CLOSE_TIMEOUT, Database
 from flora_async.durable._store.orders import Item
@@ -52,7 +51,7 @@ class Worker:
         self._outages = 0
 
     async def start(self) -> None:
-        """Give the first sign of life, and begin to work."""
+        """Record the first heartbeat and start to work."""
         await self._database.write(lambda c: orders.beat(c, self.process))
         create_task = asyncio.get_running_loop().create_task
         self._loops = [create_task(self._keep_beating()), create_task(self._keep_filling())]
