@@ -1,4 +1,4 @@
-"""Call-backs settle what is waited for, and polling is a safety net."""
+"""Webhooks end waits, and polling is a fallback."""
 
 import asyncio
 from collections import Counter
@@ -24,14 +24,14 @@ ORDER: dict[str, Any] = {"type": "image", "prompt": "a mug", "workspace_id": "ws
 
 
 def delivery(run_id: str, number: int = 1, kind: str = "completed") -> bytes:
-    """Write what FLORA posts."""
+    """Return the body of a webhook."""
     data = {"run_id": run_id, "run_type": "generation", "workspace_id": "ws_1", "status": kind}
     return msgspec.json.encode({"id": f"whd_{number}", "type": f"run.{kind}", "created_at": 1, "data": data})
 
 
 @asynccontextmanager
 async def endpoint(take: Callable[[bytes, dict[str, str]], object]) -> AsyncIterator[str]:
-    """Serve a URL to call back."""
+    """Serve a URL that receives webhooks."""
 
     async def receive(request: web.Request) -> web.Response:
         take(await request.read(), dict(request.headers))
@@ -48,8 +48,8 @@ async def endpoint(take: Callable[[bytes, dict[str, str]], object]) -> AsyncIter
         await runner.cleanup()
 
 
-async def test_a_call_back_settles_a_wait() -> None:
-    """With one look, and none before it."""
+async def test_a_webhook_ends_a_wait() -> None:
+    """A webhook ends a wait with one poll, and no poll is sent before it."""
     async with Scripted() as server, Flora("any", base_url=server.base_url) as flora:
         server.on("POST", "/generate", answer(started("run_1", estimated_seconds=0.1), 201))
         server.on("GET", "/runs/run_1", answer(run(run_id="run_1")))
@@ -66,8 +66,8 @@ async def test_a_call_back_settles_a_wait() -> None:
         assert server.count("GET", "/runs/run_1") == 1
 
 
-async def test_a_call_back_that_comes_first() -> None:
-    """Before anybody waits, and before anybody has waited at all; from another thread too."""
+async def test_a_webhook_before_the_wait() -> None:
+    """A webhook that arrives before the wait is remembered, also before the first wait and from another thread."""
     async with Scripted() as server, Flora("any", base_url=server.base_url) as flora:
         inbox = flora.inbox(SECRET)
         for number in (1, 2):
@@ -80,8 +80,8 @@ async def test_a_call_back_that_comes_first() -> None:
             assert (await flora.wait_for_run(begun, timeout=5)).run_id == run_id
 
 
-async def test_a_call_back_that_is_ahead_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run is looked at as usual from there on."""
+async def test_a_webhook_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a webhook for an unfinished run, the run is polled by the default schedule."""
     monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
     monkeypatch.setattr(schedule, "POLL_CAP", 0.01)
     async with Scripted() as server, Flora("any", base_url=server.base_url) as flora:
@@ -137,8 +137,8 @@ async def test_the_log_record_of_a_webhook(caplog: pytest.LogCaptureFixture) -> 
     assert not fields.keys() & {"event", "level", "timestamp"}
 
 
-async def test_without_a_call_back_url_nothing_changes() -> None:
-    """An inbox makes no run slower that has no way to call back."""
+async def test_without_a_callback_url_nothing_changes() -> None:
+    """With an inbox, a run without callback_url is polled by the default schedule."""
     async with Scripted() as server, Flora("any", base_url=server.base_url) as flora:
         flora.inbox(SECRET)
         server.on("POST", "/generate", answer(started("run_1", estimated_seconds=1.0), 201))
@@ -147,8 +147,8 @@ async def test_without_a_call_back_url_nothing_changes() -> None:
         assert (await flora.wait_for_run(begun, timeout=10)).succeeded
 
 
-async def test_strangers_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a secret there must be; it is not shown."""
+async def test_unsigned_webhooks_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An inbox rejects unsigned requests, requires a secret and does not show it."""
     async with Flora("any") as flora:
         monkeypatch.delenv("FLORA_WEBHOOK_SECRET", raising=False)
         with pytest.raises(ConfigurationError, match="FLORA_WEBHOOK_SECRET"):
@@ -163,8 +163,8 @@ async def test_strangers_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> Non
         assert not inbox.receive(body, sign(body, SECRET)).repeated
 
 
-def test_the_safety_net() -> None:
-    """Looks long after the end should have come, then ever more rarely."""
+def test_the_webhook_fallback_schedule() -> None:
+    """The fallback polls first long after the expected end, then at growing intervals."""
     net = schedule.webhook_fallback_schedule(20.0)
     next(net)
     gaps = [net.send(schedule.PollState(0.0, None)) for _ in range(6)]
@@ -177,7 +177,7 @@ def test_the_safety_net() -> None:
 
 
 class Counting(Sandbox):
-    """A sandbox that counts the looks at each run."""
+    """A sandbox that counts the polls of each run."""
 
     async def _retrieve(self, request: web.Request) -> web.Response:
         self.requests[request.match_info["run_id"]] += 1
@@ -220,8 +220,8 @@ def settle(waits: int, *, lost: float) -> tuple[int, Counter[int]]:
 
 
 @pytest.mark.parametrize("waits", [50, pytest.param(1000, marks=pytest.mark.proof)])
-def test_call_backs_settle_waits(waits: int) -> None:
-    """All of them, with at most one GET each, pages of the history counted in."""
+def test_webhooks_end_waits(waits: int) -> None:
+    """All waits end by webhook, with at most one GET for each run, history pages included."""
     came, polls = settle(waits, lost=0.0)
     assert came == waits
     assert set(polls) <= {-1, 0, 1}
@@ -229,16 +229,16 @@ def test_call_backs_settle_waits(waits: int) -> None:
 
 
 @pytest.mark.parametrize("waits", [50, pytest.param(1000, marks=pytest.mark.proof)])
-def test_lost_call_backs(waits: int) -> None:
-    """One in ten: all waits are settled, still with at most one GET each."""
+def test_lost_webhooks(waits: int) -> None:
+    """With one webhook in ten lost, all waits end with at most one GET for each run."""
     came, polls = settle(waits, lost=0.1)
     assert 0.8 * waits <= came < waits, "the sandbox loses some"
     assert set(polls) <= {-1, 0, 1}
     assert polls[1] + polls[-1] <= waits
 
 
-async def test_what_nobody_waits_for_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where nobody ever waits: what is remembered of call-backs has a bound."""
+async def test_remembered_webhooks_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of remembered webhooks is limited, also if no run is awaited."""
     monkeypatch.setattr(poller, "MAX_FINISHED_EARLY", 10)
     monkeypatch.setattr(webhooks, "REMEMBERED", 10)
     async with Flora("any") as flora:
@@ -249,8 +249,8 @@ async def test_what_nobody_waits_for_is_forgotten(monkeypatch: pytest.MonkeyPatc
         assert len(flora._poller._finished_early) == len(inbox._seen) == 10
 
 
-async def test_the_sandbox_that_is_started_again() -> None:
-    """Calls back again."""
+async def test_a_restarted_sandbox_sends_webhooks() -> None:
+    """A restarted sandbox sends webhooks again."""
     came: list[bytes] = []
     sandbox = Sandbox(time_scale=0.001)
     async with endpoint(lambda body, _: came.append(body)) as url:
@@ -261,8 +261,8 @@ async def test_the_sandbox_that_is_started_again() -> None:
                     await asyncio.sleep(0.01)
 
 
-async def test_the_sandbox_repeats_what_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As FLORA does, signed, and the same delivery."""
+async def test_the_sandbox_retries_rejected_webhooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sandbox retries a rejected webhook with the same delivery id and signature."""
     monkeypatch.setattr(_webhooks, "REPEATS", (0.0, 0.05, 0.05, 0.05))
     came: list[bytes] = []
 

@@ -1,4 +1,4 @@
-"""The watcher, in virtual time, against a FLORA that does what it can to lose a run."""
+"""The poller in virtual time, against a hostile simulated FLORA."""
 
 import asyncio
 import gc
@@ -28,7 +28,7 @@ TOO_LATE = 900.0
 
 
 class Trial:
-    """Waits for many runs while pages shift, rows lie and requests fail; checks that nothing is lost."""
+    """Waits for many runs while pages shift, rows are outdated and requests fail; checks that no wait is lost."""
 
     def __init__(self, seed: int, kind: type[Poller]) -> None:
         self.chance = random.Random(seed)
@@ -70,12 +70,12 @@ class Trial:
         self.settle(number, "finished")
 
     def settle(self, number: int, end: str) -> None:
-        """Note an end."""
+        """Record the end of a wait."""
         assert number not in self.settled, "settled twice"
         self.settled[number] = end
 
     def order(self, made: int) -> None:
-        """Make a run, ours or foreign, with one waiter or several."""
+        """Create a run with no waiter, one or several."""
         chance, loop = self.chance, asyncio.get_running_loop()
         bar = chance.choice(["none", "linear"])
         run = Simulated(f"run_{made}", loop.time(), chance.uniform(0, 3), chance.uniform(1, 60), bar=bar)
@@ -116,26 +116,26 @@ class Trial:
 
 
 async def hostile(seed: int, kind: type[Poller]) -> None:
-    """Hold one trial."""
+    """Run one trial."""
     await Trial(seed, kind).go()
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_every_wait_ends_once_and_right(seed: int) -> None:
-    """For a handful of seeds."""
+    """Each wait ends exactly once with the correct result, for twelve seeds."""
     run_virtually(hostile(seed, Poller))
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("block", range(20))
 def test_every_wait_ends_once_and_right_for_hundreds_of_seeds(block: int) -> None:
-    """Five hundred."""
+    """Each wait ends exactly once with the correct result, for 500 seeds."""
     for seed in range(1000 + 25 * block, 1025 + 25 * block):
         run_virtually(hostile(seed, Poller))
 
 
 async def burst(count: int, *, pages: bool) -> int:
-    """Wait for many runs that begin at once and take about ten seconds; say how many requests that took."""
+    """Wait for many runs of about ten seconds that start at once. Return the number of requests."""
     chance = random.Random(count)
     flora = SimulatedFlora(limit=10.0)
     poller = Poller(flora.operations(pages=pages))
@@ -150,26 +150,26 @@ async def burst(count: int, *, pages: bool) -> int:
 
 
 def test_a_thousand_runs_cost_few_requests() -> None:
-    """Half a request each at most; without pages, one at least."""
+    """A thousand runs cost at most half a request each; without pages, at least one."""
     assert run_virtually(burst(1000, pages=True)) <= 500
     assert run_virtually(burst(1000, pages=False)) >= 1000
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_one_or_two_runs_are_asked_by_their_addresses(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages would save nothing."""
+def test_one_or_two_runs_are_polled_individually(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One or two runs are polled at their own URLs, because pages would save no request."""
     monkeypatch.delattr(Poller, "_start_page_poll")
     assert run_virtually(burst(count, pages=True)) <= 8 * count
 
 
 async def stream(count: int, rate: float) -> tuple[int, float]:
-    """Start runs at a rate, each done at once, while others are waited for; say how many requests and seconds."""
+    """Start short runs at a rate and wait for them. Return the number of requests and the seconds."""
     flora, loop = SimulatedFlora(), asyncio.get_running_loop()
     poller = Poller(flora.operations())
-    room = asyncio.Semaphore(500)
+    slots = asyncio.Semaphore(500)
 
     async def one(number: int) -> None:
-        async with room:
+        async with slots:
             run = Simulated(f"run_{number}", loop.time(), 0.01, 0.02)
             flora.add(run)
             await asyncio.sleep(0.1)  # its answer comes after it was created
@@ -177,23 +177,23 @@ async def stream(count: int, rate: float) -> tuple[int, float]:
             subject = replace(seen, loop_created=loop.time(), created=seen.created + 0.1)
             assert await poller.add_waiter(poller.track(subject, None), deadline=math.inf)
 
-    ones = []
+    tasks = []
     for number in range(count):
-        ones.append(asyncio.create_task(one(number)))
+        tasks.append(asyncio.create_task(one(number)))
         await asyncio.sleep(1 / rate)
-    await asyncio.gather(*ones)
+    await asyncio.gather(*tasks)
     return flora.requests, loop.time()
 
 
 def test_a_stream_of_runs_is_read_by_pages() -> None:
-    """A run that a hundred newer ones have pushed off its page is looked for on the next, not by its address."""
+    """A run that newer runs shift to the next page is found there, without a poll of its own."""
     requests, seconds = run_virtually(stream(2000, 400))
     assert requests <= 200
     assert seconds <= 15
 
 
 def test_ten_thousand_waits_begin_and_end_in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass of the event loop makes at most 1.5 times the function calls that it makes with 2,000 runs."""
+    """One pass of the event loop with 10,000 runs makes at most 1.5 times the calls of one with 2,000 runs."""
     most = {}
     for count in (2000, 10_000):
         with monkeypatch.context() as patch:
@@ -202,7 +202,7 @@ def test_ten_thousand_waits_begin_and_end_in_small_steps(monkeypatch: pytest.Mon
 
 
 async def begin_and_close(count: int, patch: pytest.MonkeyPatch) -> int:
-    """Begin to wait for runs and stop, with events; return the most function calls in one pass of the event loop."""
+    """Start and close waits with events. Return the highest number of calls in one pass of the event loop."""
     calls, most = 0, 0
     select = _Selector.select
 
@@ -238,7 +238,7 @@ async def begin_and_close(count: int, patch: pytest.MonkeyPatch) -> int:
 
 
 def test_a_cancelled_close_ends_every_wait() -> None:
-    """Where ``aclose()`` is cancelled between two steps, the waits that are left end all the same."""
+    """If ``aclose()`` is cancelled between two steps, the remaining waits end too."""
 
     async def main() -> None:
         poller = Poller(SimulatedFlora().operations())
@@ -258,11 +258,11 @@ def test_a_cancelled_close_ends_every_wait() -> None:
 
 
 class Thing:
-    """What a caller's context variable holds."""
+    """Value of a caller's context variable."""
 
 
-async def depart() -> bool:
-    """Wait for a run, leave, and return whether the caller's context is free while other waits go on."""
+async def cancel_waits() -> bool:
+    """Wait for runs and cancel. Return whether the caller's context is released while other waits continue."""
     flora, held = SimulatedFlora(), ContextVar[Thing]("held")
     poller = Poller(flora.operations())
     runs = [Simulated(f"run_{number}", 0.0, 0.0, 1000.0) for number in range(4)]
@@ -291,12 +291,12 @@ async def depart() -> bool:
 
 
 def test_a_departed_wait_leaves_nothing_behind() -> None:
-    """Its context variables and its deadline go with it, though it came first and others wait for the same runs."""
-    assert run_virtually(depart())
+    """A cancelled wait releases its context and deadline, also if it was the first of several waits for a run."""
+    assert run_virtually(cancel_waits())
 
 
 async def crowd(count: int, limit: float) -> list[float]:
-    """Create runs of 3 seconds one after another in turns with polls; return how late each end was known."""
+    """Create runs of 3 seconds that share the limit with polls. Return the lag of each end."""
     flora, loop = SimulatedFlora(limit=limit), asyncio.get_running_loop()
     poller, calls = Poller(flora.operations()), flora._limiter.calls
 
@@ -320,7 +320,7 @@ async def crowd(count: int, limit: float) -> list[float]:
 
 
 def test_polls_keep_up_with_creates_under_a_limit() -> None:
-    """300 orders at once under 10 requests a second: each end is known 3 seconds late on average, 6 at most."""
+    """With 300 orders at 10 requests per second, the lag is 3 seconds on average and 6 at most."""
     lags = run_virtually(crowd(300, 10.0))
     assert sum(lags) / len(lags) <= 3
     assert max(lags) <= 6
@@ -328,7 +328,7 @@ def test_polls_keep_up_with_creates_under_a_limit() -> None:
 
 @pytest.mark.parametrize("keyset", [False, True])
 def test_a_large_steady_crowd_is_read_by_pages(*, keyset: bool) -> None:
-    """Whatever its cursors are made of, the history tells of 300 runs for less than a request each."""
+    """300 runs cost less than one request each, with offset and keyset cursors."""
 
     async def main() -> int:
         flora = (KeysetFlora if keyset else SimulatedFlora)(limit=10.0)
@@ -347,7 +347,7 @@ def test_a_large_steady_crowd_is_read_by_pages(*, keyset: bool) -> None:
 
 
 class KeysetFlora(SimulatedFlora):
-    """Its cursors name the last row of a page, not a number of rows."""
+    """A simulated FLORA whose cursors name the last row of a page, not an offset."""
 
     async def _page(self, cursor: str | None, _scope: Scope) -> GenerationPage:
         looked = await self._request(PAGE_SECONDS)
@@ -361,8 +361,8 @@ class KeysetFlora(SimulatedFlora):
         )
 
 
-class NeverAsksByAddress(Poller):
-    """A mutant: runs are looked for on pages only."""
+class NeverPollsIndividually(Poller):
+    """A mutant that reads pages only."""
 
     def _start_run_poll(self, entry: TrackedRun, turn: float) -> None:
         self._operations.lane.release(turn, succeeded=False)
@@ -370,23 +370,23 @@ class NeverAsksByAddress(Poller):
         self._schedule(entry)
 
 
-class TrustsEveryRow(Poller):
-    """A mutant: a finished row is taken for the run, outputs or not."""
+class AcceptsEveryRow(Poller):
+    """A mutant that accepts finished rows without outputs."""
 
     def _lacks_outputs(self, row: Generation) -> bool:
         return False
 
 
-class GivesUpOnAMiss(Poller):
-    """A mutant: a run that was not on its page is forgotten."""
+class ForgetsMissingRuns(Poller):
+    """A mutant that stops tracking a run missing from its page."""
 
     def _count_page_miss(self, entry: TrackedRun) -> None:
         self._untrack(entry)
 
 
-@pytest.mark.parametrize("mutant", [NeverAsksByAddress, TrustsEveryRow, GivesUpOnAMiss])
-def test_broken_watchers_are_caught(mutant: type[Poller]) -> None:
-    """By the same check, within a handful of seeds."""
+@pytest.mark.parametrize("mutant", [NeverPollsIndividually, AcceptsEveryRow, ForgetsMissingRuns])
+def test_broken_pollers_are_detected(mutant: type[Poller]) -> None:
+    """The trial detects each mutant within twelve seeds."""
     with pytest.raises(AssertionError):
         for seed in range(12):
             run_virtually(hostile(seed, mutant))

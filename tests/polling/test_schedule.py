@@ -1,4 +1,4 @@
-"""When to try again and when to look again: numbers and decisions."""
+"""Retry decisions and poll schedules."""
 
 import math
 from collections.abc import Generator
@@ -48,14 +48,14 @@ BAD = BadRequestError("bad", status=400)
 
 
 def pause(failure: FloraError, *, failures: int = 1, billable: bool = False, **changes: Any) -> float | None:
-    """Say how long to pause after *failure*."""
+    """Return the delay before the next retry after *failure*, or ``None``."""
     settings: dict[str, Any] = {"retries": 2, "idempotent": True, "elapsed": 1.0, **changes}
     return retry.next_retry_delay([failure] * failures, billable=billable, **settings)
 
 
 @pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, BUSY, BROKEN, SLOW_DOWN, APIError("late", status=408)])
-def test_reads_are_tried_again(failure: FloraError) -> None:
-    """After connection faults, time-outs, 429 and 5xx, as often as allowed."""
+def test_reads_are_retried(failure: FloraError) -> None:
+    """Reads are retried after connection errors, timeouts, 429 and 5xx, up to the maximum."""
     assert pause(failure, failures=1) is not None
     assert pause(failure, failures=2) is not None
     assert pause(failure, failures=3) is None
@@ -64,48 +64,48 @@ def test_reads_are_tried_again(failure: FloraError) -> None:
 
 
 @pytest.mark.parametrize("failure", [BAD_CERTIFICATE, REDIRECT, UNDECODABLE, BAD, ClientClosedError("closed")])
-def test_reads_that_another_try_does_not_mend(failure: FloraError) -> None:
-    """They end at once."""
+def test_definite_errors_of_reads_are_not_retried(failure: FloraError) -> None:
+    """Reads are not retried after definite errors."""
     assert pause(failure) is None
 
 
 @pytest.mark.parametrize("failure", [GARBAGE, HTML])
-def test_reads_that_another_try_may_mend(failure: FloraError) -> None:
-    """One: a stray answer comes once, a broken server always answers so."""
+def test_undecodable_responses_are_retried_once(failure: FloraError) -> None:
+    """A response that cannot be decoded is retried once: a broken server always sends it."""
     assert pause(failure, failures=1) is not None
     assert pause(failure, failures=2) is None
 
 
 @pytest.mark.parametrize("failure", [CUT, GARBAGE, ACCEPTED_OTHERWISE, UNDECODABLE, BROKEN])
-def test_creates_that_may_have_arrived_are_sent_again_a_second_later(failure: FloraError) -> None:
-    """Under the same key, so that they cannot be billed twice."""
+def test_creates_that_may_have_arrived_are_retried_after_a_second(failure: FloraError) -> None:
+    """A create that may have arrived is retried under the same key after a second, so it is billed once."""
     delay = pause(failure, billable=True)
     assert delay is not None
     assert delay >= retry.RESEND_PAUSE
 
 
 def test_creates_that_timed_out_wait_longer() -> None:
-    """Two requests under one key at once may both execute."""
+    """A create that timed out is retried later: two concurrent requests under one key may both execute."""
     delay = pause(LATE, billable=True)
     assert delay is not None
     assert delay >= retry.RESEND_PAUSE_AFTER_TIMEOUT
 
 
 @pytest.mark.parametrize("failure", [REFUSED, BUSY, SLOW_DOWN])
-def test_creates_that_did_not_arrive_are_sent_again(failure: FloraError) -> None:
-    """They cost nothing yet."""
+def test_creates_that_did_not_arrive_are_retried(failure: FloraError) -> None:
+    """A create that did not reach the server is retried."""
     assert pause(failure, billable=True) is not None
 
 
 @pytest.mark.parametrize("failure", [BAD, REDIRECT, BAD_CERTIFICATE, IdempotencyConflictError("used", status=409)])
 def test_creates_that_were_refused(failure: FloraError) -> None:
-    """They end at once."""
+    """Refused creates are not retried."""
     assert pause(failure, billable=True) is None
 
 
 @pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, BUSY])
-def test_no_create_is_sent_again_after_half_an_hour(failure: FloraError) -> None:
-    """FLORA forgets keys; long before it does we stop."""
+def test_no_create_is_retried_after_half_an_hour(failure: FloraError) -> None:
+    """No create is retried after half an hour, because idempotency keys expire."""
     assert pause(failure, billable=True, elapsed=retry.RESEND_WINDOW) is None
     assert pause(failure, elapsed=retry.RESEND_WINDOW) is not None
 
@@ -113,7 +113,7 @@ def test_no_create_is_sent_again_after_half_an_hour(failure: FloraError) -> None
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("billable", [False, True])
 def test_retry_after_is_honoured_up_to_a_minute(status: int, billable: bool) -> None:
-    """Above that the error comes at once, with the value."""
+    """Retry-After is followed up to one minute; a longer one raises the error at once, with the value."""
     kind = RateLimitError if status == 429 else InternalServerError
     for seconds in (2.0, 60.0):
         delay = pause(kind("", status=status, retry_after=seconds), billable=billable)
@@ -122,14 +122,14 @@ def test_retry_after_is_honoured_up_to_a_minute(status: int, billable: bool) -> 
     assert pause(kind("", status=status, retry_after=60.5), billable=billable) is None
 
 
-def test_a_429_without_a_word_pauses_a_second() -> None:
-    """At least."""
+def test_a_429_without_retry_after_pauses_a_second() -> None:
+    """A 429 without Retry-After delays the retry by at least one second."""
     assert all((pause(SLOW_DOWN) or 0) >= 1.0 for _ in range(50))
 
 
 @given(st.integers(1, 5000))
 def test_delays_grow_and_are_capped(failures: int) -> None:
-    """Exponential, with jitter, at most 30 seconds, never none."""
+    """Backoff delays are exponential with jitter, positive and at most 30 seconds."""
     delay = retry.backoff_delay(failures)
     top = min(0.5 * 2 ** min(failures - 1, 100), 30)
     assert top / 2 <= delay <= top
@@ -142,14 +142,14 @@ def test_delays_grow_and_are_capped(failures: int) -> None:
         *((failure, False) for failure in (REFUSED, REDIRECT, SLOW_DOWN, BAD, ClientClosedError("closed"))),
     ],
 )
-def test_what_may_have_arrived(failure: FloraError, arrived: bool) -> None:
-    """Doubt is about what FLORA can have accepted."""
+def test_errors_with_unknown_outcome(failure: FloraError, arrived: bool) -> None:
+    """The outcome of a create is unknown only if the server may have accepted it."""
     assert failure.outcome_unknown is arrived
 
 
 @pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, GARBAGE, UNDECODABLE, BUSY, BROKEN, SLOW_DOWN])
-def test_passing_faults_never_end_a_wait(failure: FloraError) -> None:
-    """However old the run is."""
+def test_transient_errors_never_end_a_wait(failure: FloraError) -> None:
+    """Transient poll errors never end a wait, at any age of the run."""
     assert not schedule.is_fatal(failure, age=1e9)
 
 
@@ -166,20 +166,20 @@ def test_passing_faults_never_end_a_wait(failure: FloraError) -> None:
         ConfigurationError("other loop"),
     ],
 )
-def test_definite_failures_end_a_wait(failure: FloraError) -> None:
-    """At once."""
+def test_definite_errors_end_a_wait(failure: FloraError) -> None:
+    """Definite poll errors end a wait at once."""
     assert schedule.is_fatal(failure, age=0.0)
 
 
 def test_a_404_counts_from_ten_seconds_on() -> None:
-    """A fresh run may not be known everywhere."""
+    """A 404 ends a wait only 10 seconds after the creation of the run."""
     missing = NotFoundError("no", status=404)
     assert not schedule.is_fatal(missing, age=9.9)
     assert schedule.is_fatal(missing, age=10.1)
 
 
-def test_the_pause_after_a_look_that_failed() -> None:
-    """Retry-After always wins, however long; otherwise looks go on at least as often as ever."""
+def test_the_delay_after_a_failed_poll() -> None:
+    """After a failed poll, Retry-After is followed at any length. Other delays are capped."""
     assert schedule.poll_retry_delay(RateLimitError("", status=429, retry_after=300.0), 1) == 300.0
     assert schedule.poll_retry_delay(SLOW_DOWN, 1) >= 1.0
     assert all(0 < schedule.poll_retry_delay(CUT, failures) <= schedule.POLL_CAP for failures in range(1, 50))
@@ -189,20 +189,20 @@ def test_the_pause_after_a_look_that_failed() -> None:
 
 
 def seen(progress: float = 0.0, started: float | None = None) -> Run:
-    """Give an unfinished run that began work *started* seconds after its creation."""
+    """Return an unfinished run that started *started* seconds after its creation."""
     began = None if started is None else 1000.0 + started
     return Run(run_id="run_1", status="running", progress=progress, created_at=1000.0, started_at=began)
 
 
 def primed(estimate: float | None) -> Generator[float, PollState, None]:
-    """Give a schedule that was primed as backoff primes its own."""
+    """Return a primed schedule."""
     plan = schedule.adaptive_schedule(estimate)
     next(plan)
     return plan
 
 
 def unshaken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the jitter out."""
+    """Disable the jitter."""
     monkeypatch.setattr(schedule, "POLL_JITTER", 0.0)
 
 
@@ -223,19 +223,19 @@ def unshaken(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_schedule(monkeypatch: pytest.MonkeyPatch, estimate: float | None, age: float, delay: float) -> None:
-    """Without news of progress."""
+    """Without progress, the delay follows the estimate and the age."""
     unshaken(monkeypatch)
     assert primed(estimate).send(PollState(age, seen())) == pytest.approx(delay, rel=0.01)
 
 
-def test_work_that_began_late_ends_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The estimate counts from where work began."""
+def test_the_estimate_counts_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimate counts from the start of the run, not from its creation."""
     unshaken(monkeypatch)
     assert primed(10.0).send(PollState(20.0, seen(started=18.0))) == pytest.approx(0.65 * 8)
 
 
-def test_progress_that_moves_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half done after 20 seconds means 20 to go, whatever the estimate was."""
+def test_progress_overrides_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress of 50 % after 20 seconds predicts 20 more seconds and overrides the estimate."""
     unshaken(monkeypatch)
     plan = primed(500.0)
     plan.send(PollState(10.0, seen(0, started=0.0)))
@@ -243,8 +243,8 @@ def test_progress_that_moves_is_believed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert plan.send(PollState(32.0, seen(80, started=0.0))) == pytest.approx(0.65 * 8)
 
 
-def test_a_bar_that_stands_still_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It cannot make the looks more frequent for ever."""
+def test_constant_progress_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress that stays constant does not shorten the delays permanently."""
     unshaken(monkeypatch)
     plan = primed(None)
     delays = [plan.send(PollState(float(age), seen(99, started=0.0))) for age in range(1, 400, 10)]
@@ -257,17 +257,17 @@ def test_a_bar_that_stands_still_is_not(monkeypatch: pytest.MonkeyPatch) -> None
         st.tuples(st.floats(-10, 1e6), st.floats(0, 100), st.none() | st.floats(-100, 1e6)), min_size=1, max_size=20
     ),
 )
-def test_any_run_is_looked_at_every_two_to_thirteen_seconds(
+def test_any_run_is_polled_every_two_to_thirteen_seconds(
     estimate: float | None, sightings: list[tuple[float, float, float | None]]
 ) -> None:
-    """Whatever FLORA says of estimate, progress and times."""
+    """Delays are between 2 and 13 seconds for any estimate, progress and times."""
     plan = primed(estimate)
     for age, progress, started in sightings:
         assert 2.0 <= plan.send(PollState(age, seen(progress, started))) <= 13.3
 
 
 def test_backoffs_own_generators_are_schedules() -> None:
-    """Each is primed, then gives its delays; one that ends keeps to its last."""
+    """Generators of backoff work as schedules; an exhausted one repeats its last delay."""
     for make, delays in (
         (lambda: backoff.constant(interval=2), [2, 2, 2, 2]),
         (lambda: backoff.constant(interval=[1, 3]), [1, 3, 3, 3]),
@@ -282,8 +282,8 @@ def test_backoffs_own_generators_are_schedules() -> None:
 
 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, "2", None, True])
-def test_schedules_that_make_no_sense(value: Any) -> None:
-    """The error says what came."""
+def test_invalid_delays_are_refused(value: Any) -> None:
+    """The error names the invalid delay of a custom schedule."""
 
     def plan() -> Generator[Any, Any, None]:
         yield value

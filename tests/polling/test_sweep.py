@@ -1,4 +1,4 @@
-"""How far the history is read from its head, and when that is worth it."""
+"""Sweeps of the history: their extent and when they save requests."""
 
 import math
 from itertools import pairwise
@@ -32,14 +32,14 @@ def test_how_many_runs_are_worth_a_sweep(ages: list[float], pace: float, read: i
 
 @given(st.lists(st.floats(0, 1e6)), st.floats(0, 100), st.integers(0, 100))
 def test_no_sweep_costs_more_than_polling(ages: list[float], pace: float, read: int) -> None:
-    """Whatever the ages, the pages that are expected are fewer than the runs that are looked for."""
+    """For any ages, a sweep expects fewer pages than it searches runs."""
     ages.sort()
     count = count_worthwhile(ages, pace, read)
     assert count == 0 or max(1, math.ceil(ages[count - 1] * pace) - read) < count <= len(ages)
 
 
 def test_a_sweep_ends_when_all_runs_are_met() -> None:
-    """The runs met on a page are not looked for any more."""
+    """A sweep stops searching for the runs found on a page."""
     sweep = Sweep([(990.0, "a"), (980.0, "b"), (970.0, "c")])
     assert sweep.apply_page({"a"}, 985.0, "2", NOW) == ([], [])
     assert [run_id for _, run_id in sweep.wanted] == ["b", "c"]
@@ -48,14 +48,14 @@ def test_a_sweep_ends_when_all_runs_are_met() -> None:
 
 
 def test_a_run_that_is_not_where_it_should_be_is_passed() -> None:
-    """A page whose last row is older passes a run; one of the same moment may still hold it on the next page."""
+    """A page with an older last row passes a run; a run of the same time may be on the next page."""
     sweep = Sweep([(990.0, "a"), (980.0, "b"), (970.0, "c"), (970.0, "d")])
     assert sweep.apply_page(set(), 980.0, "2", NOW) == (["a"], [])
     assert [run_id for _, run_id in sweep.wanted] == ["b", "c", "d"]
 
 
 def test_the_end_of_the_history_passes_all() -> None:
-    """A sweep ends with the history, and where the cursor leads back to a page that was read."""
+    """A sweep ends at the end of the history and at a repeated cursor."""
     assert Sweep([(990.0, "a"), (980.0, "b")]).apply_page(set(), 985.0, None, NOW) == (["a", "b"], [])
     circle = Sweep([(955.0, run_id) for run_id in "abcd"])
     assert circle.apply_page(set(), 960.0, "2", NOW) == ([], [])
@@ -63,14 +63,14 @@ def test_the_end_of_the_history_passes_all() -> None:
 
 
 def test_runs_of_unknown_age_are_looked_for_while_pages_tell_of_some() -> None:
-    """A page with two awaited runs is a reason to read the next one for them, a page with none is not."""
+    """The next page is read for runs of unknown age only after a page with two awaited runs."""
     sweep = Sweep([(math.inf, run_id) for run_id in "abcdef"])
     assert sweep.apply_page({"a", "b"}, 985.0, "2", NOW) == ([], [])
     assert sweep.apply_page(set(), 980.0, "3", NOW) == (["c", "d", "e", "f"], [])
 
 
 def test_dense_traffic_ends_a_sweep_after_a_page() -> None:
-    """One page that covers two seconds shows that runs of a minute ago are thirty pages away."""
+    """A page that covers two seconds predicts that runs of a minute ago are 30 pages away."""
     sweep = Sweep([(940.0, "a"), (940.0, "b"), (940.0, "c")])
     assert sweep.apply_page(set(), 998.0, "2", NOW) == ([], ["a", "b", "c"])
     assert not sweep.wanted
@@ -78,7 +78,7 @@ def test_dense_traffic_ends_a_sweep_after_a_page() -> None:
 
 @given(st.lists(st.booleans(), max_size=60))
 def test_a_sweep_reads_no_more_pages_than_it_looks_for_runs(full: list[bool]) -> None:
-    """However the pages look, and even if none passes a run."""
+    """A sweep reads at most one page for each run, for any pages."""
     sweep = Sweep([(0.0, str(number)) for number in range(10)])
     pages = 0
     for rows in full:
@@ -90,7 +90,7 @@ def test_a_sweep_reads_no_more_pages_than_it_looks_for_runs(full: list[bool]) ->
 
 
 def test_marks_split_a_long_history() -> None:
-    """Parts begin at marks a few pages apart; a run at a mark's own moment is looked for before it."""
+    """Parts start at marks a few pages apart; a run with the time of a mark belongs to the part before it."""
     marks = [Mark(NOW - page, str(page), page, NOW) for page in range(1, 81)]
     wanted = [(NOW - 0.5 - page, f"run_{page}") for page in range(80)] + [(NOW - 10.0, "run_tie")]
     parts = split(wanted, [(NOW, "run_unsure")], marks)
@@ -110,7 +110,7 @@ def test_marks_split_a_long_history() -> None:
     st.lists(st.floats(0, 1e9), max_size=40),
 )
 def test_no_run_is_lost_between_parts(wanted: list[Wanted], ends: list[float]) -> None:
-    """Each run is in exactly one part, behind the mark at which that part begins."""
+    """Each run is in exactly one part, after the start mark of the part."""
     marks = [Mark(end, str(page), page, NOW) for page, end in enumerate(sorted(ends, reverse=True), 1)]
     parts = split(wanted, [], marks)
     assert [run for _, part in parts for run in part] == sorted(wanted, reverse=True)

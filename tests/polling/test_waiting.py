@@ -43,13 +43,13 @@ ORDER: dict[str, Any] = {"type": "image", "prompt": "a mug", "workspace_id": "ws
 
 
 def often() -> Generator[float, Any, None]:
-    """Give a schedule that looks all the time."""
+    """Return a schedule without delays."""
     return backoff.expo(base=1, factor=0.01)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make pauses short."""
+    """Shorten the delays."""
     monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
     monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.001)
     monkeypatch.setattr(retry, "RESEND_PAUSE", 0.001)
@@ -58,28 +58,28 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def server() -> AsyncIterator[Scripted]:
-    """Give a FLORA to be scripted."""
+    """Return a scripted server."""
     async with Scripted() as scripted:
         yield scripted
 
 
 @pytest.fixture
 async def flora(server: Scripted) -> AsyncIterator[Flora]:
-    """Give a client of it that looks all the time."""
+    """Return a client that polls without delays."""
     async with Flora("sk_1", base_url=server.base_url, poll=often) as client:
         yield client
 
 
 def record(**changes: Any) -> Run:
-    """Give a run as a caller may hold it."""
+    """Return one of the accepted forms of a run."""
     return msgspec.convert({**run("running"), **changes}, Run)
 
 
-# -- what a wait returns
+# -- result of a wait
 
 
 async def test_a_run_by_each_of_its_records(flora: Flora, server: Scripted) -> None:
-    """A StartedRun, a Run, a Generation and a bare id lead to the same."""
+    """A wait accepts a StartedRun, a Run, a Generation and a run id."""
     server.on("GET", OWN, answer(run("pending")), answer(run("running", progress=40)), answer(run()))
     unfinished = msgspec.convert({**generation(RUN_ID), "status": "running", "progress": 3}, Generation)
     for subject in (msgspec.convert(started(), StartedRun), record(), unfinished, RUN_ID):
@@ -88,7 +88,7 @@ async def test_a_run_by_each_of_its_records(flora: Flora, server: Scripted) -> N
 
 
 async def test_a_finished_run_is_returned_without_a_request(flora: Flora, server: Scripted) -> None:
-    """Or raised, if it has failed."""
+    """A finished run is returned, or raised if it failed, without a request."""
     done = record(**run())
     assert await flora.wait_for_run(done) is done
     with pytest.raises(RunFailedError) as caught:
@@ -99,7 +99,7 @@ async def test_a_finished_run_is_returned_without_a_request(flora: Flora, server
 
 
 async def test_a_run_that_fails(flora: Flora, server: Scripted) -> None:
-    """The error has FLORA's last word."""
+    """RunFailedError contains the code and message of the failed run."""
     server.on("GET", OWN, answer(run("failed", error_code="provider_error", error_message="Sorry.")))
     with pytest.raises(RunFailedError, match="provider_error: Sorry") as caught:
         await flora.wait_for_run(RUN_ID)
@@ -107,7 +107,7 @@ async def test_a_run_that_fails(flora: Flora, server: Scripted) -> None:
 
 
 async def test_a_completed_run_without_outputs_is_complete(flora: Flora, server: Scripted) -> None:
-    """And a failed one needs no code."""
+    """A completed run without outputs and a failed run without a code are both finished."""
     server.on("GET", OWN, answer(run(outputs=None)), answer(run("failed")))
     assert (await flora.wait_for_run(RUN_ID)).outputs == ()
     with pytest.raises(RunFailedError, match="no code"):
@@ -115,7 +115,7 @@ async def test_a_completed_run_without_outputs_is_complete(flora: Flora, server:
 
 
 async def test_generate_creates_and_waits(flora: Flora, server: Scripted) -> None:
-    """One POST, then looks."""
+    """generate() sends one POST, then polls."""
     server.on("POST", "/generate", answer(started(), 201)).on("GET", OWN, answer(run("running")), answer(run()))
     seen: list[str] = []
     finished = await flora.generate(**ORDER, on_update=lambda run: seen.append(run.status))
@@ -124,7 +124,7 @@ async def test_generate_creates_and_waits(flora: Flora, server: Scripted) -> Non
 
 
 async def test_errors_after_the_start_know_the_run(flora: Flora, server: Scripted) -> None:
-    """It is paid for."""
+    """An error after the create contains the run id, because the run is billed."""
     server.on("POST", "/generate", answer(started(), 201)).on("GET", OWN, answer(run("running")), error(401))
     with pytest.raises(AuthenticationError) as caught:
         await flora.generate(**ORDER)
@@ -132,11 +132,11 @@ async def test_errors_after_the_start_know_the_run(flora: Flora, server: Scripte
     assert RUN_ID in str(caught.value)
 
 
-# -- when it looks
+# -- time of polls
 
 
-async def test_a_run_just_started_is_first_looked_at_when_it_may_be_done(server: Scripted) -> None:
-    """Any other is looked at at once."""
+async def test_a_run_just_started_is_first_polled_near_its_end(server: Scripted) -> None:
+    """A run just created is first polled near its expected end, any other run at once."""
     server.on("POST", "/generate", answer(started(estimated_seconds=30), 201)).on("GET", OWN, answer(run()))
     async with Flora("sk_1", base_url=server.base_url) as flora, Flora("sk_1", base_url=server.base_url) as other:
         started_run = await flora.generations.create(**ORDER)
@@ -148,10 +148,10 @@ async def test_a_run_just_started_is_first_looked_at_when_it_may_be_done(server:
 
 
 @pytest.mark.parametrize(("estimate", "first"), [(10.0, 6.5), (None, 5.2), (0, 5.2)])
-async def test_the_default_schedule_goes_by_the_estimate(
+async def test_the_default_schedule_uses_the_estimate(
     server: Scripted, monkeypatch: pytest.MonkeyPatch, estimate: float | None, first: float
 ) -> None:
-    """Where FLORA gives none, by what is usual for the type."""
+    """The default schedule uses the estimate, or the default duration of the type."""
     monkeypatch.setattr(schedule, "POLL_JITTER", 0.0)
     server.on("POST", "/generate", answer(started(estimated_seconds=estimate), 201)).on("GET", OWN, answer(run()))
     async with Flora("sk_1", base_url=server.base_url) as flora:
@@ -163,7 +163,7 @@ async def test_the_default_schedule_goes_by_the_estimate(
 
 
 async def test_a_schedule_for_one_wait(server: Scripted) -> None:
-    """It goes before the client's, and is fresh for each run."""
+    """The ``poll`` argument of a wait overrides the client's and makes a new schedule for each run."""
     server.on("GET", OWN, answer(run("running")), answer(run("running")), answer(run()))
     made: list[object] = []
 
@@ -177,25 +177,25 @@ async def test_a_schedule_for_one_wait(server: Scripted) -> None:
     assert len(made) == 2
 
 
-async def test_a_schedule_that_makes_no_sense(flora: Flora, server: Scripted) -> None:
-    """The error says so."""
+async def test_a_schedule_with_invalid_delays(flora: Flora, server: Scripted) -> None:
+    """A schedule with invalid delays raises ConfigurationError."""
     server.on("GET", OWN, answer(run("running")))
     with pytest.raises(ConfigurationError, match="schedule"):
         await flora.wait_for_run(RUN_ID, poll=lambda: backoff.expo(base=1, factor=-1))
 
 
-async def test_old_runs_of_strange_age_are_looked_at_like_new_ones(server: Scripted) -> None:
-    """A time stamp that says nothing does not make the looks rare."""
+async def test_runs_of_implausible_age_are_polled_like_new_ones(server: Scripted) -> None:
+    """A run with an implausible creation time is polled like a new one."""
     server.on("GET", OWN, answer(run("running", created_at=0)), answer(run()))
     async with Flora("sk_1", base_url=server.base_url) as flora:
         assert (await flora.wait_for_run(RUN_ID, timeout=4)).succeeded
 
 
-# -- where it looks
+# -- URL of polls
 
 
-async def test_the_poll_url_is_asked_when_it_is_at_home(flora: Flora, server: Scripted) -> None:
-    """On the client's own origin, below its base path."""
+async def test_a_poll_url_on_the_clients_origin_is_polled(flora: Flora, server: Scripted) -> None:
+    """A poll_url on the client's origin below its base path is polled."""
     server.on("POST", "/generate", answer(started(poll_url=f"{server.base_url}/poll/7?token=x"), 201))
     server.on("GET", "/poll/7", answer(run("running")), answer(run()))
     await flora.generate(**ORDER)
@@ -204,10 +204,10 @@ async def test_the_poll_url_is_asked_when_it_is_at_home(flora: Flora, server: Sc
     assert server.count("GET", OWN) == 0
 
 
-async def test_a_foreign_poll_url_is_ignored_and_said_once(
+async def test_a_foreign_poll_url_is_ignored_and_logged_once(
     flora: Flora, server: Scripted, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The key never goes to another host; the run is asked at its own address."""
+    """A poll_url on another host is ignored and logged once; the run is polled at its own URL."""
     caplog.set_level(logging.WARNING)
     async with Scripted() as elsewhere:
         away = elsewhere.base_url + OWN
@@ -222,10 +222,10 @@ async def test_a_foreign_poll_url_is_ignored_and_said_once(
 @pytest.mark.parametrize(
     "fault", [error(404), error(403), error(400), answer({}), answer(run(run_id="run_x")), error(302)]
 )
-async def test_a_poll_url_that_does_not_work_is_left_for_the_runs_own_address(
+async def test_a_poll_url_that_fails_is_replaced_by_the_runs_own_url(
     flora: Flora, server: Scripted, fault: Any
 ) -> None:
-    """What FLORA says at the run's own address counts."""
+    """After an error at the poll_url, the run is polled at its own URL, and that response decides."""
     server.on("POST", "/generate", answer(started(poll_url=f"{server.base_url}/poll/7"), 201))
     server.on("GET", "/poll/7", fault).on(
         "GET", OWN, answer(run("running", poll_url=f"{server.base_url}/poll/7")), answer(run())
@@ -234,7 +234,7 @@ async def test_a_poll_url_that_does_not_work_is_left_for_the_runs_own_address(
     assert server.count("GET", "/poll/7") == 1
 
 
-# -- what ends a wait
+# -- end of a wait
 
 
 @pytest.mark.parametrize(
@@ -244,17 +244,17 @@ async def test_a_poll_url_that_does_not_work_is_left_for_the_runs_own_address(
         *(hang_up, answer(b"<html>"), answer(b""), answer(run(run_id="run_other")), answer(run("paused"))),
     ],
 )
-async def test_passing_faults_do_not_end_a_wait(
+async def test_transient_errors_do_not_end_a_wait(
     flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch, fault: Any
 ) -> None:
-    """However many, of whatever kind; an unknown status likewise."""
+    """Transient errors of any kind and number, and unknown statuses, do not end a wait."""
     monkeypatch.setattr(schedule, "POLL_CAP", 0.01)
     server.on("GET", OWN, *[fault] * 8, answer(run()))
     assert (await flora.wait_for_run(RUN_ID)).succeeded
 
 
-async def test_a_look_that_hangs_is_given_up(server: Scripted) -> None:
-    """After the client's timeout; the wait goes on."""
+async def test_a_poll_without_a_response_times_out(server: Scripted) -> None:
+    """A poll without a response times out by the client's timeout; the wait continues."""
     server.on("GET", OWN, silence, answer(run()))
     async with Flora("sk_1", base_url=server.base_url, timeout=0.1, poll=often) as flora:
         assert (await flora.wait_for_run(RUN_ID)).succeeded
@@ -264,8 +264,8 @@ async def test_a_look_that_hangs_is_given_up(server: Scripted) -> None:
     ("status", "kind"),
     [(400, BadRequestError), (401, AuthenticationError), (403, PermissionDeniedError), (410, APIError)],
 )
-async def test_definite_answers_end_a_wait(flora: Flora, server: Scripted, status: int, kind: type[APIError]) -> None:
-    """At once, with the run's id."""
+async def test_definite_responses_end_a_wait(flora: Flora, server: Scripted, status: int, kind: type[APIError]) -> None:
+    """Definite error responses end a wait at once; the error contains the run id."""
     server.on("GET", OWN, answer(run("running")), error(status))
     with pytest.raises(kind) as caught:
         await flora.wait_for_run(RUN_ID)
@@ -274,7 +274,7 @@ async def test_definite_answers_end_a_wait(flora: Flora, server: Scripted, statu
 
 
 async def test_a_redirect_ends_a_wait_at_once(flora: Flora, server: Scripted) -> None:
-    """A redirect is a wrong base URL, which no further poll mends; the error names the run."""
+    """A redirect means a wrong base URL and ends a wait; the error contains the run id."""
     server.on("GET", OWN, error(302))
     with pytest.raises(ProtocolError, match="base_url") as caught:
         await flora.wait_for_run(RUN_ID)
@@ -283,10 +283,10 @@ async def test_a_redirect_ends_a_wait_at_once(flora: Flora, server: Scripted) ->
 
 
 @pytest.mark.parametrize("code", [None, "canceled"])
-async def test_a_status_of_tomorrow_with_a_completion_time_is_an_end(
+async def test_an_unknown_status_with_a_completion_time_ends_a_wait(
     flora: Flora, server: Scripted, code: str | None
 ) -> None:
-    """A watch yields the run last, a wait raises RunFailedError with it; without a time the same status is no end."""
+    """An unknown status with a completion time ends a wait; without that time it does not."""
     ended = run("canceled", completed_at=9.0, error_code=code)
     server.on("GET", OWN, answer(run("canceled")), answer(ended))
     assert [(seen.status, seen.finished) async for seen in flora.watch_run(RUN_ID)] == [
@@ -299,8 +299,8 @@ async def test_a_status_of_tomorrow_with_a_completion_time_is_an_end(
     assert [outcome.error is not None async for outcome in flora.as_completed([RUN_ID])] == [True]
 
 
-async def test_a_finished_row_without_outputs_is_asked_again(flora: Flora, server: Scripted, tmp_path: Path) -> None:
-    """An item of the history can be incomplete: waits and downloads ask for the run itself, once."""
+async def test_a_finished_row_without_outputs_is_retrieved(flora: Flora, server: Scripted, tmp_path: Path) -> None:
+    """A finished history item without outputs is retrieved once by waits and downloads."""
     server.on("GET", OWN, answer(run()))
     row = msgspec.convert(generation(RUN_ID, outputs=None), Generation)
     assert row.finished
@@ -318,7 +318,7 @@ async def test_a_finished_row_without_outputs_is_asked_again(flora: Flora, serve
 async def test_a_fresh_run_may_not_be_found_yet(
     flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A 404 is final 10 seconds after the creation; for a bare id, after the first look."""
+    """A 404 is final 10 seconds after the creation; for a bare id, after the first poll."""
     missing = [error(404)] * 3
     server.on("POST", "/generate", answer(started(), 201)).on("GET", OWN, *missing, answer(run()))
     assert (await flora.generate(**ORDER)).succeeded
@@ -334,7 +334,7 @@ async def test_a_fresh_run_may_not_be_found_yet(
 
 
 async def test_an_old_run_that_is_not_found(flora: Flora, server: Scripted) -> None:
-    """A record tells how old its run is."""
+    """A 404 for an old run ends a wait at once, by the age in its record."""
     with pytest.raises(NotFoundError):
         await flora.wait_for_run(record(created_at=time.time() - 60))
     assert server.count("GET", OWN) == 1
@@ -343,8 +343,8 @@ async def test_an_old_run_that_is_not_found(flora: Flora, server: Scripted) -> N
 @pytest.mark.parametrize(
     "say", [answer(run("running", progress=7)), silence, error(500), error(429, headers={"Retry-After": "9999"})]
 )
-async def test_the_timeout_bounds_everything(flora: Flora, server: Scripted, say: Any) -> None:
-    """A hanging request and a long Retry-After included; the error says what was last seen."""
+async def test_the_timeout_limits_everything(flora: Flora, server: Scripted, say: Any) -> None:
+    """The timeout limits a hanging request and a long Retry-After; the error contains the last record."""
     server.on("GET", OWN, answer(run("running", progress=7)), say)
     began = asyncio.get_running_loop().time()
     with pytest.raises(RunTimeoutError, match="goes on") as caught:
@@ -355,7 +355,7 @@ async def test_the_timeout_bounds_everything(flora: Flora, server: Scripted, say
 
 
 async def test_a_run_whose_wait_timed_out_can_be_awaited_again(flora: Flora, server: Scripted) -> None:
-    """It goes on at FLORA."""
+    """A run whose wait timed out can be awaited again."""
     server.on("GET", OWN, answer(run("running")))
     with pytest.raises(RunTimeoutError) as caught:
         await flora.wait_for_run(RUN_ID, timeout=0.05)
@@ -363,8 +363,8 @@ async def test_a_run_whose_wait_timed_out_can_be_awaited_again(flora: Flora, ser
     assert (await flora.wait_for_run(caught.value.run_id or "")).succeeded
 
 
-async def test_cancelling_a_wait_stops_the_looks(flora: Flora, server: Scripted) -> None:
-    """And nothing else."""
+async def test_cancelling_a_wait_stops_the_polls(flora: Flora, server: Scripted) -> None:
+    """A cancelled wait stops its polls and leaves the client usable."""
     server.on("GET", OWN, answer(run("running")))
     with anyio.move_on_after(0.05) as scope:
         await flora.wait_for_run(RUN_ID)
@@ -374,8 +374,8 @@ async def test_cancelling_a_wait_stops_the_looks(flora: Flora, server: Scripted)
     assert server.count("GET", OWN) <= polls + 1  # one may have been on its way
 
 
-async def test_what_on_update_raises_ends_the_wait(flora: Flora, server: Scripted) -> None:
-    """As itself."""
+async def test_an_exception_of_on_update_ends_the_wait(flora: Flora, server: Scripted) -> None:
+    """An exception from on_update ends the wait and is raised unchanged."""
     server.on("GET", OWN, answer(run("running")))
 
     def stop(run: Run) -> None:
@@ -389,7 +389,7 @@ async def test_what_on_update_raises_ends_the_wait(flora: Flora, server: Scripte
 
 
 async def test_a_watch_yields_each_change_once(flora: Flora, server: Scripted) -> None:
-    """Not what is unchanged, nor less progress at the same status; it ends with the finished run."""
+    """A watch omits unchanged records and lower progress, and ends with the finished run."""
     told = [
         ("pending", 0),
         ("pending", 0),
@@ -404,15 +404,15 @@ async def test_a_watch_yields_each_change_once(flora: Flora, server: Scripted) -
     assert seen == [("pending", 0), ("running", 10), ("running", 30), ("odd", 30), ("completed", 100)]
 
 
-async def test_outputs_that_come_early_are_a_change(flora: Flora, server: Scripted) -> None:
-    """Some runs show theirs one by one."""
+async def test_early_outputs_are_a_change(flora: Flora, server: Scripted) -> None:
+    """A new output before the end is a change."""
     early = [{"output_id": "1", "type": "text", "url": "first"}]
     server.on("GET", OWN, answer(run("running")), answer(run("running", outputs=early)), answer(run()))
     assert [len(run.outputs) async for run in flora.watch_run(RUN_ID)] == [0, 1, 1]
 
 
 async def test_a_watch_ends_with_the_failed_run(flora: Flora, server: Scripted) -> None:
-    """As its last item; then it is over."""
+    """A watch yields a failed run as its last item."""
     server.on("GET", OWN, answer(run("failed", error_code="provider_error")))
     watch = flora.watch_run(RUN_ID)
     assert (await anext(watch)).error_code == "provider_error"
@@ -420,8 +420,8 @@ async def test_a_watch_ends_with_the_failed_run(flora: Flora, server: Scripted) 
         await anext(watch)
 
 
-async def test_a_watch_has_a_timeout_of_its_own(flora: Flora, server: Scripted) -> None:
-    """Which does not cancel what its reader does between two items."""
+async def test_the_timeout_of_a_watch_spares_its_reader(flora: Flora, server: Scripted) -> None:
+    """The timeout of a watch does not cancel its reader between two items."""
     server.on("GET", OWN, answer(run("running")))
     undisturbed = False
     with pytest.raises(RunTimeoutError):
@@ -431,8 +431,10 @@ async def test_a_watch_has_a_timeout_of_its_own(flora: Flora, server: Scripted) 
     assert undisturbed
 
 
-async def test_an_unknown_status_is_said_once(flora: Flora, server: Scripted, caplog: pytest.LogCaptureFixture) -> None:
-    """For each run."""
+async def test_an_unknown_status_is_logged_once(
+    flora: Flora, server: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An unknown status is logged once for each run."""
     caplog.set_level(logging.WARNING)
     server.on("GET", OWN, answer(run("paused")), answer(run("paused")), answer(run("paused")), answer(run()))
     await flora.wait_for_run(RUN_ID)
@@ -440,7 +442,7 @@ async def test_an_unknown_status_is_said_once(flora: Flora, server: Scripted, ca
 
 
 async def test_nothing_is_left_after_a_break(flora: Flora, server: Scripted) -> None:
-    """A watch works only while it is asked."""
+    """After a break, a watch leaves no task and sends no poll."""
     server.on("GET", OWN, answer(run("running")))
     before = tasks_of_ours()
     async for _ in flora.watch_run(RUN_ID):
@@ -448,8 +450,8 @@ async def test_nothing_is_left_after_a_break(flora: Flora, server: Scripted) -> 
     assert tasks_of_ours() == before
 
 
-async def test_waits_side_by_side(flora: Flora, server: Scripted) -> None:
-    """Each gets its own run."""
+async def test_concurrent_waits(flora: Flora, server: Scripted) -> None:
+    """Concurrent waits each return their own run."""
     ids = [f"run_{number}" for number in range(50)]
     for run_id in ids:
         server.on("GET", f"/runs/{run_id}", answer(run("running", run_id)), answer(run(run_id=run_id)))
@@ -457,10 +459,10 @@ async def test_waits_side_by_side(flora: Flora, server: Scripted) -> None:
     assert [run.run_id for run in finished] == ids
 
 
-async def test_what_a_client_remembers_of_its_runs_is_bounded(
+async def test_the_number_of_stored_runs_is_limited(
     flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that was created and not awaited is not remembered; of those that are awaited, the latest are."""
+    """A client stores only awaited runs, up to a limit."""
     monkeypatch.setattr(_client, "AWAITED_RUNS", 3)
     for number in range(5):
         server.on("POST", "/generate", answer(started(f"run_{number}"), 201))
@@ -472,11 +474,11 @@ async def test_what_a_client_remembers_of_its_runs_is_bounded(
     assert list(flora._awaited) == ["run_2", "run_3", "run_4"]
 
 
-# -- waits beside each other
+# -- concurrent waits
 
 
 async def test_hanging_polls_hold_up_no_other_wait(server: Scripted) -> None:
-    """A finished run is known in 4 seconds beside 200 that hang and a history that hangs."""
+    """A finished run is known in 4 seconds while 200 polls and the history hang."""
     server.on("GET", "/generations", silence).on("GET", OWN, answer(run()))
     hanging = [f"run_{number}" for number in range(200)]
     for run_id in hanging:
@@ -492,7 +494,7 @@ async def test_hanging_polls_hold_up_no_other_wait(server: Scripted) -> None:
 
 
 async def test_polls_that_are_slow_succeed_in_the_end(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that take turns in too few places wait longer each time, so that slow responses are not lost for ever."""
+    """With all polls slow, the eviction time grows, so that slow responses arrive in the end."""
     monkeypatch.setattr(poller, "MAX_CONCURRENT_POLLS", 4)
 
     async def slow(request: web.Request) -> web.StreamResponse:
@@ -508,7 +510,7 @@ async def test_polls_that_are_slow_succeed_in_the_end(server: Scripted, monkeypa
 
 
 async def test_a_bad_schedule_ends_its_own_wait_alone(server: Scripted) -> None:
-    """Waits for other runs on the same page, and for the same run, go on; each caller's error is its own."""
+    """A custom schedule that raises ends its own wait; waits for other runs and for the same run continue."""
 
     def bad() -> Generator[float, Any, None]:
         yield 0.0
@@ -528,7 +530,7 @@ async def test_a_bad_schedule_ends_its_own_wait_alone(server: Scripted) -> None:
 
 
 @pytest.mark.parametrize("made", [5, None, [1.0], iter(())])
-async def test_what_is_no_schedule_is_refused(flora: Flora, server: Scripted, made: Any) -> None:
+async def test_a_poll_function_without_a_generator_is_refused(flora: Flora, server: Scripted, made: Any) -> None:
     """A poll function that returns no wait generator is a configuration error, before any request."""
     with pytest.raises(ConfigurationError, match="poll must return a wait generator"):
         await flora.wait_for_run(RUN_ID, poll=lambda: made)
@@ -536,7 +538,7 @@ async def test_what_is_no_schedule_is_refused(flora: Flora, server: Scripted, ma
 
 
 async def test_each_wait_has_its_own_schedule(server: Scripted) -> None:
-    """A run is polled when any of its waits wants it; a wait that leaves takes its schedule along."""
+    """A run is polled when any of its schedules is due; the schedule of a cancelled wait is removed."""
     server.on("GET", OWN, answer(run("running")))
     async with Flora("sk_1", base_url=server.base_url) as flora:
         usual = asyncio.create_task(flora.wait_for_run(RUN_ID))
@@ -554,8 +556,8 @@ async def test_each_wait_has_its_own_schedule(server: Scripted) -> None:
         usual.cancel()
 
 
-async def test_a_watch_that_times_out_tells_the_latest_record(server: Scripted) -> None:
-    """Also when another wait for the run has seen more since the watch yielded last."""
+async def test_the_timeout_error_of_a_watch_has_the_latest_record(server: Scripted) -> None:
+    """RunTimeoutError of a watch contains the latest record, also one that another wait received."""
     states = [answer(run("running", progress=progress)) for progress in (10, 20, 30)]
     server.on("GET", OWN, *states)
     async with Flora("sk_1", base_url=server.base_url) as flora:
@@ -571,8 +573,8 @@ async def test_a_watch_that_times_out_tells_the_latest_record(server: Scripted) 
         other.cancel()
 
 
-async def test_a_watch_that_times_out_unseen_tells_its_own_last_record(server: Scripted) -> None:
-    """When all polls since its last item have failed."""
+async def test_the_timeout_error_of_a_watch_has_its_last_item(server: Scripted) -> None:
+    """If all polls since the last item failed, RunTimeoutError of a watch contains the last item."""
     server.on("GET", OWN, answer(run("running", progress=10)), error(503))
     async with Flora("sk_1", base_url=server.base_url) as flora:
         with pytest.raises(RunTimeoutError, match="10 %"):
@@ -582,7 +584,7 @@ async def test_a_watch_that_times_out_unseen_tells_its_own_last_record(server: S
 
 @pytest.mark.parametrize("tasks", [1, 2, 5])
 async def test_iterators_are_shared_by_tasks(flora: Flora, server: Scripted, tasks: int) -> None:
-    """Each item reaches exactly one of the tasks that read it, and all of them end."""
+    """Each item is yielded to exactly one of the reading tasks, and all tasks end."""
     ids = [f"run_{number}" for number in range(8)]
 
     async def read(iterator: RunOutcomes | RunWatch, into: list[Any]) -> None:
@@ -602,7 +604,7 @@ async def test_iterators_are_shared_by_tasks(flora: Flora, server: Scripted, tas
 
 
 async def test_a_cancelled_reader_leaves_its_turn_to_another(flora: Flora, server: Scripted) -> None:
-    """A reader that is cancelled as its item comes takes nothing along."""
+    """A reader cancelled as its item arrives does not lose the item for the other readers."""
     server.on("GET", OWN, answer(run("running")), answer(run("running")), answer(run()))
     outcomes = flora.as_completed([RUN_ID])
     readers = [asyncio.create_task(anext(outcomes)) for _ in range(3)]
@@ -619,7 +621,7 @@ async def test_a_cancelled_reader_leaves_its_turn_to_another(flora: Flora, serve
 
 
 async def test_closing_the_client_ends_waits_at_once(server: Scripted) -> None:
-    """Hanging polls, hanging pages and shared iterators included."""
+    """Closing the client ends all waits at once, with hanging polls, hanging pages and shared iterators."""
     server.on("GET", "/generations", silence)
     ids = [f"run_{number}" for number in range(20)]
     for run_id in ids:
@@ -637,7 +639,7 @@ async def test_closing_the_client_ends_waits_at_once(server: Scripted) -> None:
 
 
 async def test_a_webhook_ends_a_wait_whose_poll_hangs(server: Scripted) -> None:
-    """The poll in flight may be older than the end that the webhook reports: another one is sent at once."""
+    """A webhook cancels a hanging poll and starts a new one: the poll may predate the end."""
     server.on("GET", OWN, silence, answer(run()))
     async with Flora("sk_1", base_url=server.base_url) as flora:
         waiting = asyncio.create_task(flora.wait_for_run(RUN_ID))
@@ -649,7 +651,7 @@ async def test_a_webhook_ends_a_wait_whose_poll_hangs(server: Scripted) -> None:
 
 @pytest.mark.parametrize("timeout", [3.0, 30.0, 600.0])
 async def test_a_lost_webhook_does_not_time_out_a_run_that_has_ended(server: Scripted, timeout: float) -> None:
-    """A run whose webhook is lost is polled once more shortly before the deadline, even if that poll fails at first."""
+    """If the webhook is lost, the run is polled shortly before the deadline, also after a failed poll."""
     loop = asyncio.get_running_loop()
     begins = loop.time()
 
@@ -671,7 +673,7 @@ async def test_a_lost_webhook_does_not_time_out_a_run_that_has_ended(server: Scr
 
 
 async def test_a_schedule_of_the_caller_gets_no_last_poll(server: Scripted) -> None:
-    """A wait with a schedule of its own is polled by that schedule alone."""
+    """A wait with a custom schedule is polled by that schedule only."""
     polls: list[web.Request] = []
 
     async def look(request: web.Request) -> web.StreamResponse:
