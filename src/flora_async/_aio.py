@@ -1,4 +1,4 @@
-"""Threads: run blocking calls beside the event loop, and wait for them whatever happens meanwhile."""
+"""asyncio helpers: run blocking calls in threads, require an event loop, close objects on their loop."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def thread_limiter() -> CapacityLimiter:
 
 
 async def import_in_thread(*names: str) -> None:
-    """Import modules in a thread of their own, for their imports would stop the event loop for too long.
+    """Import modules in a separate thread: the imports would block the event loop for too long.
 
-    anyio's part for asyncio is one of them: anyio imports it at its first use on an event loop, on that loop.
+    They include anyio's asyncio backend, which anyio would import on the event loop at its first use.
     """
     missing = [name for name in (_ANYIO_BACKEND, *names) if name not in sys.modules]
     if missing:
@@ -55,7 +55,7 @@ async def import_in_thread(*names: str) -> None:
 
 def _import_all(names: list[str]) -> None:
     for name in names:
-        with suppress(ImportError):  # it is imported again where it is used, and tells there that it is missing
+        with suppress(ImportError):  # the import at the place of use raises the error
             import_module(name)
 
 
@@ -119,34 +119,36 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def require_loop(bound: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
-    """Give the running event loop: asyncio's, and no other than the one that a client is *bound* to."""
+    """Return the running asyncio event loop. Raise ConfigurationError if it is not the *bound* one of a client."""
     loop: asyncio.AbstractEventLoop | None
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         loop = None
     if loop is None:
-        raise errors.ConfigurationError("flora-async runs on asyncio: call it inside asyncio.run(...)")
+        raise errors.ConfigurationError(
+            "flora-async needs a running asyncio event loop. Call it inside asyncio.run(...)"
+        )
     if bound is not None and bound is not loop:
         raise errors.ConfigurationError(
-            "this client belongs to another event loop: open one Flora(...) in each asyncio.run(...)"
+            "this client belongs to another event loop. Open one Flora(...) in each asyncio.run(...)"
         )
     return loop
 
 
 CLOSE_TIMEOUT = 5.0
-"""Seconds that the end of connections, or the event loop of another thread, is waited for."""
+"""Maximum seconds to wait until connections, or the event loop of another thread, are closed."""
 
 
 class AsyncCloseable(ABC):
-    """Something that is read with ``async for``, and closed at the end of ``async with``."""
+    """Base class with ``aclose()`` and ``async with``, for objects that are read with ``async for``."""
 
     usage: ClassVar[str] = "async for item in ..."
-    """How it is read: shown to those who await it or iterate over it without ``async``."""
+    """Correct use, for the error of ``await`` or ``for`` without ``async``."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """End it. Again is fine."""
+        """Close it. A second call has no effect."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -167,7 +169,7 @@ class AsyncCloseable(ABC):
 
 
 async def close_on_loop(loop: asyncio.AbstractEventLoop | None, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run *close* on the *loop* of what is to be closed, if that runs in another thread; else here."""
+    """Run *close* on *loop* if that runs in another thread; otherwise on the current event loop."""
     here = running_loop()
     if loop is None or loop is here or not loop.is_running():
         await close()

@@ -47,7 +47,7 @@ _FIXES = {
     "Struct": "Use msgspec.to_builtins(...), .to_dict() of a record",
     "BaseModel": "Use .model_dump()",
 }
-"""How to send what JSON has no type for, by the name of a class or of one of its bases."""
+"""Fixes for values without a JSON type, by the name of their class or of a base class."""
 
 
 def check_text(name: str, value: object, *, longest: int | None = None) -> str:
@@ -94,7 +94,7 @@ def check_id(name: str, value: object, prefix: str) -> str:
         return text
     check_text(name, text)
     if not text.startswith(prefix) or len(text) == len(prefix):
-        raise errors.ConfigurationError(f"{name} must start with {prefix!r} and go on: {text[:80]!r}")
+        raise errors.ConfigurationError(f"{name} must start with {prefix!r} and have more characters: {text[:80]!r}")
     raise errors.ConfigurationError(
         f"{name} must not contain white space, control characters or any of / \\ ? # %: {text[:80]!r}"
     )
@@ -137,8 +137,8 @@ def encode(name: str, value: object) -> bytes:
 def to_json(name: str, value: object) -> Json:
     """Return *value* with JSON's own types only, in one walk.
 
-    Subclasses of str, int, float, list and tuple, any Mapping, members of enums and numpy scalars become what they
-    mean. Anything else is refused, and the error names its place, like ``params['image']``.
+    Subclasses of str, int, float, list and tuple, any Mapping, members of enums and numpy scalars become plain
+    values. Any other type raises ConfigurationError, which names its path, like ``params['image']``.
     """
     try:
         return _convert(value, 0)
@@ -278,14 +278,14 @@ def check_limit(limit: object) -> int:
 
 
 def resolve_setting(name: str, given: object, variable: str) -> str:
-    """Take an argument, or the environment's word for it; nothing but space counts as unset."""
+    """Return the argument or the environment variable. A blank value counts as unset."""
     if given is not None and not isinstance(given, str):
         raise errors.ConfigurationError(f"{name} must be a str, not {type(given).__name__}{_text_fix(given)}")
     return str.__str__(given or "").strip() or os.environ.get(variable, "").strip()
 
 
 def check_seconds(name: str, value: object) -> float:
-    """Check a span of time."""
+    """Return a positive, finite number of seconds as a float."""
     number = unwrap_number(value)
     if isinstance(number, bool) or not isinstance(number, int | float):
         fix = ". Use .total_seconds()" if hasattr(value, "total_seconds") else ""
@@ -300,7 +300,7 @@ def check_seconds(name: str, value: object) -> float:
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Check a choice of two."""
+    """Return *value* as a bool."""
     flag = unwrap_number(value)
     if not isinstance(flag, bool):
         raise errors.ConfigurationError(f"{name} must be True or False, not {value!r}")
@@ -308,18 +308,20 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def check_ssl(value: object) -> ssl.SSLContext:
-    """Return a TLS context, if a client can use it."""
+    """Return *value* if it is a TLS context for clients."""
     if not isinstance(value, ssl.SSLContext):
         raise errors.ConfigurationError(
             f"ssl must be an ssl.SSLContext, like ssl.create_default_context(cafile=...), not {type(value).__name__}"
         )
     if value.protocol == ssl.PROTOCOL_TLS_SERVER:
-        raise errors.ConfigurationError("ssl is a context for servers: make it with ssl.create_default_context()")
+        raise errors.ConfigurationError(
+            "ssl must be a context for clients, not for servers. Make it with ssl.create_default_context()"
+        )
     return value
 
 
 def check_callback(name: str, function: object, arguments: str) -> None:
-    """Check a caller's own plain function: a coroutine function would never be awaited."""
+    """Check a callback of the caller. It must not be a coroutine function, which would never be awaited."""
     if not callable(function):
         kind = type(function).__name__
         raise errors.ConfigurationError(f"{name} must be a function that takes {arguments}, not {kind}")
@@ -330,12 +332,12 @@ def check_callback(name: str, function: object, arguments: str) -> None:
 
 
 def check_timeout(timeout: float | None) -> float | None:
-    """Check the time for a whole wait; ``None`` is no limit."""
+    """Return the timeout of a wait in seconds; ``None`` is no limit."""
     return None if timeout is None else check_seconds("timeout", timeout)
 
 
 def check_count(name: str, value: object, *, least: int) -> int:
-    """Check a whole number."""
+    """Return a whole number of at least *least*."""
     number = unwrap_number(value)
     if isinstance(number, bool) or not isinstance(number, int):
         raise errors.ConfigurationError(f"{name} must be an int, not {type(value).__name__}")
@@ -345,7 +347,7 @@ def check_count(name: str, value: object, *, least: int) -> int:
 
 
 def check_usd(name: str, value: object) -> float:
-    """Check an amount of money."""
+    """Return an amount in USD, zero or more."""
     number = unwrap_number(value)
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
         fix = ". Use float(...)" if hasattr(value, "__float__") else ""
@@ -354,7 +356,7 @@ def check_usd(name: str, value: object) -> float:
 
 
 def check_path(name: str, value: str | os.PathLike[str]) -> Path:
-    """Return *value* as a path that a file system can have."""
+    """Return *value* as a path without NUL characters."""
     try:
         path = Path(value)
     except TypeError:

@@ -9,7 +9,7 @@ from flora_async._validation import _text_fix, resolve_setting
 
 
 class APIKey:
-    """The API key as it is kept: it shows as ``***``, and neither pickles nor copies."""
+    """The API key. Its repr is ``***``; it cannot be pickled or copied."""
 
     __slots__ = ("_key",)
 
@@ -20,29 +20,29 @@ class APIKey:
         return "***"
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise errors.ConfigurationError("an API key is neither pickled nor copied: read it where it is needed")
+        raise errors.ConfigurationError("cannot pickle or copy an API key. Load it in each process")
 
     def bearer(self) -> str:
-        """Say what goes into the ``Authorization`` header."""
+        """Return the value of the ``Authorization`` header."""
         return f"Bearer {self._key}"
 
     def appears_in(self, body: bytes, headers: Mapping[str, str]) -> bool:
-        """Say whether an answer shows it."""
+        """Return whether a response contains the key."""
         return self._key.encode() in body or any(self._key in value for value in headers.values())
 
     def redact_body(self, body: bytes) -> bytes:
-        """Take it out of a body."""
+        """Return the body with the key replaced by ``***``."""
         return body.replace(self._key.encode(), b"***")
 
     def redact_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """Take it out of headers."""
+        """Return the headers with the key replaced by ``***``, their names in lower case."""
         return {name.lower(): value.replace(self._key, "***") for name, value in headers.items()}
 
 
 def load_api_key(given: object) -> tuple[APIKey, str | None]:
-    """Find the API key, and say what is wrong with it, if anything is.
+    """Return the API key, and a message if it is invalid.
 
-    The caller raises that: a traceback shows the locals of its frames to whoever records them, and these hold the key.
+    The caller raises the error: tracebacks can show the locals of their frames, and these hold the key.
     """
     if given is not None and not isinstance(given, str):
         return APIKey(""), f"api_key must be a str, not {type(given).__name__}{_text_fix(given)}"

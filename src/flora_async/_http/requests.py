@@ -34,11 +34,8 @@ _UNRESERVED = re.compile(r"[A-Za-z0-9_.~-]+")
 _ID_IN_PATH = re.compile(r"(?<=/)(?:run|ws|prj|tech|asset|whd)_[^/]+")
 
 
-# -- what goes out -----------------------------------------------------------------------------------------------------
-
-
 class Request(Struct, frozen=True, gc=False, kw_only=True):
-    """One request, ready for the wire. With an *order* it is a create, which has rules of its own."""
+    """One encoded request. With an *order* it is a create."""
 
     method: str
     url: str
@@ -48,11 +45,11 @@ class Request(Struct, frozen=True, gc=False, kw_only=True):
     fresh: bool = False
     """Whether it is sent over a new connection, on which nothing from before can come."""
     template: str = "/runs/{id}"
-    """Its path below the base URL, without ids: what events tell."""
+    """The path below the base URL, without ids, as events and logs show it."""
 
     @property
     def idempotent(self) -> bool:
-        """Whether sending it twice does no more than sending it once."""
+        """Whether sending it twice has the same effect as sending it once (RFC 9110)."""
         return self.idempotency_key is not None or not self.billable
 
     @property
@@ -62,12 +59,12 @@ class Request(Struct, frozen=True, gc=False, kw_only=True):
 
     @property
     def path(self) -> str:
-        """What it asks for, without its query: fit for a log."""
+        """The URL without its query, as logs and errors show it."""
         return self.url.partition("?")[0]
 
 
 def encode_order(origin: BaseURL, order: Order) -> Order:
-    """Check an order before it is paid, and return it as it is sent: a plain Order of plain values.
+    """Check an order before it is sent; return an Order of plain JSON values.
 
     Reference: "Start a generation", Parameters.
     """
@@ -95,7 +92,7 @@ def _check_type(kind: object) -> GenerationType:
 
 
 def order_of(order: object, fields: Mapping[str, Any]) -> Order:
-    """Return the Order that a create was given: whole, or as *fields*, which are ``None`` where they were left out."""
+    """Return the Order of a create: *order*, or a new one from *fields*. A field that was left out is ``None``."""
     if order is None:
         if None in (fields["type"], fields["prompt"], fields["workspace_id"], fields["project_id"]):
             missing = [name for name in ("type", "prompt", "workspace_id", "project_id") if fields[name] is None]
@@ -117,7 +114,7 @@ def order_of(order: object, fields: Mapping[str, Any]) -> Order:
 
 
 def create_request(origin: BaseURL, order: Order, idempotency_key: str) -> Request:
-    """``POST /generate``, under one key for all its attempts."""
+    """Build ``POST /generate``, with one idempotency key for all attempts."""
     plain = encode_order(origin, order)
     return Request(
         method="POST",
@@ -130,7 +127,7 @@ def create_request(origin: BaseURL, order: Order, idempotency_key: str) -> Reque
 
 
 def retrieve_request(origin: BaseURL, run_id: str) -> Request:
-    """``GET /runs/{runId}``."""
+    """Build ``GET /runs/{runId}``."""
     place = check_id("run_id", run_id, "run_")
     if not _UNRESERVED.fullmatch(place):
         place = quote(place, safe="")
@@ -146,7 +143,7 @@ def list_request(
     status: str | None,
     workspace_id: str | None,
 ) -> Request:
-    """``GET /generations``, one page of it."""
+    """Build ``GET /generations`` for one page."""
     query: dict[str, str] = {}
     if cursor is not None:
         query["cursor"] = check_text("cursor", cursor, longest=_MAX_CURSOR)
@@ -170,7 +167,7 @@ def custom_request(
     json: object,
     idempotency_key: str | None,
 ) -> Request:
-    """Anything else below the base URL."""
+    """Build any other request below the base URL."""
     verb = check_text("method", method)
     if not (verb.isascii() and verb.isalpha()):
         raise errors.ConfigurationError(f"method must be a word like GET, not {verb!r}")
@@ -183,7 +180,7 @@ def custom_request(
     return Request(
         method=verb.upper(),
         url=_with_query(origin.url + encoded, query),
-        # Several operations answer 400 to a POST without a body.
+        # Several operations respond with 400 to a POST without a body.
         body=encode("json", json) if json is not None else b"{}" if verb.upper() == "POST" else None,
         idempotency_key=None if idempotency_key is None else check_idempotency_key(idempotency_key),
         template=_ID_IN_PATH.sub("{id}", encoded),

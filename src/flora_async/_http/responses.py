@@ -33,7 +33,7 @@ T = TypeVar("T")
 _EXCERPT = 200
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _MIN_COUNTED_BYTES = 2**18
-"""Bytes of an answer from which its values are counted: no smaller one can hold up the event loop."""
+"""Minimum size in bytes of a response whose values are counted. A smaller one decodes fast enough."""
 _MAX_VALUES = 200_000
 _RUN_ID = re.compile(rb'"run_id"\s*:\s*"([^"\\]+)"')
 _QUERY = re.compile(r"""(?<=[^\s"'<>])\?[^\s"'<>]*""")
@@ -42,31 +42,28 @@ _FIELD = re.compile(r"`(\$[^`]*)`$")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
 
-# -- what comes back ---------------------------------------------------------------------------------------------------
-
-
 class RawResponse(Struct, frozen=True, gc=False, kw_only=True):
-    """One answer, as it came."""
+    """One response as it was received."""
 
     request: Request
     status: int
     headers: Mapping[str, str]
     body: bytes
     received: float | None = None
-    """Unix seconds by this machine's clock."""
+    """Time of receipt in Unix seconds, by this machine's clock."""
 
     def __repr__(self) -> str:
-        # Tracebacks with locals show it; what something in between echoes may hold the key.
+        # Tracebacks with locals show this repr. A proxy can echo the key in the body or a header.
         return f"RawResponse({self.status}, {len(self.body)} bytes)"
 
     @property
     def request_id(self) -> str | None:
-        """What FLORA's support asks for."""
+        """Id of the request. FLORA's support asks for it."""
         return self.headers.get("request-id")
 
     @property
     def framed(self) -> bool:
-        """Whether it says how long it is; if not, nobody can see that it was cut."""
+        """Whether the headers define the length. Without it, a cut response looks complete."""
         return "content-length" in self.headers or "transfer-encoding" in self.headers or self.status == 204
 
 
@@ -105,7 +102,7 @@ _BY_STATUS: dict[int, type[errors.APIError]] = {
 
 
 def decompress(response: RawResponse, limit: int) -> RawResponse:
-    """Unpack a compressed answer, up to *limit* bytes; one that was cut is as good as none."""
+    """Return the decompressed response. Raise if it has more than *limit* bytes, or was cut."""
     if response.headers.get("content-encoding", "").strip().lower() not in ("gzip", "x-gzip", "deflate"):
         return response
     unpacking = zlib.decompressobj(wbits=47)  # by its header, gzip or zlib
@@ -119,7 +116,7 @@ def decompress(response: RawResponse, limit: int) -> RawResponse:
         )
     if response.body and not unpacking.eof:
         raise errors.APIConnectionError(
-            f"{response.request.path}: the compressed answer is broken, or was cut",
+            f"{response.request.path}: the compressed response is invalid or was cut",
             sent="maybe_sent",
             request_id=response.request_id,
         )
@@ -127,7 +124,7 @@ def decompress(response: RawResponse, limit: int) -> RawResponse:
 
 
 def find_run_id(status: int, beginning: bytes) -> str | None:
-    """Find the run in the *beginning* of an answer that was to say that a create was accepted."""
+    """Return the run id in the *beginning* of a response to an accepted create; ``None`` if there is none."""
     match = _RUN_ID.search(beginning) if status == 201 else None
     if match is None:
         return None
@@ -138,7 +135,7 @@ def find_run_id(status: int, beginning: bytes) -> str | None:
 
 
 def parse_started_run(response: RawResponse) -> StartedRun:
-    """Read the answer to a create: exactly 201, and a run with a proper id; anything else is no receipt."""
+    """Parse the response to a create. Only status 201 with a valid run id proves that it was accepted."""
     if response.status != 201:
         _raise_for_status(response)
         raise _protocol_error(response, f"answered {response.status}, where an accepted create is a 201")
@@ -152,12 +149,12 @@ def parse_started_run(response: RawResponse) -> StartedRun:
 
 
 def reused_run_error(response: RawResponse, run_id: str) -> errors.ProtocolError:
-    """Refuse a run that is another order's: a connection can deliver a stray answer."""
+    """Return the error of a response with the run of another order: a connection can deliver a stray response."""
     return _protocol_error(response, f"answered with {run_id}, the run of another order")
 
 
 def parse_run(run_id: str, response: RawResponse) -> Run:
-    """Read a run, and make sure that it is the one that was asked for: a connection can deliver a stray answer."""
+    """Parse a run. Raise if it is not the requested one: a connection can deliver a stray response."""
     run = _decode(response, _run)
     if run.run_id != run_id:
         raise _protocol_error(response, f"asked for {run_id}, answered about {run.run_id[:80]!r}")
@@ -165,7 +162,7 @@ def parse_run(run_id: str, response: RawResponse) -> Run:
 
 
 def parse_page(response: RawResponse) -> GenerationPage:
-    """Read one page of the history. An item that cannot be read does not take the others with it."""
+    """Parse one page of the history. Invalid items are returned as ``broken``, beside the valid ones."""
     try:
         page = _decode(response, _page)
     except errors.ResponseDecodeError:
@@ -206,7 +203,7 @@ def check_decodable(kind: object) -> None:
 
 
 def parse_response(kind: type[T], response: RawResponse) -> Response[T]:
-    """Read any answer as a *kind* of value; an empty one (204) as an empty object."""
+    """Decode a response as *kind*; an empty body (204) as an empty object."""
     try:
         data = _decode(response, msgspec.json.Decoder(kind), response.body or b"{}")
     except errors.FloraError as error:
@@ -253,13 +250,13 @@ def _decode(response: RawResponse, decoder: msgspec.json.Decoder[T], body: bytes
         reason, field = _describe_decode_error(error)
     if not response.framed:
         raise errors.APIConnectionError(
-            f"{response.request.path}: the answer was cut", sent="maybe_sent", request_id=response.request_id
+            f"{response.request.path}: the response was cut", sent="maybe_sent", request_id=response.request_id
         )
     raise _decode_error(response, reason, field=field)
 
 
 def _check_value_count(response: RawResponse) -> None:
-    """Refuse an answer of so many values that reading it would hold up the event loop."""
+    """Raise ResponseTooLargeError if a response has so many values that decoding would block the event loop."""
     if response.body.count(b",") > _MAX_VALUES and _has_too_many_values(response.body):
         raise errors.ResponseTooLargeError(
             f"{response.request.path} answered with more than {_MAX_VALUES} values", request_id=response.request_id
@@ -267,7 +264,7 @@ def _check_value_count(response: RawResponse) -> None:
 
 
 def _has_too_many_values(body: bytes) -> bool:
-    """Return whether a text of many commas has many values, or only long strings; its end may be torn off."""
+    """Return whether a JSON text, perhaps cut, has too many values. Commas inside strings do not count."""
     plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # each quote left begins or ends a string
     if plain.count(b'"') > 4 * _MAX_VALUES:  # a value is a string at most, with a name that is another
         return True
@@ -275,7 +272,7 @@ def _has_too_many_values(body: bytes) -> bool:
 
 
 def _describe_decode_error(error: Exception) -> tuple[str, str | None]:
-    """Say what msgspec has against an answer, and where."""
+    """Return msgspec's error message and the field path."""
     reason = str(error) or type(error).__name__
     if isinstance(error, RecursionError):
         reason = "nested too deep"
@@ -314,16 +311,16 @@ def _api_error(response: RawResponse) -> errors.APIError:
     try:
         error = _envelope.decode(response.body).error
     except _UNDECODABLE:
-        # Proxies in front of FLORA answer HTML, or nothing.
+        # Proxies in front of FLORA respond with HTML or an empty body.
         error = _ErrorBody()
     status = response.status
     kind = _BY_STATUS.get(status, errors.InternalServerError if status >= 500 else errors.APIError)
     if error.code == "idempotency_duplicate" and status == 409:
         kind = errors.IdempotencyConflictError
-    message = error.message or _excerpt(response.body) or "an empty answer"
+    message = error.message or _excerpt(response.body) or "empty response"
     order = response.request.order
     if order is not None and (status, error.code) == (500, "unknown_error"):
-        message += f" FLORA answers so to a malformed project_id: check {order.project_id!r}."
+        message += f" FLORA returns this error for a malformed project_id. Check {order.project_id!r}."
     return kind(
         message,
         status=status,
@@ -352,7 +349,7 @@ def retry_after(headers: Mapping[str, str], received: float | None = None) -> fl
     return max(0.0, until - now) if until is not None and now is not None else None
 
 
-@lru_cache(maxsize=64)  # a server says the same one for a second
+@lru_cache(maxsize=64)  # a server sends the same date for a second
 def http_date(value: str) -> float | None:
     """Return a date header as Unix seconds; ``None`` if it is no date. Without a zone it is in UTC."""
     from email.utils import parsedate_to_datetime  # a tenth of the time that importing this package takes

@@ -1,4 +1,4 @@
-"""Pure: where a request may go, and so who may see the key.
+"""Pure: URL policy: which URLs may be requested, and which of them with the API key.
 
 URLs are matched whole against narrow patterns, never taken apart by one parser and sent by another.
 """
@@ -37,7 +37,7 @@ ENCODED_PATH = re.compile(_PATH + "+")
 
 
 class BaseURL(Struct, frozen=True, gc=False):
-    """A base URL taken apart: the one origin that sees the key."""
+    """The parsed base URL. Only its origin receives the API key."""
 
     scheme: str
     host: str
@@ -48,12 +48,12 @@ class BaseURL(Struct, frozen=True, gc=False):
 
     @property
     def loopback(self) -> bool:
-        """Whether it is on this machine."""
+        """Whether the host is this machine."""
         return is_loopback(self.host)
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether *host*, as it stands in a URL, can only be this machine."""
+    """Return whether *host*, as written in a URL, can only be this machine."""
     if host.lower() == "localhost":
         return True
     try:
@@ -63,7 +63,7 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_base_url(text: str, *, allow_insecure: bool = False) -> BaseURL:
-    """Take a base URL apart; https only, or http on this machine, or where the caller takes the risk."""
+    """Parse a base URL. http is accepted only on this machine, or with *allow_insecure*."""
     match = _BASE_URL.fullmatch(text)
     if match is None:
         raise errors.ConfigurationError(
@@ -73,8 +73,8 @@ def parse_base_url(text: str, *, allow_insecure: bool = False) -> BaseURL:
     scheme, host = match["scheme"].lower(), match["host"].lower()
     if scheme == "http" and not is_loopback(host) and not allow_insecure:
         raise errors.ConfigurationError(
-            f"base_url (or FLORA_BASE_URL) must be https: over http everybody on the way to {host} could read the key "
-            "(allow_insecure=True permits it)"
+            f"base_url (or FLORA_BASE_URL) must be https: http shows the API key to every network up to {host}. "
+            "allow_insecure=True permits it"
         )
     port = int(match["port"] or _DEFAULT_PORT[scheme])
     if not 0 < port < 65536 or has_dot_segments(match["path"]):
@@ -85,15 +85,15 @@ def parse_base_url(text: str, *, allow_insecure: bool = False) -> BaseURL:
 
 
 def has_dot_segments(path: str) -> bool:
-    """Say whether *path* has segments that lead elsewhere."""
+    """Return whether *path* has ``.`` or ``..`` segments."""
     return any(segment in (".", "..") for segment in path.lower().replace("%2e", ".").split("/"))
 
 
 def poll_target(origin: BaseURL, poll_url: str) -> str | None:
-    """Say where a ``poll_url`` may be asked: below our own base URL, or nowhere (``None``).
+    """Return the URL to request for a ``poll_url``; ``None`` if it is not below the base URL.
 
-    Only its path and query are ever used, behind the base URL that the caller configured, so that whatever a parser
-    makes of the rest the key stays at home.
+    Only its path and query are used, after the configured base URL. So the key cannot reach another host, however a
+    parser reads the rest.
     """
     match = _ABSOLUTE.fullmatch(poll_url)
     if match is None:
@@ -112,7 +112,7 @@ def poll_target(origin: BaseURL, poll_url: str) -> str | None:
 
 
 def check_proxy(origin: BaseURL, proxy: str, *, allow_insecure: bool) -> str:
-    """Check a proxy: through https it is told nothing, a plain request it reads whole, the key included."""
+    """Check a proxy URL. A proxy can read http requests with their key, but not https requests."""
     match = _PROXY.fullmatch(proxy)
     if match is None:
         raise errors.ConfigurationError("proxy must be an http:// or https:// URL, like http://proxy.example:3128")
@@ -126,9 +126,9 @@ def check_proxy(origin: BaseURL, proxy: str, *, allow_insecure: bool) -> str:
 def media_url(origin: BaseURL, url: str, *, allow_private_hosts: bool = False) -> str:
     """Check that an output may be fetched from *url*: https, its usual port, and no address that is not public.
 
-    What a name resolves to is seen when it is connected (:func:`is_public`). If the API is on this machine, so may
-    outputs be, over http too. Return it as it is sent: spaces and characters beyond ASCII are percent-encoded, every
-    other byte stays, because hosts sign paths and queries.
+    The address of a name is checked on connection (:func:`is_public`). If the API is on this machine, outputs may be
+    too, also over http. Return the encoded URL: spaces and non-ASCII characters are percent-encoded. Every other byte
+    is kept, because hosts sign paths and queries.
     """
     url = _percent_encoded(url)
     match = _ABSOLUTE.fullmatch(url)
@@ -154,8 +154,8 @@ def media_url(origin: BaseURL, url: str, *, allow_private_hosts: bool = False) -
 def is_public(host: str) -> bool:
     """Return whether an address is on the public internet. A name counts as public until it is resolved.
 
-    IPv4 addresses inside of IPv6 ones (mapped, 6to4, NAT64) are judged as what they are. Outside of 2000::/3 no address
-    of IPv6 is public: there are site-local ones, IPv4-compatible and -translated ones, and what is reserved.
+    IPv4 addresses inside of IPv6 ones (mapped, 6to4, NAT64) are checked as IPv4 addresses. No IPv6 address outside of
+    2000::/3 is public: those are site-local, IPv4-compatible, IPv4-translated or reserved.
     """
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
@@ -187,7 +187,7 @@ def _redact_query(url: str) -> str:
 
 
 def is_https_or_loopback(origin: BaseURL, url: str) -> bool:
-    """Say whether *url* is https, or http on this machine while the API is there too."""
+    """Return whether *url* is https, or http on this machine if the API is on it too."""
     match = _ABSOLUTE.fullmatch(url)
     if match is None:
         return False
@@ -195,6 +195,6 @@ def is_https_or_loopback(origin: BaseURL, url: str) -> bool:
 
 
 def origin_of(url: str) -> str | None:
-    """Say where an absolute *url* leads, without the rest of it."""
+    """Return the scheme and host of an absolute *url*; ``None`` if it is not absolute."""
     match = _ABSOLUTE.fullmatch(url)
     return f"{match['scheme']}://{match['host']}" if match else None
