@@ -616,12 +616,12 @@ async def test_gzip_is_undone(flora: Flora, server: Scripted, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "encoding", "reason"),
     [
-        (gzip.compress(PICTURE)[:-9], "gzip", "cut off"),
-        (gzip.compress(PICTURE)[:-4] + b"none", "gzip", "damaged"),
-        (PICTURE, "gzip", "damaged"),
-        (b"", "gzip", "cut off"),
-        (PICTURE, "br", "'br'"),
-        (gzip.compress(gzip.compress(PICTURE)), "gzip, gzip", "'gzip, gzip'"),
+        (gzip.compress(PICTURE)[:-9], "gzip", "truncated"),
+        (gzip.compress(PICTURE)[:-4] + b"none", "gzip", "corrupt"),
+        (PICTURE, "gzip", "corrupt"),
+        (b"", "gzip", "truncated"),
+        (PICTURE, "br", "Content-Encoding br,"),
+        (gzip.compress(gzip.compress(PICTURE)), "gzip, gzip", "Content-Encoding gzip, gzip,"),
         (gzip.compress(bytes(2**20 + 1)), "gzip", "larger than 1048576 bytes"),
         (gzip.compress(b"") * 120_000, "gzip", "larger than 1048576 bytes"),
     ],

@@ -240,7 +240,7 @@ def test_lost_webhooks(waits: int) -> None:
 async def test_remembered_webhooks_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of remembered webhooks is limited, also if no run is awaited."""
     monkeypatch.setattr(poller, "MAX_FINISHED_EARLY", 10)
-    monkeypatch.setattr(webhooks, "REMEMBERED", 10)
+    monkeypatch.setattr(webhooks, "MAX_REMEMBERED_DELIVERIES", 10)
     async with Flora("any") as flora:
         inbox = flora.inbox(SECRET)
         for number in range(50):

@@ -1,4 +1,4 @@
-"""The client: settings checked once, and the rooms bound together."""
+"""Flora: reads settings, wires components, delegates."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ T = TypeVar("T")
 
 DEFAULT_BASE_URL = "https://app.flora.ai/api/v1"
 AWAITED_RUNS = 10_000
-"""Number of runs, created here and awaited, whose duration is learned from when they finish."""
+"""Maximum number of awaited runs of this client whose duration is recorded when they finish."""
 PLAUSIBLE_AGE = 86400.0
-"""Seconds; an unfinished run that seems older, or not yet born, has a time stamp that says nothing."""
+"""Seconds. The timestamp of an unfinished run with a higher or negative age is ignored."""
 
 log = logging.getLogger("flora_async")
 
@@ -82,12 +82,12 @@ class Flora:
     """A client of FLORA, for one event loop. Use it as ``async with Flora() as flora:``, or ``close()`` it.
 
     Args:
-        api_key: the key; else ``FLORA_API_KEY``. It is sent to *base_url* and nowhere else.
-        base_url: where FLORA is; else ``FLORA_BASE_URL``, else FLORA itself. https, or http on this machine.
-        timeout: seconds for one HTTP exchange; a call may take ``max_retries + 1`` of them, and the pauses between.
-        max_retries: how often a request is sent again; 0: one try, one POST.
-        poll: gives a wait generator for each run, like ``lambda: backoff.constant(interval=2)``; the default looks when
-            the run should be done, never more often than every 2 seconds (see ``wait_for_run``).
+        api_key: the API key; by default ``FLORA_API_KEY``. It is sent to *base_url* only.
+        base_url: URL of the API; by default ``FLORA_BASE_URL``, else FLORA's. https, or http on this machine.
+        timeout: seconds for one HTTP exchange. A call can take ``max_retries + 1`` exchanges and the delays between.
+        max_retries: maximum number of retries of a request; 0: one attempt, one POST.
+        poll: returns a wait generator for each run, like ``lambda: backoff.constant(interval=2)``. The default polls at
+            the expected end of the run, never more often than every 2 seconds (see ``wait_for_run``).
         session: an aiohttp session to carry the reads, and nothing else: creates and downloads use sessions of this
             client. It is not closed here. It is refused with a proxy, a connector other than ``aiohttp.TCPConnector``
             or headers of its own that come in the way of the key, and in another event loop than its own.
@@ -95,20 +95,20 @@ class Flora:
         ssl: which servers are trusted, and this client's certificate: an ``ssl.SSLContext`` for reads, creates and
             downloads alike; else Python's default one, which reads ``SSL_CERT_FILE`` once, as the process starts.
             With *session*, reads go as that session says.
-        max_response_bytes: the largest answer that is read, unpacked.
-        max_download_bytes: the largest output that is saved.
-        batch_polling: read pages of the history where that tells of several runs at once.
-        recover: what becomes of a create whose answer was lost, though FLORA has accepted it: ``"auto"`` returns the
-            run from the history if it can be no other; ``"strict"`` never does, and raises with the candidates.
-        on_create: called with the idempotency key and the order before each create: write them down, and no crash or
-            cancellation can make you forget what you may have paid for.
-        on_event: called with each :class:`Event` as it happens: a request ended, a run was created, a wait began or
-            ended. A plain, quick function; what it raises is logged once, and changes nothing.
-        allow_insecure: let *base_url* be http on another machine; everybody on the way can read the key.
+        max_response_bytes: largest response that is read, in bytes after decompression.
+        max_download_bytes: largest output that is saved.
+        batch_polling: poll several runs by one page of the history, if that needs fewer requests.
+        recover: handling of an accepted create whose response was lost. ``"auto"`` returns the run from the history if
+            no other run is possible. ``"strict"`` always raises an error with the candidates.
+        on_create: called with the idempotency key and the order before each create. Store them, and you can recover the
+            run after a crash or cancellation.
+        on_event: called with each :class:`Event`: a request ended, a run was created, a wait began or ended. It must be
+            a plain function that returns quickly. Its exceptions are ignored; the first is logged.
+        allow_insecure: allow a *base_url* with http on another machine. Every host on the route can read the key.
         allow_private_hosts: download outputs from private addresses too.
 
     Raises:
-        ConfigurationError: a setting is missing or cannot be used.
+        ConfigurationError: a setting is missing or invalid.
     """
 
     generations: Generations
@@ -116,9 +116,9 @@ class Flora:
     workspaces: Workspaces
     """The workspaces of the key."""
     projects: Projects
-    """Their projects."""
+    """The projects of these workspaces."""
     models: Models
-    """The models that can be ordered, and what each takes."""
+    """The models and their parameters."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class Flora:
         allow_private_hosts: bool = False,
     ) -> None:
         key, fault = load_api_key(api_key)
-        api_key = None  # an error below shows the locals of this frame to whoever records them
+        api_key = None  # A traceback with locals must not contain the key.
         if fault is not None:
             raise errors.ConfigurationError(fault)
         check_flag("allow_insecure", allow_insecure)
@@ -154,8 +154,8 @@ class Flora:
             raise errors.ConfigurationError(f"recover must be 'auto' or 'strict', not {recover!r}")
         if on_create is not None:
             check_callback("on_create", on_create, "an idempotency key and an Order")
-        tell = make_emitter(on_event)
-        self._poll = _checked_poll(poll)
+        emit = make_emitter(on_event)
+        self._poll = _check_poll(poll)
         if proxy is not None:
             urls.check_proxy(self._origin, check_text("proxy", proxy), allow_insecure=allow_insecure)
         self._transport = Transport(
@@ -168,7 +168,7 @@ class Flora:
             session=session,
             may_connect=self._may_connect,
             ssl=None if ssl is None else check_ssl(ssl),
-            emit=tell,
+            emit=emit,
         )
         self._awaited: dict[str, StartedRun] = {}
         self._estimates = DurationEstimator()
@@ -180,13 +180,13 @@ class Flora:
                 lane=self._transport.polls,
                 clock=lambda: self._recovery.now(),
                 on_finished=self._update_estimate,
-                emit=tell,
+                emit=emit,
             )
         )
-        self._told_foreign = False
+        self._warned_of_poll_url = False
         self._has_inbox = False
         self._recovery = CreateRecovery(self._origin, self._transport, adopt=recover == "auto")
-        self.generations = Generations(self._origin, self._transport, self._recovery, on_create=on_create, tell=tell)
+        self.generations = Generations(self._origin, self._transport, self._recovery, on_create=on_create, emit=emit)
         self.workspaces = Workspaces(self._origin, self._transport)
         self.projects = Projects(self._origin, self._transport, self.workspaces)
         self.models = Models(self._origin, self._transport)
@@ -205,7 +205,7 @@ class Flora:
 
     def __reduce__(self) -> tuple[object, ...]:
         raise errors.ConfigurationError(
-            "a client is neither pickled nor copied: it holds an API key and belongs to one event loop; open another"
+            "cannot pickle or copy a client: it holds an API key and belongs to one event loop. Open another"
         )
 
     async def __aenter__(self) -> Self:
@@ -214,19 +214,19 @@ class Flora:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
-    if not TYPE_CHECKING:  # type checkers refuse a plain with by themselves
+    if not TYPE_CHECKING:  # Type checkers reject a plain with already.
 
         def __enter__(self) -> NoReturn:
             raise errors.ConfigurationError("Flora cannot be opened by with alone. Use async with Flora(...) as flora")
 
         def __exit__(self, *exc_info: object) -> None:
-            """Exist, since Python looks for it before it calls ``__enter__``."""
+            """Do nothing: Python looks for this method before it calls ``__enter__``."""
 
     async def close(self) -> None:
-        """Close the client's connections. Again is fine, also on another event loop or in another thread.
+        """Close the client's connections. Safe to call again, also on another event loop or in another thread.
 
-        Waits and requests under way, in a pause or in a queue end in :class:`ClientClosedError` at once. Runs that were
-        started go on at FLORA.
+        All waits and requests end in :class:`ClientClosedError` at once, also in a delay or a queue. Started runs
+        continue at FLORA.
         """
         await self._transport.close(self._poller.close)
 
@@ -244,32 +244,32 @@ class Flora:
     ) -> Run:
         """Wait until *run* has completed and return it with its outputs.
 
-        Looks when the run is expected to be done, then more and more rarely: never more often than every 2 seconds, as
-        FLORA advises, and at most 13 seconds late. A run that this client did not just start is looked at at once; a
-        finished one is returned without a request. Cancelling stops the looking, not the run: FLORA has no way to call
-        a run off.
+        The first poll comes at the run's expected end, the next ones at growing intervals. The client polls at most
+        every 2 seconds, as FLORA advises, and sees the end at most 13 seconds late. A run that this client did not just
+        start is polled at once. A finished run is returned without a request. Cancelling ends the wait, not the run:
+        FLORA cannot cancel runs.
 
         Args:
-            run: what ``create`` returned, any record of the run, or its id.
-            timeout: seconds for all of it, a hanging request included; ``None``: no limit.
-            on_update: called with each change of the run, the last one included; what it raises ends the wait.
-            poll: a schedule for this wait, in place of the client's. Where several waits for one run have schedules of
-                their own, the run is polled whenever one of them is due; a wait that ends takes its schedule along.
+            run: the result of ``create``, any record of the run, or its id.
+            timeout: seconds for the whole wait, a hanging request included; ``None``: no limit.
+            on_update: called with each change of the run, the last one included. Its exceptions end the wait.
+            poll: a schedule for this wait, in place of the client's. If several waits for one run have their own
+                schedules, the run is polled whenever one of them is due. A wait that ends removes its schedule.
 
         Raises:
-            RunFailedError: FLORA gave the run up; ``error.run`` says why. Failed runs are not charged.
-            RunTimeoutError: *timeout* seconds have passed; await the same run again to go on.
-            NotFoundError: there is no such run, 10 seconds after its creation (bare id: after the first look).
-            BadRequestError, AuthenticationError, PermissionDeniedError: the run may not be polled.
+            RunFailedError: the run failed; ``error.run`` has the reason. Failed runs are not charged.
+            RunTimeoutError: *timeout* seconds have passed. The run continues: await it again.
+            NotFoundError: FLORA has no such run, 10 seconds after its creation (id only: at the first poll).
+            BadRequestError, AuthenticationError, PermissionDeniedError: FLORA refuses the poll.
             APIConnectionError: a redirect, an untrusted certificate or an oversized response, which no retry fixes. No
-                other error between here and FLORA ends the wait.
+                other connection error ends the wait.
         """
         if on_update is not None:
             check_callback("on_update", on_update, "a Run")
         finished = await wait_for_run(
             self._poller,
             self._wait_target(run),
-            poll=_checked_poll(poll) or self._poll,
+            poll=_check_poll(poll) or self._poll,
             timeout=check_timeout(timeout),
             on_update=on_update,
         )
@@ -277,20 +277,19 @@ class Flora:
         return replace(finished, recovered=True) if recovered else finished
 
     def watch_run(self, run: RunLike | Iterable[RunLike], *, timeout: float | None = None) -> RunWatch:
-        """Watch a run change, or many: ``async for seen in flora.watch_run(run)``; the finished run is its last item.
+        """Watch the changes of one run or many: ``async for state in flora.watch_run(run)``. The last item is finished.
 
-        Looks as often as ``wait_for_run``, and ends on the same errors, but for a failed run, which is an item like
-        others. What tells nothing new is left out, and progress never goes backwards. *timeout* counts from the first
-        item that is asked for.
+        It polls as often as ``wait_for_run``, and raises the same errors, except that a failed run is yielded. A poll
+        without a change yields nothing, and progress never decreases. *timeout* counts from the first iteration.
         """
         return RunWatch(self._poller, self._wait_targets(run), poll=self._poll, timeout=check_timeout(timeout))
 
     def as_completed(self, runs: Iterable[RunLike], *, timeout: float | None = None) -> RunOutcomes:
-        """Hand out runs as they finish: ``async for outcome in flora.as_completed(runs)``.
+        """Yield runs in completion order: ``async for outcome in flora.as_completed(runs)``.
 
-        Each :data:`Outcome` has a ``run_id``, no order, and either the completed ``run`` or the ``error``, a
-        :class:`RunFailedError` if FLORA gave it up, a :class:`RunTimeoutError` if *timeout* seconds from the first item
-        were not enough. A thousand runs cost few requests more than ten: the history tells of a hundred at once.
+        Each :data:`Outcome` has a ``run_id``, no order, and either the completed ``run`` or the ``error``. The error is
+        a :class:`RunFailedError` if the run failed, a :class:`RunTimeoutError` *timeout* seconds after the first
+        iteration. A thousand runs need few requests more than ten, because a page of the history has a hundred runs.
         """
         return RunOutcomes(self._poller, self._wait_targets(runs), poll=self._poll, timeout=check_timeout(timeout))
 
@@ -301,30 +300,29 @@ class Flora:
         concurrency: int = 32,
         max_cost: float | None = None,
     ) -> Outcomes[OrderT]:
-        """Order many generations, and hand them out as they finish.
+        """Create many generations and yield their outcomes in completion order.
 
-        Each :data:`Outcome` has the caller's own ``order`` and either the completed ``run`` or the ``error``;
-        ``outcome.result()`` returns the one or raises the other. No failure touches the others. Orders are read one by
-        one, as there is room; each run is waited for as ``wait_for_run`` does, for 600 seconds.
+        Each :data:`Outcome` has the caller's own ``order`` and either the completed ``run`` or the ``error``.
+        ``outcome.result()`` returns the run or raises the error. A failure does not affect the other orders. Orders are
+        read one by one, as *concurrency* allows. Each run is awaited as in ``wait_for_run``, for 600 seconds.
 
         Args:
-            orders: what to generate; any iterable, or an asynchronous one. An asynchronous generator is closed at the
-                end.
-            concurrency: how many orders may be started and not yet yielded.
-            max_cost: USD. No order is started that would pass it together with those before. Prices are learned by type
-                and model from what runs are charged, so the first order of each starts alone; until its charge is known
-                its quote counts fourfold. Failed runs are free. A create with an unknown outcome counts as billed.
-                Orders that are not started have no outcome. A 402 ends the starting too; ``outcomes.stop_reason`` tells
-                which it was, ``outcomes.unstarted`` is an order that was read in vain.
+            orders: the orders; any iterable or asynchronous iterable. An asynchronous generator is closed at the end.
+            concurrency: maximum number of orders that are started and not yet yielded.
+            max_cost: limit in USD for the expected cost of all started orders. The price of a type and model is learned
+                from the charges of its runs, so the first order of each starts alone. Before its charge is known, its
+                quote counts fourfold. Failed runs are free. A create with an unknown outcome counts as billed. An order
+                that is not started has no outcome. A 402 stops further orders too: ``outcomes.stop_reason`` has the
+                reason, ``outcomes.unstarted`` the order that was read but not started.
 
         Raises:
-            ConfigurationError: *orders* is not iterable, or yields something else than an Order.
+            ConfigurationError: *orders* is not iterable, or yields an object that is not an Order.
         """
         if self._poll is not None:
             check_schedule(self._poll)
         runner = OrderRunner(
             orders,
-            start=self._start,
+            start=self._create,
             finish=self.wait_for_run,
             concurrency=check_count("concurrency", concurrency, least=1),
             max_cost=None if max_cost is None else check_usd("max_cost", max_cost),
@@ -380,14 +378,14 @@ class Flora:
     ) -> Run:
         """Start a generation and wait for it: ``generations.create`` and ``wait_for_run`` in one, with their errors.
 
-        Takes an Order, or its fields: ``generate(order)``, or ``generate(type=..., prompt=..., ...)``.
+        Pass an Order or its fields: ``generate(order)``, or ``generate(type=..., prompt=..., ...)``.
 
-        Every error after the start has the ``run_id``: the run is paid for, and can be awaited again.
+        Every error after the start has the ``run_id``: the run is billed, and can be awaited again.
         """
         check_timeout(timeout)
         if on_update is not None:
             check_callback("on_update", on_update, "a Run")
-        schedule = _checked_poll(poll) or self._poll
+        schedule = _check_poll(poll) or self._poll
         if schedule is not None:
             check_schedule(schedule)
         order = order_of(
@@ -408,24 +406,24 @@ class Flora:
         except errors.FloraError as error:
             error.run_id = started.run_id
             raise
-        except (Exception, asyncio.CancelledError) as error:  # a cancellation, or what on_update has raised
+        except (Exception, asyncio.CancelledError) as error:  # A cancellation, or an exception of on_update.
             error.add_note(f"{started.run_id} was started and continues at FLORA: flora.wait_for_run() awaits it again")
             raise
 
     def inbox(self, secret: str | None = None) -> Inbox:
-        """Take FLORA's call-backs: create runs with a ``callback_url``, and feed what comes there to the inbox.
+        """Return an inbox for webhooks. Create runs with a ``callback_url``, and pass its requests to the inbox.
 
-        From here on, waits for such runs are settled by their call-backs, and polling is a safety net: the first look
-        comes a minute, or twice the estimate, after the create, the next ones ever more rarely.
+        From this call on, webhooks resolve the waits for such runs, and polling is the fallback. The first poll comes a
+        minute, or twice the estimate, after the create, the next ones at growing intervals.
 
         Args:
-            secret: the endpoint's, ``whsec_...``; else ``FLORA_WEBHOOK_SECRET``.
+            secret: the endpoint's secret, ``whsec_...``; by default ``FLORA_WEBHOOK_SECRET``.
         """
-        found = resolve_setting("secret", secret, "FLORA_WEBHOOK_SECRET")
-        if not found:
+        resolved = resolve_setting("secret", secret, "FLORA_WEBHOOK_SECRET")
+        if not resolved:
             raise errors.ConfigurationError("no webhook secret: pass secret=..., or set FLORA_WEBHOOK_SECRET")
         self._has_inbox = True
-        return Inbox(self._poller.notify_finished, found)
+        return Inbox(self._poller.notify_finished, resolved)
 
     async def recover_create(
         self,
@@ -433,21 +431,23 @@ class Flora:
         *,
         known: Iterable[RunLike] = (),
     ) -> StartedRun:
-        """Find out what became of a create whose answer was lost, and return its run, as far as it is known.
+        """Find the run of a create whose response was lost, and return it.
 
-        Within half an hour of the first attempt the order is sent once more under its own key, which FLORA answers with
-        the run, or by saying that it exists; later it is only looked for. It is returned, with ``recovered`` true, if
-        it can be no other (see ``Flora(recover=...)``). The error may come from another process: it pickles.
+        Within half an hour of the first attempt, the order is sent again under the same key: FLORA responds with the
+        run, or with a conflict that proves its existence. Later, the client only searches the history. It returns the
+        run, with ``recovered`` true, if no other run is possible (see ``Flora(recover=...)``). The error may come from
+        another process: it can be pickled.
 
         Args:
-            error: what ``create`` raised.
-            known: runs that are accounted for: whatever else was started in that project at that time. The client
-                knows those that it has started itself.
+            error: the error that ``create`` raised.
+            known: other runs that were started in the same project at that time. The client knows its own runs.
 
         Raises:
-            CreateOutcomeUnknownError: still nobody knows; ``error.candidates`` names the runs that it could be.
+            CreateOutcomeUnknownError: the run is still unknown; ``error.candidates`` has the possible run ids.
         """
-        return await self._recovery.recover(_unresolved(error), {target.run_id for target in self._wait_targets(known)})
+        return await self._recovery.recover(
+            _check_recoverable(error), {target.run_id for target in self._wait_targets(known)}
+        )
 
     async def download(
         self,
@@ -456,32 +456,33 @@ class Flora:
         *,
         on_existing: Literal["error", "skip", "replace"] = "error",
     ) -> list[Path]:
-        """Save the outputs of a run, or one output, in *folder*, which is made if need be; return the paths.
+        """Save the outputs of a run, or one output, in *folder*, and return their paths. A missing folder is created.
 
-        Files are named ``{run_id}_{output_id}.{ext}``, by the content type that their host gives; text outputs become
-        ``.txt``. A digest follows where ids are unsafe as names, too long or ambiguous, and for a lone output, because
-        outputs of other runs have the same id: ``{output_id}-{digest}.{ext}``. A file has its name only when it is
-        whole, and the API key is not sent. A transfer that breaks is resumed, ``max_retries`` times; an expired URL is
-        looked up once more, through the run. Output URLs do not live forever: save what you keep. A cancelled download
-        waits for the disk, and leaves no part behind.
+        Files are named ``{run_id}_{output_id}.{ext}``. The extension follows the content type; text outputs become
+        ``.txt``. A digest follows ids that are too long, ambiguous or unsafe as names. It always follows the id of a
+        single output, because outputs of other runs have the same id: ``{output_id}-{digest}.{ext}``.
+
+        A file gets its name only when it is complete. The API key is not sent. A broken transfer is resumed, at most
+        ``max_retries`` times. The run is retrieved once to renew an expired URL. Output URLs expire: save the outputs
+        that you need. A cancelled download waits for the disk and deletes its partial file.
 
         Args:
             source: a finished run, a generation, or one of their outputs.
             folder: outputs are saved in it, never outside of it.
-            on_existing: what becomes of an output whose file exists: ``"error"`` raises; ``"skip"`` returns its path
-                and requests nothing, so that an interrupted call can be repeated; ``"replace"`` replaces the file
-                when the new one is whole.
+            on_existing: handling of an output whose file exists. ``"error"`` raises. ``"skip"`` returns its path
+                without a request, so that an interrupted call can be repeated. ``"replace"`` replaces the file when
+                the new one is complete.
 
         Raises:
-            DownloadError: an output was not saved; ``error.saved`` has the paths of those before it.
-            ConfigurationError: *source* has not finished, or is no run or output.
+            DownloadError: an output was not saved; ``error.saved`` has the paths of the saved ones.
+            ConfigurationError: *source* has not finished, or is not a run or output.
         """
         if on_existing not in ("error", "skip", "replace"):
             raise errors.ConfigurationError(f"on_existing must be 'error', 'skip' or 'replace', not {on_existing!r}")
-        found, path = _downloadable(source), check_path("folder", folder)
-        if isinstance(found, Generation) and lacks_outputs(found):
-            found = await self.generations.retrieve(found.run_id)  # the history can show a finished run without them
-        return await self._downloads.save(found, path, on_existing)
+        checked, path = _check_download(source), check_path("folder", folder)
+        if isinstance(checked, Generation) and lacks_outputs(checked):
+            checked = await self.generations.retrieve(checked.run_id)  # The history can omit the outputs.
+        return await self._downloads.save(checked, path, on_existing)
 
     @overload
     async def request(
@@ -516,20 +517,20 @@ class Flora:
         decode_as: type[object] = dict,
         idempotency_key: str | None = None,
     ) -> Response[Any]:
-        """Send any request of FLORA's API that this package has no method for, like ``request("GET", "/models")``.
+        """Send a request for which this package has no method, like ``request("GET", "/models")``.
 
-        *path* lies below the base URL; *params* become its query, *json* its body; the answer is decoded as
-        *decode_as*, any type that msgspec knows. GETs are tried again like all reads. Anything else is sent once,
-        unless it has an *idempotency_key*. A POST without *json* sends ``{}``.
+        *path* is below the base URL, *params* is the query, *json* the body. The response is decoded as *decode_as*,
+        any type that msgspec supports. GETs are retried like all reads. Other methods are sent once, unless the request
+        has an *idempotency_key*. A POST without *json* sends ``{}``.
 
         Raises:
-            ConfigurationError: an argument cannot be used, *decode_as* included; nothing was sent.
+            ConfigurationError: an argument is invalid, *decode_as* included; nothing was sent.
         """
         request = custom_request(self._origin, method, path, params=params, json=json, idempotency_key=idempotency_key)
         check_decodable(decode_as)
         return await self._transport.send(request, partial(parse_response, decode_as))
 
-    async def _start(self, order: Order) -> StartedRun:
+    async def _create(self, order: Order) -> StartedRun:
         return await self.generations.create(order)
 
     def _may_connect(self, address: str) -> bool:
@@ -583,10 +584,10 @@ class Flora:
     def _resolve_poll_url(self, run_id: str, poll_url: str) -> str | None:
         """Say where *poll_url* may be asked; ``None`` if that is nowhere, or the run's own address anyway."""
         target = urls.poll_target(self._origin, poll_url)
-        if target is None and not self._told_foreign:
-            self._told_foreign = True
-            where = self._origin.url
-            log.warning("a poll_url leads away from %s and is not used; said once", where, extra={"run_id": run_id})
+        if target is None and not self._warned_of_poll_url:
+            self._warned_of_poll_url = True
+            extra = {"run_id": run_id}
+            log.warning("ignored a poll_url outside %s: further ones are not logged", self._origin.url, extra=extra)
         return None if target == retrieve_request(self._origin, run_id).url else target
 
     def _update_estimate(self, run: Run, age: float) -> None:
@@ -611,9 +612,9 @@ class Flora:
         return await self._transport.send(request, read, retries=0, lane=self._transport.polls, turn=turn)
 
 
-def _parse_poll_result(run_id: str, answer: RawResponse) -> PollResult:
-    run = parse_run(run_id, answer)
-    return PollResult(run, _age(run, http_date(answer.headers.get("date", "")) or time.time()))
+def _parse_poll_result(run_id: str, response: RawResponse) -> PollResult:
+    run = parse_run(run_id, response)
+    return PollResult(run, _age(run, http_date(response.headers.get("date", "")) or time.time()))
 
 
 def _age(run: Run, now: float) -> float:
@@ -621,7 +622,7 @@ def _age(run: Run, now: float) -> float:
     return age if 0 <= age <= PLAUSIBLE_AGE else 0.0
 
 
-def _unresolved(error: object) -> errors.CreateOutcomeUnknownError | errors.IdempotencyConflictError:
+def _check_recoverable(error: object) -> errors.CreateOutcomeUnknownError | errors.IdempotencyConflictError:
     if not isinstance(error, errors.CreateOutcomeUnknownError | errors.IdempotencyConflictError):
         raise errors.ConfigurationError(
             "recover_create takes a CreateOutcomeUnknownError or an IdempotencyConflictError, "
@@ -642,7 +643,7 @@ def _download_fix(source: object) -> str:
     return ". Call it once for each" if isinstance(source, list | tuple) else ""
 
 
-def _downloadable(source: object) -> Run | Output:
+def _check_download(source: object) -> Run | Output:
     if not isinstance(source, Run | Output):
         raise errors.ConfigurationError(
             f"download takes a Run, a Generation or an Output, not {type(source).__name__}{_download_fix(source)}"
@@ -654,9 +655,9 @@ def _downloadable(source: object) -> Run | Output:
     return source
 
 
-def _checked_poll(poll: PollFactory | None) -> PollFactory | None:
+def _check_poll(poll: PollFactory | None) -> PollFactory | None:
     if poll is not None and not callable(poll):
         raise errors.ConfigurationError(
-            "poll must be a function that gives a fresh wait generator, like lambda: backoff.constant(interval=2)"
+            "poll must be a function that returns a new wait generator, like lambda: backoff.constant(interval=2)"
         )
     return poll

@@ -1,4 +1,4 @@
-"""Outputs to disk: a part file first, then its name; without the API key."""
+"""Save outputs to disk: write a partial file, then rename it. Downloads never send the API key."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 3
 _EXPIRED = (401, 403, 404, 410)
 _RETRYABLE = (408, 416, 425, 429)
-_UNPACKED_PIECE = 2**20
+_MAX_DECOMPRESSED_PIECE = 2**20
 _new_gunzip = partial(zlib.decompressobj, zlib.MAX_WBITS | 16)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)")
 
 
 class Downloads:
-    """Save outputs of runs."""
+    """Saves outputs of runs."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Downloads:
         try:
             await run_in_thread(partial(folder.mkdir, parents=True, exist_ok=True))
         except (OSError, ValueError) as error:
-            raise errors.DownloadError(f"cannot make the folder {folder}: {_reason(error)}") from None
+            raise errors.DownloadError(f"cannot create the folder {folder}: {_reason(error)}") from None
         saved: list[Path] = []
         for output, stem in zip(outputs, file_stems(run_id, outputs), strict=True):
             try:
@@ -85,16 +85,16 @@ class Downloads:
                 if found is not None:
                     return found
             await run_in_thread(part.open)
-            if is_text:  # the url is the text itself
-                target = await self._target(stem, "txt", on_existing)
+            if is_text:  # The url is the text itself.
+                target = await self._choose_target(stem, "txt", on_existing)
                 await run_in_thread(part.write, output.url.encode(errors="replace"))
             else:
                 target = await self._fetch(output, part, stem, run_id, on_existing)
-            await run_in_thread(part.finish)  # which can take long: a cancelled download has no name yet
+            await run_in_thread(part.finish)  # This can take long. A download cancelled here leaves no file.
             await run_in_thread(part.publish, target, on_existing)
             return target
         except FileExistsError:
-            raise _exists(stem) from None
+            raise _exists_error(stem) from None
         except errors.APIConnectionError as error:
             raise errors.DownloadError(f"output {output.output_id}: {error}") from error
         except errors.FloraError:
@@ -104,16 +104,16 @@ class Downloads:
         finally:
             part.remove()
 
-    async def _target(self, stem: Path, extension: str, on_existing: OnExisting) -> Path:
+    async def _choose_target(self, stem: Path, extension: str, on_existing: OnExisting) -> Path:
         target = _with_extension(stem, extension)
-        if await run_in_thread(_is_in_the_way, target, on_existing):
-            raise _exists(target)
+        if await run_in_thread(_blocks_download, target, on_existing):
+            raise _exists_error(target)
         return target
 
     async def _fetch(
         self, output: Output, part: PartialFile, stem: Path, run_id: str | None, on_existing: OnExisting
     ) -> Path:
-        """Fetch an output, from where it broke off if it did; through the run once more if its URL has expired."""
+        """Fetch an output. Resume a broken transfer, and renew an expired URL once through the run."""
         url, failures = self._check_url(output.url), 0
         while True:
             failure: errors.FloraError
@@ -125,7 +125,7 @@ class Downloads:
                 if end.expired:
                     if run_id is None:
                         raise failure
-                    url, run_id = self._check_url(await self._fresh_url(run_id, output, failure)), None
+                    url, run_id = self._check_url(await self._renew_url(run_id, output, failure)), None
                     continue
             except errors.APIConnectionError as error:
                 if not error.retryable:
@@ -136,7 +136,7 @@ class Downloads:
                 raise failure
             await self._pause(retry.backoff_delay(failures))
 
-    async def _fresh_url(self, run_id: str, output: Output, expired: errors.FloraError) -> str:
+    async def _renew_url(self, run_id: str, output: Output, expired: errors.FloraError) -> str:
         try:
             run = await self._retrieve(run_id)
         except errors.FloraError:
@@ -149,7 +149,7 @@ class Downloads:
     async def _fetch_once(
         self, url: str, part: PartialFile, stem: Path, on_existing: OnExisting
     ) -> Path | _RetryableFailure:
-        """Send one request and follow its redirects; all heads together have the client's ``timeout``."""
+        """Send one request and follow its redirects. All response headers must arrive within the client's timeout."""
         urls = [url]
         deadline = asyncio.timeout(self._timeout)
         try:
@@ -158,36 +158,40 @@ class Downloads:
                     headers = {"Range": f"bytes={part.size}-", "If-Range": part.validator} if part.resumable else {}
                     async with self._open_media(urls[-1], headers) as media:
                         if media.status not in _REDIRECTS:
-                            deadline.reschedule(None)  # from here on, each read has a timeout
+                            deadline.reschedule(None)  # Each read of the body has its own timeout.
                             return await self._receive(media, part, stem, urls, on_existing)
                         urls.append(self._check_url(urljoin(urls[-1], media.headers.get("location", ""))))
         except TimeoutError:
             if not deadline.expired():
                 raise
-            raise errors.APITimeoutError(f"{stem.name}: its host sent no head in time", sent="maybe_sent") from None
-        raise errors.DownloadError(f"{stem.name}: more than {_MAX_REDIRECTS} redirects")
+            raise errors.APITimeoutError(
+                f"cannot save {stem.name}: its host sent no response headers in time", sent="maybe_sent"
+            ) from None
+        raise errors.DownloadError(f"cannot save {stem.name}: its host sent more than {_MAX_REDIRECTS} redirects")
 
     async def _receive(
         self, media: OutputStream, part: PartialFile, stem: Path, urls: list[str], on_existing: OnExisting
     ) -> Path | _RetryableFailure:
-        """Write the received bytes to the part file, and return the path that it is to have."""
+        """Write the received bytes to the partial file, and return its final path."""
         resuming, part.validator = part.resumable, ""
         failure = _status_failure(media.status, stem.name, resuming=resuming)
         if failure is not None:
             return failure
         coding = content_coding(media.headers.get("content-encoding", ""))
         if coding not in ("", "gzip"):
-            raise errors.DownloadError(f"{stem.name}: its host encoded it as {coding!r}, although not asked to")
+            raise errors.DownloadError(
+                f"cannot save {stem.name}: its host sent Content-Encoding {coding}, which was not requested"
+            )
         if media.status == 206:
             match = _CONTENT_RANGE.fullmatch(media.headers.get("content-range", ""))
             if match is None or int(match[1]) != part.size or coding:
-                return _RetryableFailure("its host sent another part than was asked for")
+                return _RetryableFailure("its host sent a range that was not requested")
             length = match[2]
         else:
             await run_in_thread(part.restart, bool(coding))
             length = media.headers.get("content-length", "")
         extension = extension_of(media.headers.get("content-type", ""), urls[-1], urls[0])
-        target = await self._target(stem, extension, on_existing)
+        target = await self._choose_target(stem, extension, on_existing)
         total = int(length) if length.isascii() and length.isdigit() else None
         if total is not None:
             await self._check_room(target, total, total - part.received, packed=bool(coding))
@@ -197,37 +201,37 @@ class Downloads:
             async for chunk in media.chunks:
                 await run_in_thread(part.write, chunk)
         except zlib.error:
-            return _RetryableFailure("its gzip encoding is damaged")
+            return _RetryableFailure("its gzip encoding is corrupt")
         part.validator = ""
         if total not in (None, part.received):
-            return _RetryableFailure(f"{part.received} bytes came instead of {total}")
-        return target if part.whole else _RetryableFailure("its gzip encoding is cut off")
+            return _RetryableFailure(f"its host sent {part.received} of {total} bytes")
+        return target if part.complete else _RetryableFailure("its gzip encoding is truncated")
 
     async def _check_room(self, target: Path, total: int, missing: int, *, packed: bool) -> None:
         if total > self._max_bytes and not packed:
-            raise _too_large(target.name, self._max_bytes)
+            raise _too_large_error(target.name, self._max_bytes)
         if missing > (await run_in_thread(shutil.disk_usage, target.parent)).free:
-            raise errors.DownloadError(f"{target.name} has {total} bytes, more than the disk has room for")
+            raise errors.DownloadError(f"cannot save {target.name}: its {total} bytes exceed the free disk space")
 
 
 class _RetryableFailure(Struct, frozen=True):
-    """A failure that another attempt may not have."""
+    """A failure after which another attempt can succeed."""
 
     message: str
     expired: bool = False
-    """Whether it takes another URL."""
+    """Whether another attempt needs a new URL."""
 
 
 def _status_failure(status: int, name: str, *, resuming: bool) -> _RetryableFailure | None:
     if status == 200 or (status == 206 and resuming):
         return None
     if status in _EXPIRED or status in _RETRYABLE or status >= 500:
-        return _RetryableFailure(f"its host answered {status}", expired=status in _EXPIRED)
-    raise errors.DownloadError(f"{name}: its host answered {status}")
+        return _RetryableFailure(f"its host responded with {status}", expired=status in _EXPIRED)
+    raise errors.DownloadError(f"cannot save {name}: its host responded with {status}")
 
 
 class PartialFile:
-    """A file without its final name. Everything but ``remove`` is called in a thread."""
+    """A file before it has its final name. Call all methods but ``remove`` in a thread."""
 
     def __init__(self, stem: Path, max_bytes: int) -> None:
         self._path = stem.with_name(f".{stem.name}.{secrets.token_hex(4)}.part")
@@ -238,18 +242,18 @@ class PartialFile:
         self.size = 0
         """Bytes in the file."""
         self.received = 0
-        """Bytes received for it: as many, or fewer where they are encoded."""
+        """Bytes received: fewer than :attr:`size` if they are encoded."""
         self.validator = ""
-        """The host's ETag of this version of the output; empty: the next attempt begins anew."""
+        """The host's ETag of this version of the output. If it is empty, the next attempt starts from the beginning."""
 
     @property
     def resumable(self) -> bool:
-        """Whether a transfer can be resumed where it broke."""
+        """Whether a broken transfer can be resumed."""
         return bool(self.size and self.validator)
 
     @property
-    def whole(self) -> bool:
-        """Whether the encoding, if there is one, has come to its end."""
+    def complete(self) -> bool:
+        """Whether the encoded data, if the file is encoded, is complete."""
         return not self._packed or self._gunzip.eof
 
     def open(self) -> None:
@@ -258,8 +262,8 @@ class PartialFile:
         self._file = os.fdopen(os.open(self._path, flags, 0o666), "wb")
 
     def restart(self, packed: bool) -> None:
-        """Forget the received bytes. The next ones are *packed* by gzip, or plain."""
-        file = self._opened()
+        """Discard the received bytes. The next ones are gzip if *packed*, else plain."""
+        file = self._require_open()
         file.seek(0)
         file.truncate()
         self.size = self.received = 0
@@ -267,37 +271,37 @@ class PartialFile:
         self._gunzip = _new_gunzip()
 
     def write(self, chunk: bytes) -> None:
-        """Write all of *chunk*, unpacked, if the file stays within its limit."""
-        file = self._opened()
+        """Decompress and write *chunk*. Raise if the file would exceed its limit."""
+        file = self._require_open()
         self.received += len(chunk)
-        for piece in self._unpacked(chunk):
-            # Empty members of gzip add no size. A packed file is never twice as long as its content.
+        for piece in self._decompress(chunk):
+            # Empty gzip members add no size. A valid gzip file is never twice as long as its content.
             if max(self.size + len(piece), self.received // 2) > self._max_bytes:
-                raise _too_large("the output", self._max_bytes)
+                raise _too_large_error("the output", self._max_bytes)
             file.write(piece)
             self.size += len(piece)
         file.flush()
 
-    def _unpacked(self, chunk: bytes) -> Iterator[bytes]:
+    def _decompress(self, chunk: bytes) -> Iterator[bytes]:
         if not self._packed:
             yield chunk
             return
         while chunk:
             if self._gunzip.eof:
-                if not chunk.startswith(b"\x1f"):  # padding, which gzip ignores too
+                if not chunk.startswith(b"\x1f"):  # Padding, which gzip ignores too.
                     return
                 self._gunzip = _new_gunzip()
-            yield self._gunzip.decompress(chunk, _UNPACKED_PIECE)
+            yield self._gunzip.decompress(chunk, _MAX_DECOMPRESSED_PIECE)
             chunk = self._gunzip.unconsumed_tail or self._gunzip.unused_data
 
     def finish(self) -> None:
-        """Have the file on the disk, and close it: Windows renames no open file."""
-        file = self._opened()
+        """Flush the file to the disk and close it: Windows cannot rename an open file."""
+        file = self._require_open()
         os.fsync(file.fileno())
         file.close()
 
     def publish(self, target: Path, on_existing: OnExisting) -> None:
-        """Give the file its final name."""
+        """Rename the file to its final name."""
         if on_existing == "replace":
             self._path.replace(target)
             return
@@ -310,30 +314,30 @@ class PartialFile:
                 self._path.replace(target)
 
     def remove(self) -> None:
-        """Close the file, and delete it unless it has got its name. This does not fail."""
+        """Delete the partial file. A finished file is kept. This never raises."""
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
             with suppress(OSError):
                 self._path.unlink()
 
-    def _opened(self) -> BufferedWriter:
+    def _require_open(self) -> BufferedWriter:
         if self._file is None:
             raise ValueError("the file is not open")
         return self._file
 
 
 def _rename_exclusively(path: Path, target: Path) -> None:
-    """Rename a file, unless there is one of the new name. A rename alone would replace that.
+    """Rename a file. Raise if the new name exists: a plain rename would replace it.
 
-    Where there are no hard links (exFAT, many SMB and FUSE mounts, Android) the name is taken by an empty file first. A
-    process that is killed between the two steps leaves that.
+    File systems without hard links (exFAT, many SMB and FUSE mounts, Android) reserve the name by an empty file first.
+    A process that is killed between the two steps leaves the empty file.
     """
     try:
         os.link(path, target)
     except FileExistsError:
         raise
-    except (OSError, AttributeError):  # some platforms lack os.link
+    except (OSError, AttributeError):  # Some platforms lack os.link.
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         try:
             path.replace(target)
@@ -342,12 +346,12 @@ def _rename_exclusively(path: Path, target: Path) -> None:
             raise
 
 
-def _is_in_the_way(target: Path, on_existing: OnExisting) -> bool:
+def _blocks_download(target: Path, on_existing: OnExisting) -> bool:
     return os.path.lexists(target) and (on_existing == "error" or not target.is_file())
 
 
 def _find_saved(stem: Path, extensions: Iterable[str]) -> Path | None:
-    """Find the file of an output that was saved before; an empty one is no file that was saved."""
+    """Return the file of an output that was saved before. An empty file does not count."""
     for path in (_with_extension(stem, extension) for extension in extensions):
         if path.is_file() and path.stat().st_size:
             return path
@@ -355,14 +359,14 @@ def _find_saved(stem: Path, extensions: Iterable[str]) -> Path | None:
 
 
 def _with_extension(stem: Path, extension: str) -> Path:
-    return stem.with_name(f"{stem.name}.{extension}")  # with_suffix would cut an id at its dot
+    return stem.with_name(f"{stem.name}.{extension}")  # with_suffix would truncate an id at its dot.
 
 
-def _exists(target: Path) -> errors.DownloadError:
+def _exists_error(target: Path) -> errors.DownloadError:
     return errors.DownloadError(f"{target} exists. Pass on_existing='skip' or 'replace', or another folder")
 
 
-def _too_large(name: str, limit: int) -> errors.DownloadError:
+def _too_large_error(name: str, limit: int) -> errors.DownloadError:
     return errors.DownloadError(f"{name} is larger than {limit} bytes. Flora(max_download_bytes=...) permits more")
 
 

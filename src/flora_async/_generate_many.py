@@ -1,4 +1,4 @@
-"""``generate_many``: orders started as concurrency and the cost limit allow, outcomes in completion order."""
+"""``generate_many``: create and await many runs within a concurrency and a cost limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flora_async.models import Order, Run, StartedRun
 
 
 class OrderRunner(Generic[OrderT]):
-    """Starts orders, waits for their runs and collects their outcomes. Holds no reference to its iterator."""
+    """Starts orders, awaits their runs and collects their outcomes. It holds no reference to its iterator."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class OrderRunner(Generic[OrderT]):
         self._reader: asyncio.Task[None] | None = None
         self._open = 0
         self._closed = False
-        self._room = asyncio.Event()
+        self._slot_free = asyncio.Event()
         self._changed = asyncio.Event()
         self._outcomes: deque[Outcome[OrderT]] = deque()
         self._failure: BaseException | None = None
@@ -48,9 +48,9 @@ class OrderRunner(Generic[OrderT]):
     # -- for the iterator
 
     async def next_outcome(self) -> Outcome[OrderT] | None:
-        """Return the next outcome; ``None`` after the last one, or when this was closed. Raise what ended the reading.
+        """Return the next outcome; ``None`` after the last one, or if the runner is closed.
 
-        Any number of tasks may call it: each outcome is returned once.
+        Any number of tasks may call it: each outcome is returned once. Exceptions of the caller's iterable are raised.
         """
         if self._reader is None and not self._closed:
             self._loop = require_loop(None)
@@ -59,7 +59,7 @@ class OrderRunner(Generic[OrderT]):
         while not self._closed:
             if self._outcomes:
                 self._open -= 1
-                self._room.set()
+                self._slot_free.set()
                 return self._outcomes.popleft()
             if not self._tasks and (self._reader is None or self._reader.done()):
                 self._close()
@@ -72,24 +72,24 @@ class OrderRunner(Generic[OrderT]):
         return None
 
     async def aclose(self) -> None:
-        """Cancel everything, wait until it has ended, and close the caller's asynchronous generator."""
+        """Cancel all tasks, await their end, and close the caller's asynchronous generator."""
         self._close()
-        ending = [*self._tasks] if self._reader is None else [*self._tasks, self._reader]
-        if ending:
-            await asyncio.wait(ending)
-        await _close_generator(self._orders)  # for a reader that never ran
+        cancelled = [*self._tasks] if self._reader is None else [*self._tasks, self._reader]
+        if cancelled:
+            await asyncio.wait(cancelled)
+        await _close_generator(self._orders)  # A reader that never ran has not closed it.
 
     def drop(self) -> None:
-        """Start no further order, and cancel everything. The garbage collector may call this in any thread."""
+        """Cancel all tasks and start no further order. The garbage collector may call this in any thread."""
         self._closed = True
         loop = self._loop
         if loop is None or loop.is_closed():
             return
         try:
-            here = asyncio.get_running_loop() is loop
+            in_loop = asyncio.get_running_loop() is loop
         except RuntimeError:
-            here = False
-        if here:  # at once: a task that is already scheduled must not send another create
+            in_loop = False
+        if in_loop:  # At once: a task that is already scheduled must not send another create.
             self._close()
         else:
             loop.call_soon_threadsafe(self._close)
@@ -107,11 +107,11 @@ class OrderRunner(Generic[OrderT]):
     async def _read_orders(self) -> None:
         orders = aiter(self._orders) if isinstance(self._orders, AsyncIterable) else _iterate(self._orders)
         try:
-            while await self._has_room(None):
+            while await self._wait_for_slot(None):
                 order = await anext(orders)
                 _check_order(order)
                 self.unstarted = order
-                if not await self._has_room(order):
+                if not await self._wait_for_slot(order):
                     break
                 self.unstarted = None
                 self._start_order(order)
@@ -120,8 +120,8 @@ class OrderRunner(Generic[OrderT]):
         finally:
             await _close_generator(orders)
 
-    async def _has_room(self, order: Order | None) -> bool:
-        """Wait until *order*, or one that is not read yet, may start; return ``False`` if none may start any more."""
+    async def _wait_for_slot(self, order: Order | None) -> bool:
+        """Return ``True`` when *order* may start, ``False`` if no order may. ``None`` stands for an unread order."""
         while not (self._closed or self.stop_reason or self._failure):
             decision = self._decide(order)
             if decision == "start":
@@ -129,8 +129,8 @@ class OrderRunner(Generic[OrderT]):
             if decision == "stop":
                 self.stop_reason = "max_cost"
                 break
-            self._room.clear()
-            await self._room.wait()
+            self._slot_free.clear()
+            await self._slot_free.wait()
         return False
 
     def _decide(self, order: Order | None) -> BudgetDecision:
@@ -154,11 +154,11 @@ class OrderRunner(Generic[OrderT]):
         if not task.cancelled() and (failure := task.exception()) is not None:
             self._failure = self._failure or failure
             self._stop_reading()
-        self._room.set()
+        self._slot_free.set()
         self._changed.set()
 
     def _stop_reading(self) -> None:
-        """End the reading also while it waits for the caller's next order."""
+        """Cancel the reader, also while it waits for the caller's next order."""
         if self._reader is not None:
             self._reader.cancel()
 
@@ -187,7 +187,7 @@ class OrderRunner(Generic[OrderT]):
             raise
         quote = started.charged_cost
         costs.record_started(key, quote)
-        self._room.set()
+        self._slot_free.set()
         try:
             run = await self._finish(started)
         except errors.RunFailedError:
@@ -204,9 +204,9 @@ class OrderRunner(Generic[OrderT]):
 class Outcomes(AsyncCloseable, Generic[OrderT]):
     """Outcomes of many orders in completion order: iterate over it with ``async for``.
 
-    Leaving the loop ends it: at the end of ``async with``, by ``aclose()``, or when the iterator is dropped. No further
-    order is started, no task is left, and an asynchronous generator of orders is closed. Runs that were started
-    continue at FLORA. Several tasks may share the iterator: each outcome reaches exactly one of them.
+    The end of ``async with``, ``aclose()`` or the garbage collector close it. Then no further order is started, no task
+    remains, and an asynchronous generator of orders is closed. Started runs continue at FLORA. Several tasks may share
+    the iterator: each outcome reaches exactly one of them.
     """
 
     usage = "async for outcome in flora.generate_many(...)"
@@ -216,12 +216,12 @@ class Outcomes(AsyncCloseable, Generic[OrderT]):
 
     @property
     def stop_reason(self) -> StopReason | None:
-        """Why no further order was read: ``"max_cost"`` or ``"insufficient_credits"`` (402); ``None`` if all were."""
+        """Reason why reading stopped: ``"max_cost"`` or ``"insufficient_credits"`` (402); ``None`` if all were read."""
         return self._runner.stop_reason
 
     @property
     def unstarted(self) -> OrderT | None:
-        """Order that was read from the caller's iterable but not started, if the loop ended before it."""
+        """Order that was read from the caller's iterable but not started; ``None`` if there is none."""
         return self._runner.unstarted
 
     def __aiter__(self) -> Self:
@@ -234,7 +234,7 @@ class Outcomes(AsyncCloseable, Generic[OrderT]):
         return outcome
 
     async def aclose(self) -> None:
-        """Start no further order, and stop waiting."""
+        """Start no further order and cancel all waits."""
         await self._runner.aclose()
 
     def __del__(self) -> None:

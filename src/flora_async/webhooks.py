@@ -35,8 +35,8 @@ _MAX_SIGNATURES = 8
 _TIME = re.compile(r"[0-9]{1,12}")
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE_NAMES = frozenset({"flora-signature", "http_flora_signature"})
-"""As HTTP spells the header, and as WSGI's environ does; in lower case."""
-_SHAPE = "headers must be a mapping or name/value pairs, str or bytes"
+"""The header's name in HTTP and in WSGI's environ, in lower case."""
+_HEADERS_RULE = "headers must be a mapping or name/value pairs, str or bytes"
 
 WebhookType: TypeAlias = Literal["run.completed", "run.failed"] | str
 """The kind of an event. Open: FLORA may send others."""
@@ -83,7 +83,7 @@ class WebhookEvent(Record, frozen=True, kw_only=True):
     created_at: float
     """Unix milliseconds; 0 if the event has none."""
     data: WebhookData | JSONValue
-    """A :class:`WebhookData` if the event is about a run (``run.*``); else the event's own data, as decoded JSON."""
+    """A :class:`WebhookData` if the event is about a run (``run.*``); else the event's data as decoded JSON."""
     api_version: str | None = None
     signed_at: float = msgspec.field(default=0.0, name="signed_at_for_client")
     """Unix seconds, as signed."""
@@ -94,7 +94,7 @@ class WebhookEvent(Record, frozen=True, kw_only=True):
 
     @property
     def run_id(self) -> str | None:
-        """The run that this event is about; ``None`` if it is about something else."""
+        """The id of the event's run; ``None`` if the event is not about a run."""
         return self.data.run_id if isinstance(self.data, WebhookData) else None
 
 
@@ -121,7 +121,7 @@ def verify(
 ) -> WebhookEvent:
     """Verify that a webhook comes from FLORA, and decode it.
 
-    An event that is not about a run (a ping, a kind that FLORA adds later) is returned too, with its ``type`` and the
+    An event that is not about a run (a ping, a type that FLORA adds later) is returned too, with its ``type`` and the
     decoded ``data``.
 
     Args:
@@ -134,12 +134,12 @@ def verify(
 
     Raises:
         WebhookVerificationError: the request is not proven to come from FLORA, or *body* or *headers* have a type that
-            cannot be read; the text says which. It contains neither signature nor secret.
+            cannot be read. The message names the reason, and contains neither signature nor secret.
         ConfigurationError: *tolerance* is not a finite number of seconds.
     """
     _check_tolerance(tolerance)
     raw = _raw(body)
-    signed_at, signatures = _taken_apart(_signature_header(headers))
+    signed_at, signatures = _parse_signature_header(_find_signature_header(headers))
     expected = _digest(secret, signed_at, raw)
     if not any(hmac.compare_digest(expected, signature) for signature in signatures):
         raise _refusal(
@@ -149,7 +149,7 @@ def verify(
         raise _refusal(f"it was signed more than {tolerance:g} s from now. Check this machine's clock")
     event = _decode_event(raw)
     if event is None:
-        raise _refusal("the body is signed, but is no event")
+        raise _refusal("the signed body is not an event")
     return msgspec.structs.replace(event, signed_at=float(signed_at), digest=expected.decode())
 
 
@@ -190,7 +190,7 @@ def _decode_data(envelope: _Envelope) -> WebhookData | JSONValue:
         try:
             return _run_data.decode(envelope.data)
         except _UNDECODABLE:
-            pass  # a kind to come, whose data differ: the caller gets them as they are
+            pass  # FLORA may add types of events with other data. The caller gets the decoded JSON.
     data: JSONValue = msgspec.json.decode(envelope.data)
     return data
 
@@ -201,7 +201,7 @@ def _refusal(reason: str) -> errors.WebhookVerificationError:
 
 def _check_tolerance(tolerance: object) -> None:
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
-        raise errors.ConfigurationError(f"tolerance must be seconds from 0 on, not {tolerance!r}")
+        raise errors.ConfigurationError(f"tolerance must be at least 0 seconds, not {tolerance!r}")
 
 
 def _raw(body: object) -> bytes:
@@ -218,12 +218,12 @@ def _raw(body: object) -> bytes:
             "A parsed body cannot be verified"
         )
     if len(raw) > _MAX_BODY:
-        raise _refusal(f"the body has more than {_MAX_BODY} bytes")
+        raise _refusal(f"the body is larger than {_MAX_BODY} bytes")
     return raw
 
 
-def _signature_header(headers: object) -> str:
-    """Return the one signature header among *headers*, or raise an error that names their shape."""
+def _find_signature_header(headers: object) -> str:
+    """Return the only signature header in *headers*, or raise an error that names the type of *headers*."""
     items = _header_items(headers)
     found = [value for name, value in items if _text(name).lower() in _SIGNATURE_NAMES]
     if not found:
@@ -243,17 +243,17 @@ def _header_items(headers: object) -> list[tuple[object, object]]:
     """Return the names and values of *headers*."""
     kind = _kind(headers)
     if hasattr(headers, "headers"):
-        raise _refusal(f"{_SHAPE}, not a whole {kind}. Pass its .headers")
+        raise _refusal(f"{_HEADERS_RULE}, not a whole {kind}. Pass its .headers")
     try:
         items: object = headers.items() if isinstance(headers, HeaderItems) else headers
         listed = list(items) if _is_iterable(items) else None
     except (AttributeError, LookupError, TypeError, ValueError):
         listed = None
     if listed is None:
-        raise _refusal(f"{_SHAPE}, not {kind}")
+        raise _refusal(f"{_HEADERS_RULE}, not {kind}")
     pairs = [(pair[0], pair[1]) for pair in listed if _is_sequence(pair) and len(pair) == 2]
     if len(pairs) != len(listed):
-        raise _refusal(f"{_SHAPE}; this {kind} does not consist of pairs")
+        raise _refusal(f"{_HEADERS_RULE}; this {kind} does not consist of pairs")
     return pairs
 
 
@@ -274,7 +274,7 @@ def _kind(value: object) -> str:
 
 
 def _hint(names: Iterable[object]) -> str:
-    """Return the fix where a whole ASGI scope or Lambda event was passed for its headers."""
+    """Return the fix if the caller passed a whole ASGI scope or Lambda event instead of its headers."""
     nested = next((name for name in names if name in ("headers", "multiValueHeaders")), None)
     return f". Pass its {nested!r}" if nested else ""
 
@@ -285,8 +285,8 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _taken_apart(header: str) -> tuple[str, list[bytes]]:
-    """Return the time and the signatures of a header; unknown schemes are ignored."""
+def _parse_signature_header(header: str) -> tuple[str, list[bytes]]:
+    """Return the time and the signatures of a header. Unknown schemes are ignored."""
     times: list[str] = []
     signatures: list[bytes] = []
     for part in header.split(","):
@@ -317,21 +317,21 @@ def _digest(secret: object, signed_at: str, body: bytes) -> bytes:
 
 log = logging.getLogger("flora_async")
 
-REMEMBERED = 100_000
+MAX_REMEMBERED_DELIVERIES = 100_000
 """Maximum number of delivery ids that are remembered, to mark repeated deliveries."""
 UNFINISHED = frozenset({"pending", "running"})
-"""Statuses of a run that can still change; a webhook about one settles nothing."""
+"""Statuses of a run that can still change. A webhook with one of them resolves no wait."""
 
 
 class Inbox:
     """Receives FLORA's webhooks from any web framework: ``flora.inbox()``, then ``inbox.receive(body, headers)``.
 
-    A webhook settles the waits for its run by one poll, since it contains no outputs. Until it comes, a run that was
-    created with a ``callback_url`` is polled rarely, the first time long after it should have ended.
+    A webhook resolves the waits for its run by one poll, since it contains no outputs. Before the webhook, a run with a
+    ``callback_url`` is polled rarely. Its first poll comes long after the run's expected end.
     """
 
-    def __init__(self, announce: Callable[[str], None], secret: str) -> None:
-        self._announce = announce
+    def __init__(self, notify_finished: Callable[[str], None], secret: str) -> None:
+        self._notify_finished = notify_finished
         self._secret = secret
         self._lock = Lock()
         self._seen: dict[str, None] = {}
@@ -340,30 +340,30 @@ class Inbox:
         return "Inbox(***)"
 
     def receive(self, body: Body, headers: Headers) -> WebhookEvent:
-        """Verify a webhook, settle the waits for its run, and return it. May be called from any thread.
+        """Verify a webhook, resolve the waits for its run, and return the event. Safe to call from any thread.
 
-        FLORA sends each delivery at least once. One that this inbox received before is returned again, with
-        ``repeated`` true: if your own processing of the first one failed, process it now. An event that is not about
-        a run (a ping, a kind that FLORA adds later) is returned as well, and settles nothing.
+        FLORA sends each delivery at least once. A delivery that this inbox received before is returned again, with
+        ``repeated`` true: if your own processing of the first one failed, process it now. An event that is not about a
+        run (a ping, a type that FLORA adds later) is returned too, and resolves no wait.
 
         Respond with 2xx if it returns and with 400 if it raises. FLORA waits for 10 seconds, and retries after 10
         seconds, a minute and five minutes.
 
         Args:
             body: the request's body as received.
-            headers: the request's headers, in any shape that :func:`~flora_async.webhooks.verify` takes.
+            headers: the request's headers, in any form that :func:`~flora_async.webhooks.verify` accepts.
 
         Raises:
             WebhookVerificationError: the request is not proven to come from FLORA; nothing was done.
         """
         event = verify(body, headers, self._secret)
         repeated = self._record(event.id)
-        about = {"run_id": event.run_id, "webhook_type": event.type, "webhook_id": event.id}
-        log.info("%s: a call-back says %s", event.run_id or event.id, event.type, extra=about)
+        extra = {"run_id": event.run_id, "webhook_type": event.type, "webhook_id": event.id}
+        log.info("%s: received webhook %s", event.run_id or event.id, event.type, extra=extra)
         if repeated:
             return msgspec.structs.replace(event, repeated=True)
         if isinstance(event.data, WebhookData) and event.data.status not in UNFINISHED:
-            self._announce(event.data.run_id)
+            self._notify_finished(event.data.run_id)
         return event
 
     def _record(self, delivery: str) -> bool:
@@ -374,6 +374,6 @@ class Inbox:
             if delivery in self._seen:
                 return True
             self._seen[delivery] = None
-            if len(self._seen) > REMEMBERED:
+            if len(self._seen) > MAX_REMEMBERED_DELIVERIES:
                 del self._seen[next(iter(self._seen))]
             return False

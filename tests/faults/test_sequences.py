@@ -953,7 +953,7 @@ async def test_case_104_a_packed_output(tmp_path: Path) -> None:
         Flora(KEY, base_url=server.base_url) as flora,
     ):
         failure = await fails(flora.download(finished(server.base_url + "/a"), tmp_path))
-        assert "its gzip encoding is cut off" in str(failure)
+        assert "its gzip encoding is truncated" in str(failure)
         assert not list(tmp_path.iterdir())
 
 

@@ -8,7 +8,7 @@ from scripted import Scripted, answer
 from test_single_response import fails
 
 from flora_async import ConfigurationError, Flora, Model, ModelOption, ModelParam, PaginationError
-from flora_async._resources.catalog import faults
+from flora_async._resources.catalog import check_params
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -108,11 +108,11 @@ MODEL = Model(
 )
 def test_parameters(given: dict[str, Any], told: dict[str, str]) -> None:
     """Of the right names, types and ranges; what FLORA may have learned since passes."""
-    found = {fault.field: fault.message for fault in faults(MODEL, {"prompt_image": "x", **given})}
+    found = {fault.field: fault.message for fault in check_params(MODEL, {"prompt_image": "x", **given})}
     assert set(found) == set(told)
     assert all(words in found[name] for name, words in told.items())
 
 
 def test_a_parameter_that_lacks() -> None:
     """Unless it has a default."""
-    assert [fault.field for fault in faults(MODEL, {})] == ["prompt_image"]
+    assert [fault.field for fault in check_params(MODEL, {})] == ["prompt_image"]

@@ -1,4 +1,4 @@
-"""``flora.generations``: the three operations of FLORA's reference, and what is remembered of the runs they start."""
+"""``flora.generations``: the three operations of FLORA's reference."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from flora_async.models import GenerationPage, GenerationType, Order, Run, RunLi
 log = logging.getLogger("flora_async")
 
 OnCreate: TypeAlias = Callable[[str, Order], None]
-"""Called with the idempotency key and the order before the first byte goes out; what it raises stops the create."""
+"""Called with the idempotency key and the order before the request is sent. Its exceptions stop the create."""
 
 
 class Generations:
-    """``flora.generations``: the three operations of FLORA's reference, by its own names."""
+    """``flora.generations``: the three operations of FLORA's reference, under its names."""
 
     def __init__(
         self,
@@ -38,13 +38,13 @@ class Generations:
         recovery: CreateRecovery,
         *,
         on_create: OnCreate | None,
-        tell: Emit | None,
+        emit: Emit | None,
     ) -> None:
         self._origin = origin
         self._transport = transport
         self._recovery = recovery
         self._on_create = on_create
-        self._tell = tell
+        self._emit = emit
 
     @overload
     async def create(self, order: Order, /, *, idempotency_key: str | None = None) -> StartedRun: ...
@@ -78,22 +78,22 @@ class Generations:
         callback_url: str | None = None,
         idempotency_key: str | None = None,
     ) -> StartedRun:
-        """Start a generation, once: ``create(order)``, or ``create(type=..., prompt=..., ...)``.
+        """Start a generation exactly once: ``create(order)``, or ``create(type=..., prompt=..., ...)``.
 
-        FLORA bills it when it accepts it; a run that fails later is not charged.
+        FLORA bills an order when it accepts it, and refunds a run that fails later.
 
-        The order goes out under one idempotency key, made before the first attempt (or the caller's own) and kept for
-        all of them. If its answer is lost, the run is looked for in the history, which can take half a minute, and
-        returned with ``recovered`` true when it can be no other. Cancelling may come too late: what
-        ``Flora(on_create=...)`` was told, and the log, then tell the key. Reference: "Start a generation".
+        All attempts use one idempotency key: *idempotency_key*, or a new one. If the response is lost, the client
+        searches the history, which can take half a minute. It returns the run with ``recovered`` true if no other run
+        is possible. A cancelled create may have been accepted: its key is in the log, and ``Flora(on_create=...)``
+        received it. Reference: "Start a generation".
 
         Raises:
-            ConfigurationError: an argument cannot be right; nothing was sent.
-            CreateOutcomeUnknownError: FLORA may have accepted it, but no proper answer came, and its run was not found
-                for certain; ``flora.recover_create(error)`` tries again.
+            ConfigurationError: an argument is invalid; nothing was sent.
+            CreateOutcomeUnknownError: FLORA may have accepted the order, but its response was lost and its run could
+                not be identified. Call ``flora.recover_create(error)`` to search again.
             IdempotencyConflictError: *idempotency_key* was used before; ``flora.recover_create(error)`` finds its run.
-            APIError: FLORA refused; nothing was started.
-            APIConnectionError: FLORA was not reached; nothing was started.
+            APIError: FLORA refused the order; nothing was started.
+            APIConnectionError: the request did not reach FLORA; nothing was started.
         """
         order = order_of(
             order,
@@ -122,23 +122,23 @@ class Generations:
         if log.isEnabledFor(logging.INFO):
             extra = {"run_id": started.run_id, "charged_cost": started.charged_cost, "idempotency_key": key}
             log.info("started %s for %g USD", started.run_id, started.charged_cost, extra=extra)
-        named = started.model.model_id if started.model else None
-        if self._tell is not None:
-            self._tell(
+        model_id = started.model.model_id if started.model else None
+        if self._emit is not None:
+            self._emit(
                 RunCreated(
                     run_id=started.run_id,
                     type=sent.type,
-                    model_id=named or sent.model,
+                    model_id=model_id or sent.model,
                     charged_cost=started.charged_cost,
                     recovered=started.recovered,
                 )
             )
-        if started.recovered:  # a while ago, nobody saw when
+        if started.recovered:  # The time of its create is unknown.
             return started
         origin = RunOrigin(
             created_at=self._transport.server_time(),
             type=sent.type,
-            model=named or sent.model,
+            model=model_id or sent.model,
             workspace_id=sent.workspace_id,
             project_id=sent.project_id,
             has_callback=sent.callback_url is not None,
@@ -147,7 +147,7 @@ class Generations:
 
     @staticmethod
     def _record_key(on_create: Callable[[str, Order], object], key: str, order: Order) -> None:
-        """Call on_create; what returns an awaitable has recorded nothing yet, and nothing is sent."""
+        """Call on_create. Raise if it returns a coroutine: nothing was recorded, so nothing may be sent."""
         pending = on_create(key, order)
         if isinstance(pending, Coroutine):
             pending.close()
@@ -159,23 +159,23 @@ class Generations:
         """Check an order as ``create`` does, without a request, and return it as it would be sent.
 
         Raises:
-            ConfigurationError: it cannot be sent.
+            ConfigurationError: the order is invalid.
         """
         return encode_order(self._origin, order)
 
     async def retrieve(self, run_id: RunLike) -> Run:
-        """Get a run as it stands, with its outputs if it has completed. Reference: "Get a run".
+        """Return the current state of a run, with its outputs if it has completed. Reference: "Get a run".
 
         Args:
-            run_id: the id of the run, or any record of it, like what ``create`` returned.
+            run_id: the id of the run, or any record of it, like the one that ``create`` returns.
 
         Raises:
-            NotFoundError: there is no such run; for a moment that can be said of one just started.
-            ResponseDecodeError: the answer is not what the reference promises.
-            APIError, APIConnectionError: as for every request, after ``max_retries`` more attempts.
+            NotFoundError: FLORA has no such run. A run that was just started can be missing for a moment.
+            ResponseDecodeError: the response does not match the reference.
+            APIError, APIConnectionError: as for every request, after ``max_retries`` retries.
         """
-        wanted = check_run("run_id", run_id)
-        return await self._transport.send(retrieve_request(self._origin, wanted), partial(parse_run, wanted))
+        known_id = check_run("run_id", run_id)
+        return await self._transport.send(retrieve_request(self._origin, known_id), partial(parse_run, known_id))
 
     def list(
         self,
@@ -186,20 +186,20 @@ class Generations:
         status: RunStatus | None = None,
         workspace_id: str | None = None,
     ) -> GenerationList:
-        """Walk the history, newest first, all of it: ``async for generation in flora.generations.list()``.
+        """Return the whole history, newest first: ``async for generation in flora.generations.list()``.
 
-        *limit* is the size of a page, 1 to 100, not a total. *cursor* goes on from a saved ``page.next_cursor``.
+        *limit* is the size of a page, 1 to 100, not a total. *cursor* continues from a saved ``page.next_cursor``.
         Reference: "List generation history".
         """
         origin, transport = self._origin, self._transport
 
-        def request_at(cursor: str | None) -> Request:
+        def build_request(cursor: str | None) -> Request:
             return list_request(
                 origin, cursor=cursor, limit=limit, project_id=project_id, status=status, workspace_id=workspace_id
             )
 
         async def fetch(cursor: str | None) -> GenerationPage:
-            return await transport.send(request_at(cursor), parse_page)
+            return await transport.send(build_request(cursor), parse_page)
 
-        first = request_at(cursor)  # refuses bad arguments here and now
+        first = build_request(cursor)  # Invalid arguments raise now, not at the first iteration.
         return GenerationList(fetch, cursor, first.url)

@@ -1,7 +1,7 @@
-"""Pure: which run of the history belongs to which create that was accepted, and whose answer was lost.
+"""Pure: assign runs in the history to accepted creates whose response was lost.
 
-The history does not show prompts. A run is given to a create only where nothing else is possible: the create is known
-to have been accepted, and of all runs that nobody else has a claim to only this one can be it.
+The history contains no prompts. A run is assigned to a create only if no other assignment is possible: FLORA accepted
+the create, and of all runs without a known create only this one matches.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from flora_async.models import Generation, Order
 
 
 class Claim(Struct, frozen=True):
-    """A create whose run is looked for."""
+    """A create whose run is searched in the history."""
 
     key: str
     order: Order
     window: tuple[float, float]
-    """Unix seconds between which the run was created."""
+    """Earliest and latest time of the run's creation, in Unix seconds."""
     named: str | None = None
-    """The run that a torn answer has named."""
+    """Id of the run in a truncated response; ``None`` without one."""
     accepted: bool = True
-    """Whether it is known to have been accepted, so that its run exists."""
+    """Whether FLORA is known to have accepted the create, so that its run exists."""
 
 
 def candidate_runs(claim: Claim, rows: Iterable[Generation]) -> list[str]:
-    """List the runs that can be a create's, newest first."""
+    """Return the ids of runs that can belong to a create, newest first."""
     order, (first, last) = claim.order, claim.window
     return [
         row.run_id
         for row in rows
         if first <= row.created.timestamp() <= last
         and (row.workspace_id, row.project_id) == (order.workspace_id, order.project_id)
-        and _same_model(order.model, row.model.model_id if row.model else None)
+        and _models_match(order.model, row.model.model_id if row.model else None)
     ]
 
 
-def _same_model(ordered: str | None, made_by: str | None) -> bool:
-    return ordered is None or made_by is None or ordered == made_by
+def _models_match(ordered: str | None, reported: str | None) -> bool:
+    return ordered is None or reported is None or ordered == reported
 
 
 def match_creates(claims: Collection[Claim], rows: Collection[Generation]) -> dict[str, list[str]]:
-    """Say, for the key of each create that was accepted, which runs it can have.
+    """Return the possible run ids of each accepted create, by idempotency key.
 
-    One: it is that one, whatever the others have. Several: nobody can tell. None: there are more creates than runs, so
-    the history does not show all of them yet.
+    One id: the run is certain, in every assignment of the others. Several: the run cannot be determined. No id: there
+    are more creates than runs, so the history does not contain all runs yet.
     """
     claims = [claim for claim in claims if claim.accepted]
     options = {claim.key: candidate_runs(claim, rows) for claim in claims}
@@ -54,18 +54,18 @@ def match_creates(claims: Collection[Claim], rows: Collection[Generation]) -> di
         if claim.named in options[claim.key]:
             options[claim.key] = [claim.named]
     orders = {claim.key: claim.order for claim in claims}
-    verdicts: dict[str, list[str]] = {}
-    for rivals in _connected_groups(options):
-        verdicts |= _settle({key: options[key] for key in rivals}, orders)
-    return verdicts
+    matches: dict[str, list[str]] = {}
+    for group in _connected_groups(options):
+        matches |= _match_group({key: options[key] for key in group}, orders)
+    return matches
 
 
 def _connected_groups(options: Mapping[str, Collection[str]]) -> Iterator[list[str]]:
-    """Part the creates into groups that want no run of each other."""
+    """Yield groups of creates. Creates of different groups have no candidate run in common."""
     left = dict(options)
     while left:
-        key, wanted = left.popitem()
-        group, runs = [key], set(wanted)
+        key, candidates = left.popitem()
+        group, runs = [key], set(candidates)
         while more := [other for other, others in left.items() if not runs.isdisjoint(others)]:
             for other in more:
                 runs |= set(left.pop(other))
@@ -73,17 +73,17 @@ def _connected_groups(options: Mapping[str, Collection[str]]) -> Iterator[list[s
         yield group
 
 
-def _settle(options: Mapping[str, list[str]], orders: Mapping[str, Order]) -> dict[str, list[str]]:
+def _match_group(options: Mapping[str, list[str]], orders: Mapping[str, Order]) -> dict[str, list[str]]:
     left = {key: list(runs) for key, runs in options.items()}
-    settled: dict[str, list[str]] = {}
+    matches: dict[str, list[str]] = {}
     while forced := _single_candidate(left) or _identical_orders(left, orders):
         for key, run in forced.items():
-            settled[key] = [run]
+            matches[key] = [run]
             del left[key]
         for runs in left.values():
             runs[:] = [run for run in runs if run not in forced.values()]
     if all(left.values()):
-        return settled | left
+        return matches | left
     return {key: [] for key in options}
 
 
@@ -95,10 +95,10 @@ def _single_candidate(left: Mapping[str, list[str]]) -> dict[str, str]:
 
 
 def _identical_orders(left: Mapping[str, list[str]], orders: Mapping[str, Order]) -> dict[str, str]:
-    """Find creates of one and the same order that have just as many runs: whichever gets which, each gets its like."""
+    """Return an assignment for identical orders with as many candidate runs as orders: any assignment is correct."""
     for key in left:
-        twins = [other for other in left if orders[other] == orders[key]]
-        runs = list(dict.fromkeys(run for twin in twins for run in left[twin]))
-        if len(twins) == len(runs) and all(len(left[twin]) == len(runs) for twin in twins):
-            return dict(zip(twins, runs, strict=True))
+        identical = [other for other in left if orders[other] == orders[key]]
+        runs = list(dict.fromkeys(run for other in identical for run in left[other]))
+        if len(identical) == len(runs) and all(len(left[other]) == len(runs) for other in identical):
+            return dict(zip(identical, runs, strict=True))
     return {}
