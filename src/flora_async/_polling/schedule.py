@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from msgspec import Struct
 
 from flora_async import errors
-from flora_async._http.retry import NOT_FOUND_GRACE, RATE_LIMIT_PAUSE, backoff_delay
+from flora_async._http import retry
 from flora_async.models import Run
 
 PollSchedule: TypeAlias = Generator[float, Any, None]
@@ -35,7 +35,7 @@ MAX_FALLBACK_DELAY = 300.0
 def is_fatal(failure: errors.FloraError, *, age: float) -> bool:
     """Return whether a poll error ends a wait; *age* is the seconds since the run's creation or first poll."""
     if isinstance(failure, errors.NotFoundError):
-        return age > NOT_FOUND_GRACE
+        return age > retry.NOT_FOUND_GRACE
     return not (failure.retryable or isinstance(failure, errors.ResponseDecodeError))
 
 
@@ -49,8 +49,8 @@ def should_drop_poll_url(failure: errors.FloraError) -> bool:
 def poll_retry_delay(failure: errors.FloraError, failures: int) -> float:
     """Return the seconds to wait after a number of failed polls in sequence."""
     retry_after = failure.retry_after if isinstance(failure, errors.APIError) else None
-    floor = RATE_LIMIT_PAUSE if isinstance(failure, errors.RateLimitError) else 0.0
-    return max(floor, retry_after or 0.0, min(backoff_delay(failures), POLL_CAP))
+    floor = retry.RATE_LIMIT_PAUSE if isinstance(failure, errors.RateLimitError) else 0.0
+    return max(floor, retry_after or 0.0, min(retry.backoff_delay(failures), POLL_CAP))
 
 
 class PollState(Struct, frozen=True, gc=False):
