@@ -252,7 +252,7 @@ async def test_runs_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFi
     )
     path = await gallery.write(history(3, broken=[broken]), tmp_path / "some.html", limit=None, prompts={})
     assert len(runs_of(path)) == 300
-    assert "left out what cannot be read" in capsys.readouterr().err
+    assert "skipped an item that cannot be parsed" in capsys.readouterr().err
 
 
 @pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""The command ``flora-async``: FLORA's own command line, and what a terminal wants beyond it."""
+"""The command ``flora-async``: FLORA's own commands, and commands to wait, batch, browse and test."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ terminated."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, or one of the above; never a traceback.
+    """Run a command and return its exit code: 0, or one of the above. It prints no traceback.
 
     It may be called in any thread and with any stdout and stderr, ``None`` included. Signals are handled in the main
     thread only.
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = asyncio.run(_cancel_on_sigterm(commands.COMMANDS[options.command](options, context)))
             output.write("", flush=True)
             return code
-        except SystemExit:  # help was printed, or argparse has said what is wrong
+        except SystemExit:  # argparse printed the help or a usage error
             _flush_or_discard()
             raise
         except KeyboardInterrupt:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except asyncio.CancelledError:
             _exit_with(EXIT_TERMINATED, "terminated", *context.uncertain_orders(), *context.unfinished_runs())
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)  # so that whoever sent it sees that it was heeded
+            os.kill(os.getpid(), signal.SIGTERM)  # the parent process must see the signal as the cause
             return EXIT_TERMINATED
         except output.OutputError as error:
             output.discard_buffer("stdout")
@@ -76,7 +76,7 @@ def _code_of(error: Exception) -> int:
 
 
 async def _cancel_on_sigterm(command: Coroutine[Any, Any, int]) -> int:
-    """Have SIGTERM end a command as Ctrl-C does: with the terminal as it was, and the runs that go on told."""
+    """Run a command, and cancel it on SIGTERM: the terminal is restored and unfinished runs are reported."""
     task = asyncio.ensure_future(command)
     commands.handle_signal(signal.SIGTERM, task.cancel)
     return await task

@@ -1,4 +1,4 @@
-"""Arguments of the command: FLORA's own commands and flags by their names, and ours beside them."""
+"""Arguments of the command: FLORA's own commands and flags by their names, and additional ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KEY = re.compile(r"sk_\w+")
 
 
 class UsageError(ValueError):
-    """The arguments cannot be used. Nothing was sent."""
+    """The arguments are invalid. No request was sent."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        # A key that was typed in the wrong place is not shown.
+        # An API key in the wrong place is not shown.
         if message.startswith("unrecognized arguments:"):
             words = message.partition(":")[2].split()
             names = [word.partition("=")[0] for word in words if word.startswith("-")]
@@ -95,7 +95,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the arguments of the command, those of the process by default.
 
-    ``sandbox -- COMMAND ...`` is taken apart here: the words after ``--`` are another program's.
+    The words after ``sandbox --`` belong to another program; argparse does not parse them.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
     program: list[str] | None = None
@@ -121,7 +121,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "run_timeout": ("a number of seconds above 0", lambda number: number > 0),
     "max_cost": ("an amount of USD from 0 on", lambda number: number >= 0),
 }
-"""The numbers that may be typed, and the ranges in which they make sense."""
+"""The valid ranges of numeric options."""
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
@@ -132,10 +132,10 @@ def _check_numbers(options: argparse.Namespace) -> None:
 
 
 def check_folder(flag: str, folder: Path | None) -> None:
-    """Refuse a folder that no file could be saved to, before anything is ordered.
+    """Check that files can be saved to a folder, before an order is sent.
 
     Raises:
-        UsageError: a part of its path is a file, or must not be written to.
+        UsageError: a part of its path is a file or is not writable.
     """
     if folder is None:
         return
@@ -149,10 +149,10 @@ def check_folder(flag: str, folder: Path | None) -> None:
 
 
 def check_output_file(flag: str, path: Path, *inputs: Path | None) -> None:
-    """Refuse an output file that is a folder, a link, a device or one of the command's *inputs*.
+    """Check that an output file is no folder, link or device, and none of the command's *inputs*.
 
     Raises:
-        UsageError: it is one of them, or its folder does not exist.
+        UsageError: the path is one of these, or its folder does not exist.
     """
     for read in inputs:
         if read is not None and path.exists() and read.exists() and path.samefile(read):
@@ -164,7 +164,7 @@ def check_output_file(flag: str, path: Path, *inputs: Path | None) -> None:
 
 
 def use_flag_names(error: Exception, options: argparse.Namespace | None) -> str:
-    """Return an error's message; one about a Python argument names the flag of the command instead."""
+    """Return an error's message, with the command's flags in place of Python arguments."""
     message = str(error)
     if options is None or not isinstance(error, errors.ConfigurationError):
         return message
@@ -397,7 +397,7 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
 
 
 def hide_password(url: str) -> str:
-    """Return a database's URL that can be shown."""
+    """Return a database URL without its password."""
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
@@ -444,7 +444,7 @@ def _add_format(command: argparse.ArgumentParser) -> None:
 
 
 def parse_params(given: Sequence[str] | None) -> dict[str, Any] | None:
-    """Read ``--params``: JSON objects, or single parameters; the last word on a name counts."""
+    """Parse ``--params``: JSON objects or single parameters; the last value of a name counts."""
     if given is None:
         return None
     params: dict[str, Any] = {}

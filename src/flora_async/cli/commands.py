@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 Command: TypeAlias = Callable[[argparse.Namespace, "CommandContext"], Coroutine[Any, Any, int]]
 
 DEFAULT_WAIT_TIMEOUT = 600.0
-"""Seconds."""
+"""Seconds that `create --wait` and `wait` wait for each run by default."""
 
 
 EXIT_NOT_FOUND, EXIT_NOT_EXECUTABLE, EXIT_SIGNAL_BASE = 127, 126, 128
-"""Exit codes of a shell for a program that cannot be run, and the base of those for one that a signal has ended."""
+"""Exit codes of a shell: program not found, program not executable, and the base for a program ended by a signal."""
 
 
 class CommandContext:
-    """What a command has begun, reported however the command ends."""
+    """The orders and runs of a command, reported when the command ends early."""
 
     def __init__(self) -> None:
         self.running: dict[str, None] = {}
@@ -38,24 +38,24 @@ class CommandContext:
         self._created: list[str] = []
 
     def open_client(self, options: argparse.Namespace) -> Flora:
-        """Open a client whose orders are noted before they are sent."""
+        """Open a client that records each order before it is sent."""
         return Flora(options.api_key, on_create=self._record_order)
 
     def _record_order(self, key: str, _order: Order) -> None:
         self.ordering[key] = None
 
     def record_created(self, run_id: str) -> None:
-        """Note a run that this command has ordered."""
+        """Record a run that this command ordered."""
         self.ordering.clear()
         self._created.append(run_id)
         self.record_running(run_id)
 
     def record_running(self, run_id: str) -> None:
-        """Note a run that goes on."""
+        """Record a run that continues."""
         self.running[run_id] = None
 
     def record_finished(self, run_id: str) -> None:
-        """Note that a run has ended."""
+        """Record that a run has finished."""
         self.running.pop(run_id, None)
 
     def uncertain_orders(self) -> list[str]:
@@ -63,18 +63,18 @@ class CommandContext:
         return [f"an order under idempotency key {key} may have been accepted" for key in self.ordering]
 
     def unfinished_runs(self) -> list[str]:
-        """Return messages about the runs that go on."""
+        """Return messages about the runs that continue."""
         if self.notes or not self.running:
             return self.notes
         return [f"still at FLORA, wait for it again: flora-async wait {' '.join(self.running)}"]
 
     def unprinted_runs(self) -> list[str]:
-        """Return messages about the runs that were ordered, for an output that could not be written."""
+        """Return messages about ordered runs, for a command whose output could not be written."""
         return [f"ordered, and not printed: flora-async wait {' '.join(self._created)}"] if self._created else []
 
 
 def handle_signal(number: signal.Signals, call: Callable[[], object]) -> bool:
-    """Have a signal call a function; ``False`` on Windows and outside the main thread, where loops handle none."""
+    """Call a function on a signal. Return ``False`` on Windows and outside the main thread, where loops handle none."""
     try:
         asyncio.get_running_loop().add_signal_handler(number, call)
     except (NotImplementedError, RuntimeError, ValueError):
@@ -118,7 +118,7 @@ async def _create(options: argparse.Namespace, context: CommandContext) -> int:
         try:
             await _save(flora, run, options)
         finally:
-            output.print_json(output.to_dict(run))  # whatever became of the files, the run was paid for
+            output.print_json(output.to_dict(run))  # printed even if saving fails: the run is billed
     return 0
 
 
@@ -158,7 +158,7 @@ async def _list(options: argparse.Namespace, context: CommandContext) -> int:
                 except errors.ResponseDecodeError as error:
                     if not (error.field or "").startswith("$.generations["):
                         raise
-                    output.print_status(f"left out an item that cannot be read: {error}")
+                    output.print_status(f"skipped an item that cannot be parsed: {error}")
                     code = 3
             else:
                 page = await anext(listing.pages())
@@ -166,14 +166,14 @@ async def _list(options: argparse.Namespace, context: CommandContext) -> int:
                 for generation in page.generations:
                     printed.add(generation)
                 for broken in page.broken:
-                    output.print_status(f"left out an item that cannot be read: {broken.reason} at {broken.field}")
+                    output.print_status(f"skipped an item that cannot be parsed: {broken.reason} at {broken.field}")
                     code = 3
             printed.end(meta)
     return code
 
 
 class _RunPrinter:
-    """The history in one of the formats, printed as it is read."""
+    """Prints the history in one of the formats while it is read."""
 
     def __init__(self, form: str) -> None:
         self._document = output.Document("generations") if form == "json" else None
@@ -191,7 +191,7 @@ class _RunPrinter:
             output.print_json_line(output.to_dict(run))
 
     def end(self, meta: dict[str, object]) -> None:
-        """Print the end; *meta* is that of the last page."""
+        """Print the end of the document; *meta* is the record of the last page."""
         if self._document is not None:
             self._document.end(meta=meta)
         elif self._rows is not None:
@@ -199,7 +199,7 @@ class _RunPrinter:
 
 
 async def _wait(options: argparse.Namespace, context: CommandContext) -> int:
-    """Print each run as it ends. The failure of one does not touch the others."""
+    """Print each run when it finishes. The failure of one does not affect the others."""
     arguments.check_folder("--download", options.download)
     for run_id in options.run:
         context.record_running(run_id)
@@ -235,7 +235,7 @@ async def _wait(options: argparse.Namespace, context: CommandContext) -> int:
 
 
 async def _save_or_report(flora: Flora, run: Run, options: argparse.Namespace) -> int:
-    """Save the outputs of one run among several, and return the exit code of that."""
+    """Save the outputs of one of several runs. Return the exit code, and report an error on stderr."""
     try:
         await _save(flora, run, options)
     except errors.FloraError as error:
@@ -290,12 +290,12 @@ async def _gallery(options: argparse.Namespace, context: CommandContext) -> int:
         path = await gallery.write(listing, options.out, limit=options.limit, prompts=prompts)
     output.write(f"{path}\n", flush=True)
     if options.open and not webbrowser.open(path.as_uri()):
-        output.print_status("no browser was found to open it with")
+        output.print_status("cannot open the page: no browser was found")
     return 0
 
 
 def _sandbox(options: argparse.Namespace, _context: CommandContext) -> Coroutine[Any, Any, int]:
-    # Here, since aiohttp is a quarter of a second of imports, which no event loop should stand still for.
+    # Imported here, outside the event loop: aiohttp takes a quarter of a second to import.
     from flora_async.sandbox import Sandbox
 
     port = options.port if options.port is not None else 0 if options.program else arguments.SANDBOX_PORT
@@ -326,20 +326,20 @@ async def _serve(sandbox: Sandbox) -> int:
         stopped = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             handle_signal(number, stopped.set)
-        with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C, where loops handle no signals
+        with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C where the loop handles no signals
             await stopped.wait()
     return 0
 
 
 async def _run_program(sandbox: Sandbox, program: Sequence[str]) -> int:
-    """Run a program against a sandbox, and return its exit code as a shell would."""
+    """Run a program against a sandbox. Return its exit code as a shell does."""
     async with sandbox:
         try:
             process = await asyncio.create_subprocess_exec(*program, env={**os.environ, **_environment_of(sandbox)})
         except OSError as error:
             output.print_status(f"cannot run {program[0]}: {error.strerror or error}")
             return EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_NOT_EXECUTABLE
-        # A terminal sends Ctrl-C to the program too, which decides what to do about it.
+        # The terminal sends Ctrl-C to the program too, and the program decides how to handle it.
         handle_signal(signal.SIGINT, lambda: None)
         handle_signal(signal.SIGTERM, lambda: _terminate(process))
         try:

@@ -1,4 +1,4 @@
-"""``flora-async demo``: a demonstration of everything, on a sandbox."""
+"""``flora-async demo``: generate, download and list on a sandbox."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ asyncio.run(main())
 
 
 async def show(prompts: Sequence[str]) -> None:
-    """Generate one of each type for each prompt, and show how it goes."""
+    """Generate one run of each type for each prompt, and show the progress."""
     try:
         bars = output.build_progress_bars("state", on_stderr=False)
     except ModuleNotFoundError:

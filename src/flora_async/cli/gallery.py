@@ -1,4 +1,4 @@
-"""``flora-async gallery``: the history as one page, written as it is read, there whole or not at all."""
+"""``flora-async gallery``: write the history as one HTML page, atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flora_async.cli import output
 from flora_async.cli.arguments import UsageError, check_output_file
 
 CARDS_PER_WRITE = 100
-"""How many runs are held before they are written."""
+"""Number of runs that are collected before they are written."""
 
 
 class _Prompt(msgspec.Struct):
@@ -68,21 +68,21 @@ def read_prompts(path: Path) -> dict[str, str]:
 
 
 async def write(listing: GenerationList, out: Path, *, limit: int | None, prompts: Mapping[str, str]) -> Path:
-    """Write the newest *limit* runs of a history as a page, and give its path.
+    """Write the newest *limit* runs of a history as a page, and return its path.
 
-    A run that cannot be read is told of, and left out.
+    A run that cannot be parsed is reported on stderr and left out.
 
     Raises:
         UsageError: *out* is a folder, a link or a device, or *limit* is less than 1.
-        FloraError: the history could not be read to its end; what *out* was before is still there.
-        OSError: it cannot be written.
+        FloraError: the history could not be read completely; an existing *out* is unchanged.
+        OSError: the page cannot be written.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be at least 1, not {limit}")
     await run_in_thread(check_output_file, "--out", out)
     out = await run_in_thread(out.absolute)
     totals = Totals()
-    # How many there are stands before them, and is known after them.
+    # The page shows the totals before the cards, and they are known only after all cards.
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="", dir=out.parent) as cards:
         async with listing:
             pending: list[Generation] = []
@@ -95,7 +95,7 @@ async def write(listing: GenerationList, out: Path, *, limit: int | None, prompt
                 except ResponseDecodeError as error:
                     if not (error.field or "").startswith("$.generations["):
                         raise
-                    output.print_status(f"left out what cannot be read: {error}")
+                    output.print_status(f"skipped an item that cannot be parsed: {error}")
                     break
                 if len(pending) == CARDS_PER_WRITE:
                     await run_in_thread(partial(_write_cards, cards, totals, pending, prompts))

@@ -1,7 +1,7 @@
-"""Output of the command: results on stdout for programs, everything else on stderr for people.
+"""Output of the command: results on stdout for programs, status messages on stderr for people.
 
-Two rules hold for all of it. Text of others (prompts, outputs, messages, paths) is never read as Rich's markup. A
-stream that is missing, closed or cannot be written never leads to a traceback.
+Untrusted text (prompts, outputs, messages, paths) is never parsed as Rich's markup. A stream that is missing, closed or
+not writable never causes a traceback.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 FORMATS = ("json", "jsonl", "csv", "table")
 
 ReportProgress: TypeAlias = Callable[[str, str, float], None]
-"""Takes a run's id, its state and its progress in percent."""
+"""Shows the progress of a run: its id, its state and its progress in percent."""
 
 UNLIMITED_WIDTH = 10_000
-"""Columns of a table that no terminal shows."""
+"""Width of a table that is not written to a terminal."""
 MIN_COLUMN_WIDTH = 8
-"""Columns that a cut value gets at least; where there is less room, its column is left out."""
+"""Minimum width of a truncated value; with less space, its column is left out."""
 COLUMN_GAP = 2
 """Spaces between two columns of a table."""
 
@@ -50,11 +50,11 @@ TABLE_COLUMNS = (
     "error_code",
     "outputs",
 )
-"""The columns of the table of runs; those at its end are the first to be left out on a narrow terminal."""
+"""The columns of the table of runs; a narrow terminal leaves out the last ones first."""
 
 _SPACE = re.compile(r"\s+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that move a terminal's cursor or turn the direction of the text that follows."""
+"""Characters that control a terminal or change the text direction."""
 
 
 class OutputError(Exception):
@@ -71,7 +71,7 @@ class OutputError(Exception):
 
 @contextmanager
 def escape_unencodable() -> Generator[None]:
-    """Escape the characters that the encoding of stdout or stderr lacks, as long as the command runs."""
+    """Escape characters that stdout or stderr cannot encode, while the command runs."""
     streams: list[TextIO | None] = [sys.stdout, sys.stderr]
     before = [_set_errors(stream, "backslashreplace") for stream in streams]
     try:
@@ -82,7 +82,7 @@ def escape_unencodable() -> Generator[None]:
 
 
 def _set_errors(stream: TextIO | None, errors: str | None) -> str | None:
-    """Set what a stream does about characters that it cannot encode, and return what it did before."""
+    """Set the encoding error handler of a stream, and return the previous one."""
     if not isinstance(stream, io.TextIOWrapper) or errors is None:
         return None
     before = stream.errors or "strict"
@@ -92,10 +92,10 @@ def _set_errors(stream: TextIO | None, errors: str | None) -> str | None:
 
 
 def write(text: str, *, flush: bool = False) -> None:
-    """Write to stdout; a stdout that was closed before the command began takes everything.
+    """Write to stdout. Without a stdout, drop the text.
 
     Raises:
-        OutputError: the reader of the pipe has gone, the disk is full, or the stream was closed meanwhile.
+        OutputError: the reader of the pipe has exited, the disk is full, or the stream is closed.
     """
     if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - pythonw, cron and `>&-` start so
         return
@@ -108,9 +108,9 @@ def write(text: str, *, flush: bool = False) -> None:
 
 
 def discard_buffer(name: Literal["stdout", "stderr"]) -> None:
-    """Lead what is left in a stream's buffer to nowhere, so that the interpreter does not fail to flush it as it ends.
+    """Redirect a stream to the null device, so that the interpreter does not fail to flush its buffer at exit.
 
-    The streams of a program that calls :func:`flora_async.cli.main` under its own ones are left alone.
+    A stream that the calling program replaced is not changed.
     """
     stream: TextIO | None = getattr(sys, name)
     if stream is None or stream is not getattr(sys, f"__{name}__"):
@@ -122,7 +122,7 @@ def discard_buffer(name: Literal["stdout", "stderr"]) -> None:
 
 
 def print_status(*lines: str) -> None:
-    """Write messages to stderr. No message is worth a run: one that cannot be written is dropped."""
+    """Write messages to stderr. A message that cannot be written is dropped and does not fail the command."""
     if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]
         return
     try:
@@ -141,7 +141,7 @@ def missing_extra(extra: str, what: str) -> ValueError:
 
 
 def to_dict(value: object, **always: object) -> dict[str, Any]:
-    """Return a Struct as a dict with FLORA's names; *always* holds values for fields that FLORA may leave out."""
+    """Return a Struct as a dict with FLORA's names; *always* holds defaults of fields that FLORA may omit."""
     return {**always, **msgspec.to_builtins(value)}
 
 
@@ -165,7 +165,7 @@ def _is_unicode() -> bool:
 
 
 class Document:
-    """A JSON document whose items are printed as they come."""
+    """Prints a JSON document item by item."""
 
     def __init__(self, name: str) -> None:
         self._before = f'{{\n  "{name}": ['
@@ -177,7 +177,7 @@ class Document:
         self._before = ","
 
     def end(self, **more: object) -> None:
-        """Print the end, with the other members of the document."""
+        """Print the end of the document, with its other members."""
         if self._before != ",":
             write(self._before)
         members = "".join(f",\n  {_json(name)}: {_json(value)}" for name, value in more.items())
@@ -188,13 +188,13 @@ class Document:
 
 
 def to_row(run: Run, form: str) -> Row:
-    """Return a run as a row of the export; in a table its outputs are their addresses or texts."""
+    """Return a run as a row of the export; in a table the outputs are URLs or texts."""
     row = rows([run])[0]
     return row | {"outputs": " ".join(output.url for output in run.outputs)} if form == "table" else row
 
 
 class Rows:
-    """Rows that come one by one, printed as CSV or as a table."""
+    """Prints rows as CSV, or collects them for a table."""
 
     def __init__(self, form: str, columns: Sequence[str]) -> None:
         self._columns = columns
@@ -205,7 +205,7 @@ class Rows:
             _require_rich()
 
     def add(self, row: Mapping[str, object]) -> None:
-        """Print a row, or keep it for the table."""
+        """Print a row as CSV, or collect it for the table."""
         if self._held is None:
             self._write([csv_cell(row.get(column)) for column in self._columns])
         else:
@@ -224,7 +224,7 @@ class Rows:
 
 
 def _one_line(value: object) -> str:
-    """Return a value as a cell of a table: one line, without characters that steer a terminal."""
+    """Return a value as a cell of a table: one line, without control characters."""
     if value is None:
         return ""
     text = f"{value:%Y-%m-%d %H:%M}" if isinstance(value, datetime) else str(value)
@@ -239,7 +239,7 @@ def _require_rich() -> None:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Draw a table as wide as the terminal: ids whole, the rest cut. Piped, nothing is cut."""
+    """Draw a table that fits the terminal: ids are complete, other values truncated. Piped, nothing is truncated."""
     from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
@@ -250,7 +250,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     shown, needed = fit_columns(columns, widths, room)
     if len(shown) < len(columns):
         hidden = ", ".join(name for number, name in enumerate(columns) if number not in shown)
-        print_status(f"left out, for lack of room: {hidden} (--format csv has all)")
+        print_status(f"columns left out: the terminal is too narrow for {hidden} (--format csv has all)")
     table = Table(box=None, padding=(0, COLUMN_GAP, 0, 0), pad_edge=False)
     for number in shown:
         table.add_column(Text(columns[number], no_wrap=True, overflow="ellipsis"), no_wrap=_is_id(columns[number]))
@@ -267,9 +267,9 @@ def _is_id(column: str) -> bool:
 
 
 def fit_columns(columns: Sequence[str], widths: Sequence[int], room: int) -> tuple[list[int], int]:
-    """Choose the columns that a table of *room* characters shows, and return their numbers and the width they need.
+    """Choose the columns that fit into *room* characters. Return their numbers and the required width.
 
-    Ids are always shown, and whole. Others may be cut to ``MIN_COLUMN_WIDTH``; the last ones are left out first.
+    Ids are always shown completely. Others may be truncated to ``MIN_COLUMN_WIDTH``; the last ones are left out first.
     """
     least = [
         width if _is_id(name) else min(width, MIN_COLUMN_WIDTH) for name, width in zip(columns, widths, strict=True)
@@ -286,7 +286,7 @@ def fit_columns(columns: Sequence[str], widths: Sequence[int], room: int) -> tup
 
 
 def print_list(name: str, listed: Iterable[msgspec.Struct], kind: type[msgspec.Struct], form: str) -> None:
-    """Print a short list of records of one *kind*: in FLORA's shape, by line, or as rows."""
+    """Print a short list of records of one *kind*: as FLORA's JSON document, as JSON Lines, or as rows."""
     rows = [to_dict(item) for item in listed]
     if form == "json":
         print_json({name: rows})
@@ -308,7 +308,7 @@ def print_list(name: str, listed: Iterable[msgspec.Struct], kind: type[msgspec.S
 def _is_terminal(stream: TextIO | None) -> bool:
     try:
         return stream is not None and stream.isatty()
-    except ValueError:  # it was closed
+    except ValueError:  # a closed stream
         return False
 
 
@@ -318,7 +318,7 @@ def is_live() -> bool:
 
 
 def build_progress_bars(*fields: str, on_stderr: bool = True, timed: bool = True) -> Progress:
-    """Build Rich's progress bars: a description, a bar, and the named fields of each task, all of them plain text.
+    """Build Rich's progress bars: a description, a bar, and the named fields of each task as plain text.
 
     Raises:
         ModuleNotFoundError: rich is not installed.
@@ -335,7 +335,7 @@ def build_progress_bars(*fields: str, on_stderr: bool = True, timed: bool = True
 
 @contextmanager
 def show_progress() -> Generator[ReportProgress]:
-    """Show how runs go: a live line each on a terminal that can, else a line for each change."""
+    """Show the progress of runs: one live line each on a terminal, otherwise one line for each change."""
     if is_live():
         try:
             bars = build_progress_bars("state")
@@ -356,5 +356,5 @@ def show_progress() -> Generator[ReportProgress]:
 
 
 def progress_callback(report: ReportProgress) -> OnUpdate:
-    """Return the callback that moves a run's line with each of its changes."""
+    """Return the ``on_update`` callback that reports each change of a run."""
     return lambda run: report(run.run_id, run.status, run.progress)
