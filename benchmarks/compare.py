@@ -1,7 +1,7 @@
-"""What a call costs with each client, against aiohttp and msgspec by hand: the floor.
+"""Measure the cost of a call with each client, relative to the floor: aiohttp and msgspec by hand.
 
-Each contestant is a process of its own on one core, the canned FLORA on another. In each round they do the same
-workloads in shuffled order, one at a time, and each is compared with the floor of its own round.
+Each contestant is a separate process on one core, the stub server on another. In each round they run the same
+workloads in shuffled order, one at a time. Each is compared with the floor of its round.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 import server
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 
 CONTESTANTS = {
     "floor": ["floor"],
@@ -40,11 +41,11 @@ CONTESTANTS = {
     "httpx + pydantic": ["httpx_pydantic"],
 }
 CLOSE = ("floor", "flora-async")
-"""Whose difference is a few per cent: they take several turns in each round."""
+"""Contestants that differ by a few per cent. They get several turns in each round."""
 TURNS = 5
 
 WORKLOADS = {"retrieve": 150, "crowd": 512, "history": 1, "create": 512, "decode": 20}
-"""And how many calls make a turn."""
+"""Number of calls in a turn, by workload."""
 TITLES = {
     "retrieve": "retrieve, one after another",
     "crowd": "retrieve, 64 at a time",
@@ -61,7 +62,7 @@ PACKAGES = (
 
 
 class Worker:
-    """A contestant's process."""
+    """The process of a contestant."""
 
     def __init__(self, name: str, base_url: str, cpus: tuple[int | None, int | None], page: Path) -> None:
         self.name = name
@@ -92,21 +93,21 @@ class Worker:
         return answer
 
     def do(self, workload: str, calls: int) -> dict[str, float]:
-        """Have it do a workload, and give what it cost."""
+        """Run a workload and return its cost."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([workload, calls]) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
     def close(self) -> None:
-        """End it."""
+        """Close the process."""
         if hasattr(self, "_process"):
             self._process.communicate()
 
 
 @contextmanager
 def canned(cpu: int | None) -> Iterator[tuple[str, int]]:
-    """Run the canned FLORA; give its base URL and its process id."""
+    """Run the stub server. Yield its base URL and process id."""
     command = [sys.executable, str(HERE / "server.py"), *(["--cpu", str(cpu)] if cpu is not None else [])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -117,13 +118,13 @@ def canned(cpu: int | None) -> Iterator[tuple[str, int]]:
 
 
 def busy(pid: int) -> float:
-    """Give the CPU seconds of a process so far."""
+    """Return the CPU seconds used by a process."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def race(workers: list[Worker], rounds: int, scale: float, server_pid: int) -> dict[str, Any]:
-    """Let all do all workloads, in rounds; give each one's figures of each round, and how busy the server was."""
+    """Run all workloads in rounds. Return the figures by contestant and round, and the load of the server."""
     figures: dict[str, dict[str, list[float]]] = {workload: {} for workload in WORKLOADS}
     walls: dict[str, dict[str, list[float]]] = {workload: {} for workload in WORKLOADS}
     load: dict[str, list[float]] = {workload: [] for workload in WORKLOADS}
@@ -144,7 +145,7 @@ def race(workers: list[Worker], rounds: int, scale: float, server_pid: int) -> d
 
 
 def memory(names: list[str], url: str, cpus: tuple[int | None, int | None], page: Path, runs: int, rounds: int) -> Any:
-    """Give the bytes that a waiting run costs each, each time in a new process."""
+    """Return the bytes per waiting run by contestant, each measured in a new process."""
     figures: dict[str, list[float]] = {}
     for _ in range(rounds):
         for name in random.sample(names, len(names)):
@@ -155,7 +156,7 @@ def memory(names: list[str], url: str, cpus: tuple[int | None, int | None], page
 
 
 def imports(workers: list[Worker], rounds: int) -> dict[str, list[float]]:
-    """Give the CPU seconds that importing each takes, less those of a bare interpreter."""
+    """Return the CPU seconds of each import, less those of a bare interpreter."""
     modules = {worker.name: worker.imports for worker in workers if worker.imports and "uvloop" not in worker.name}
     figures: dict[str, list[float]] = {name: [] for name in modules}
     for _ in range(rounds):
@@ -172,7 +173,7 @@ def _imported(statement: str) -> float:
 
 
 async def prefetch(base_url: str, pages: int) -> dict[str, float]:
-    """Give the seconds to read *pages* of the history at 50 ms each, by a reader who needs 50 ms for each."""
+    """Return the seconds to read *pages* of the history, if server and reader each need 50 ms for a page."""
     from contestants import floor
 
     from flora_async import Flora
@@ -203,12 +204,12 @@ def ratios(figures: dict[str, list[float]]) -> dict[str, list[float]]:
 
 
 def spread(values: list[float]) -> str:
-    """Write a median and its range."""
+    """Format a median and its range."""
     return f"**{statistics.median(values):.2f}** [{min(values):.2f} .. {max(values):.2f}]"
 
 
 def table(results: dict[str, Any]) -> str:
-    """Write the results as a table of Markdown."""
+    """Format the results as a Markdown table."""
     columns = [*WORKLOADS, "waiting", "import"]
     lines = ["| | " + " | ".join(TITLES[column] for column in columns) + " |", "| --- |" + " --- |" * len(columns)]
     for name in results["contestants"]:
@@ -225,7 +226,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def report(results: dict[str, Any]) -> str:
-    """Write what a reader needs to know of a run."""
+    """Format the conditions of a run."""
     floor = results["cpu"]
     costs = ", ".join(
         f"{TITLES[workload]} {1e6 * statistics.median(floor[workload]['floor']):.3g} us" for workload in WORKLOADS
@@ -250,7 +251,7 @@ def report(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], file: Path) -> None:
-    """Draw the CPU of all contestants, in times of the floor."""
+    """Draw the CPU of all contestants as multiples of the floor."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -282,7 +283,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of all that takes part."""
+    """Return the versions of all packages."""
     found = {"Python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -298,7 +299,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> str:
-    """Say what this runs on."""
+    """Return a description of the machine."""
     names = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -308,12 +309,12 @@ def machine() -> str:
 
 
 def main() -> None:
-    """Measure, print, and write what was asked for."""
+    """Measure, print, and save the results on request."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one smaller round, without the memory")
     parser.add_argument("--rounds", type=int, help="how many rounds")
     parser.add_argument("--only", nargs="*", choices=list(CONTESTANTS), help="these contestants, and the floor")
-    parser.add_argument("--write", action="store_true", help="keep the results here: compare.json, .md and .png")
+    parser.add_argument("--write", action="store_true", help="save the results: results/compare.json, .md and .png")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (1 if arguments.quick else 9)
     scale = 0.5 if arguments.quick else 1.0
@@ -348,9 +349,9 @@ def main() -> None:
         }
     print(report(results))
     if arguments.write:
-        (HERE / "compare.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        (HERE / "compare.md").write_text(report(results) + "\n", encoding="utf-8")
-        draw(results, HERE / "compare.png")
+        (RESULTS / "compare.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (RESULTS / "compare.md").write_text(report(results) + "\n", encoding="utf-8")
+        draw(results, RESULTS / "compare.png")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How many runs a second durable batches make: SQLite with one worker, PostgreSQL with one, two and three.
+"""Measure runs per second of durable batches: SQLite with one worker, PostgreSQL with one, two and three.
 
-Each worker is a process of its own, and so is the sandbox, whose runs take no time; all share this machine. Workers
-poll as they do by default. Prints a table, or JSON with ``--json``: wall seconds from the first order stored to the
-last end recorded, and the CPU seconds of each part per run, which say what bounds it.
+Each worker is a separate process, and so is the sandbox, whose runs take no time. All share one machine. Workers poll
+by the default schedule. Prints a table, or JSON with ``--json``: wall seconds from the first stored order to the last
+recorded end, and the CPU time of each part per run, which shows the bottleneck.
 
     python benchmarks/durable.py --runs 4000
 """

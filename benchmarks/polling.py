@@ -1,7 +1,7 @@
-"""What waiting costs: requests and lag of the real watcher, beside the schedules of others and the offline optimum.
+"""Measure requests and lag of waiting with the real poller, other schedules and the offline optimum.
 
 Everything runs in virtual time against a simulated FLORA (``simulation.py``): durations, estimates, progress bars and
-limits are assumptions, the same for all contestants. Prints tables; writes ``polling.png`` and ``polling.json``.
+limits are assumptions, the same for all contestants. Prints tables; writes both files ``results/polling.*``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from simulation import POLL_SECONDS, Simulated, SimulatedFlora, run_virtually, s
 from flora_async._polling.poller import Poller
 
 REQUEST_WORTH = 0.25
-"""Seconds of waiting that one request is worth."""
+"""Seconds of lag that one request is worth."""
 TYPICAL = {"text": 3.0, "audio": 6.0, "image": 10.0, "video": 110.0}
 USUAL = {"text": 3.0, "audio": 6.0, "image": 8.0, "video": 60.0}
-"""What the client assumes without an estimate."""
+"""Default durations of the client, in seconds."""
 SCENARIOS = [
     (kind, estimate, bar)
     for kind in ("image", "video")
@@ -42,7 +42,7 @@ Delays = Callable[[], Iterator[float]]
 
 
 def durations(kind: str, chance: random.Random) -> tuple[float, float]:
-    """Draw how long a run queues and works, in seconds."""
+    """Return random queue and work times of a run, in seconds."""
     normal = chance.gauss(0, 1)
     if kind == "mixed":
         kind = chance.choices(("image", "video", "audio", "text"), (60, 25, 10, 5))[0]
@@ -54,7 +54,7 @@ def durations(kind: str, chance: random.Random) -> tuple[float, float]:
 
 
 def estimated(model: str, kind: str, works: float, chance: random.Random) -> float | None:
-    """Say what FLORA would promise for a run that works so long."""
+    """Return the simulated estimate for a work time."""
     spread = works * chance.uniform(0.8, 1.2)
     guesses: dict[str, float | None] = {
         "accurate": spread,
@@ -79,7 +79,7 @@ async def _one(run: Simulated, estimate: float | None) -> tuple[float, float]:
 
 
 def ours(kind: str, estimate: str, bar: str, count: int) -> list[tuple[float, float]]:
-    """Let the real watcher wait for *count* runs, each alone; give requests and lag of each."""
+    """Wait for *count* runs separately with the real poller. Return requests and lag of each."""
 
     async def main() -> list[tuple[float, float]]:
         chance = random.Random(f"{kind} {estimate}")
@@ -95,7 +95,7 @@ def ours(kind: str, estimate: str, bar: str, count: int) -> list[tuple[float, fl
 
 
 def others(kind: str, delays: Delays, count: int) -> list[tuple[float, float]]:
-    """Let another schedule wait for the same runs; it knows nothing of estimates or progress."""
+    """Wait for the same runs with a schedule that ignores estimates and progress."""
     chance = random.Random(f"{kind} typical")
     seen: list[tuple[float, float]] = []
     for _ in range(count):
@@ -114,7 +114,7 @@ def others(kind: str, delays: Delays, count: int) -> list[tuple[float, float]]:
 
 
 def every(seconds: float) -> Delays:
-    """Look at a fixed interval."""
+    """Return delays of a fixed interval."""
 
     def delays() -> Iterator[float]:
         while True:
@@ -124,7 +124,7 @@ def every(seconds: float) -> Delays:
 
 
 def around(seconds: float, spread: float) -> Delays:
-    """Look at an interval with jitter."""
+    """Return delays of an interval with jitter."""
 
     def delays() -> Iterator[float]:
         while True:
@@ -134,7 +134,7 @@ def around(seconds: float, spread: float) -> Delays:
 
 
 def growing(first: float, cap: float) -> Delays:
-    """Double the interval up to a cap, with full jitter."""
+    """Return delays that double up to a cap, with full jitter."""
 
     def delays() -> Iterator[float]:
         delay = first
@@ -157,7 +157,7 @@ OTHERS: dict[str, Delays] = {
 
 
 def optimum(kind: str, estimate: str) -> float:
-    """Give the least cost of any schedule that knows the law of durations, given the estimate, but sees no progress."""
+    """Return the lowest cost of a schedule that knows the distribution of durations, but sees no progress."""
     chance = random.Random(f"law of {kind} {estimate}")
     drawn: list[tuple[float, float, float]] = []
     for _ in range(6000):
@@ -178,7 +178,7 @@ def optimum(kind: str, estimate: str) -> float:
 
 
 def _least_cost(ends: NDArray[np.float64]) -> float:
-    """Choose looks on a grid of times backwards from the last end, each at its least remaining cost."""
+    """Return the lowest cost of polls on a grid of times, by dynamic programming from the last end."""
     count = len(ends)
     grid = np.unique(np.concatenate([[0.0], np.quantile(ends, np.linspace(0, 1, 320)), np.linspace(0, ends[-1], 200)]))
     below = np.searchsorted(ends, grid, side="right")
@@ -192,7 +192,7 @@ def _least_cost(ends: NDArray[np.float64]) -> float:
 
 
 def singles(count: int) -> dict[str, Any]:
-    """Compare the watcher with the others over the scenarios."""
+    """Compare the poller with the other schedules over the scenarios."""
     best = {pair: optimum(*pair) for pair in {(kind, estimate) for kind, estimate, _ in SCENARIOS}}
 
     def score(results: dict[tuple[str, str, str], list[tuple[float, float]]]) -> tuple[float, float]:
@@ -229,7 +229,7 @@ TYPES = ("image", "video")
 
 
 def _points(seen: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float, float]]:
-    """Give mean requests, mean lag and p99 lag by type."""
+    """Return mean requests, mean lag and p99 lag by type."""
     return {
         kind: (
             statistics.fmean(requests for requests, _ in each),
@@ -246,7 +246,7 @@ def _points(seen: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float
 async def crowd(
     count: int, kind: str, over: float, limit: float | None, foreign: int, *, pages: bool, trial: int = 0
 ) -> dict[str, Any]:
-    """Wait for many runs that begin within *over* seconds; *foreign* runs of others come between two of ours."""
+    """Wait for many runs started within *over* seconds, with *foreign* other runs between two of them."""
     chance = random.Random(f"{count} {kind} {trial}")
     flora = SimulatedFlora(limit=limit)
     poller = Poller(flora.operations(pages=pages))
@@ -352,16 +352,16 @@ def draw(table: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print, draw."""
+    """Measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer runs")
     quick = parser.parse_args().quick
-    here = Path(__file__).parent
+    results = Path(__file__).parent / "results"
     single = singles(80 if quick else 400)
     many = crowds(quick=quick)
     if not quick:
-        draw(single, here / "polling.png")
-        (here / "polling.json").write_text(json.dumps({"single": single, "many": many}, indent=1) + "\n")
+        draw(single, results / "polling.png")
+        (results / "polling.json").write_text(json.dumps({"single": single, "many": many}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A canned FLORA for measurements: a process that answers from prepared bytes, so that the client is what is measured.
+"""A stub server for measurements: it sends prepared bytes, so that the client is the bottleneck.
 
-It parses no more than it must (the path, the length of a body) and checks nothing. Of a long history the first hundred
-pages are prepared. Runs whose id begins with
-``run_slow`` never end; everything else has completed. Below ``/late`` each answer takes 50 ms.
+It parses only the path and the length of a body, and validates nothing. The first hundred pages of the history are
+prepared. Runs whose id starts with ``run_slow`` never end; all others have completed. Responses below ``/late`` take
+50 ms.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _head(status: str, request: int, length: int) -> bytes:
 
 
 def run(run_id: str, status: str) -> dict[str, object]:
-    """Give a run as ``GET /runs/{runId}`` tells it."""
+    """Return a run as in the response of ``GET /runs/{runId}``."""
     return {
         "run_id": run_id,
         "status": status,
@@ -44,7 +44,7 @@ def run(run_id: str, status: str) -> dict[str, object]:
 
 
 def page(number: int, pages: int = PAGES) -> bytes:
-    """Give a page of a history of so many pages, as FLORA sends it."""
+    """Return a page of a history of *pages* pages, as FLORA sends it."""
     items = [
         {
             **run(f"run_{number:06}{item:06}", "completed"),
@@ -125,7 +125,7 @@ class Canned(asyncio.Protocol):
 
 
 async def serve(cpu: int | None, pages: int) -> None:
-    """Serve on a free port, which is printed, until told to end."""
+    """Serve on a free port until SIGTERM. Prints the port."""
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})
     Canned.pages = pages

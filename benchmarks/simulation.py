@@ -1,6 +1,6 @@
-"""A FLORA made of numbers, and an event loop whose clock jumps: minutes of waiting pass in milliseconds.
+"""A simulated FLORA and an event loop in virtual time.
 
-The real watcher and the real limiter run against it; only the requests are simulated.
+The real poller and the real rate limiter run against it; only the requests are simulated.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ class _Selector(selectors.DefaultSelector):
         ready = super().select(0)
         if not ready:
             if timeout is None:
-                raise RuntimeError("nothing will ever happen any more")
+                raise RuntimeError("deadlock: no timer is left")
             self.now += max(0.0, timeout)
         return ready
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """A loop in virtual time: when nothing is ready, it is the next timer's time at once."""
+    """An event loop in virtual time: if no handle is ready, its clock jumps to the next timer."""
 
     def __init__(self) -> None:
         self._virtual = _Selector()
         super().__init__(self._virtual)
 
     def time(self) -> float:
-        """Say the virtual time, in seconds since the loop began."""
+        """Return the virtual time in seconds since the start of the loop."""
         return self._virtual.now
 
 
@@ -58,7 +58,7 @@ def run_virtually(main: Coroutine[Any, Any, T]) -> T:
 
 
 class Simulated:
-    """One run: when it was created, began and ends, and what its progress bar shows."""
+    """One run: its creation, start and end times, and its progress bar."""
 
     __slots__ = ("bar", "began", "created", "ends", "estimate", "gone", "hidden", "run_id")
 
@@ -82,7 +82,7 @@ class Simulated:
         self.hidden = False
 
     def record(self, now: float) -> dict[str, Any]:
-        """Tell of it, in FLORA's fields."""
+        """Return the record of the run, in FLORA's fields."""
         done = now >= self.ends
         share = min(1.0, max(0.0, (now - self.began) / max(self.ends - self.began, 1e-9)))
         bars = {"none": 0.0, "linear": math.floor(100 * share), "step": math.floor(4 * share**1.5) * 25.0}
@@ -100,7 +100,7 @@ class Simulated:
 
 
 class SimulatedFlora:
-    """Runs by id and by page, behind a limit of requests a second; counts what it is asked.
+    """Returns runs by id and by page, behind a limit of requests per second; counts the requests.
 
     The probabilities make it hostile: pages that fail, rows that are old, rows without outputs.
     """
@@ -129,17 +129,17 @@ class SimulatedFlora:
         self._turn: float | None = None
 
     def add(self, run: Simulated) -> None:
-        """Take a run."""
+        """Add a run."""
         self._by_id[run.run_id] = run
         insort(self._order, (run.created, run.run_id))
 
     def remove(self, run: Simulated) -> None:
-        """Forget a run: the pages behind it shift."""
+        """Remove a run: the pages after it shift."""
         run.gone = True
         self._order.remove((run.created, run.run_id))
 
     def operations(self, *, pages: bool = True) -> PollOperations:
-        """Give what a watcher looks with."""
+        """Return the operations of a poller."""
         return PollOperations(
             retrieve_run=self._retrieve_run,
             read_page=self._read_page if pages else None,
@@ -168,7 +168,7 @@ class SimulatedFlora:
         return admitted
 
     async def _request(self, seconds: float) -> float:
-        """Spend a request in its turn; return the time at which FLORA looked."""
+        """Send a request in its turn. Return the time at which the server handled it."""
         loop, limiter = asyncio.get_running_loop(), self._limiter
         now, self._turn = loop.time() if self._turn is None else self._turn, None
         self.requests += 1
@@ -218,7 +218,7 @@ class SimulatedFlora:
 
 
 def _no_poll_url(_run_id: str, _poll_url: str) -> None:
-    """Have no better address."""
+    """Return no URL."""
 
 
 def _unix() -> float:
@@ -226,11 +226,11 @@ def _unix() -> float:
 
 
 def _ignore_finished(_run: Run, _age: float) -> None:
-    """Learn nothing."""
+    """Ignore a finished run."""
 
 
 def started(run: Simulated, estimate: float | None) -> WaitTarget:
-    """Give what a client knows of a run that it has just started."""
+    """Return the wait target of a run that the client has just created."""
     return WaitTarget(
         run.run_id, loop_created=run.created, estimate=estimate, scope=("ws_1", "prj_1"), created=UNIX + run.created
     )

@@ -1,4 +1,4 @@
-"""One contestant in a process of its own: takes a workload from each line of its input, answers with what it cost."""
+"""Run one contestant: read a workload from each line of stdin, print its cost."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from typing import Any
 import server
 
 AT_ONCE = 64
-LOOK_EVERY = 30.0
+POLL_INTERVAL = 30.0
 
 
 def spent() -> float:
-    """Give the CPU seconds of this process so far, all threads."""
+    """Return the CPU seconds used by this process, all threads."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
 
 def resident() -> int:
-    """Give the bytes of memory that this process has."""
+    """Return the resident memory of this process in bytes."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
 
@@ -44,13 +44,13 @@ async def _crowd(calls: int, call: Callable[[int], Awaitable[object]]) -> None:
 
 
 async def _waiting(contestant: Any, runs: int) -> float:
-    """Give the bytes that each of *runs* waiting runs costs."""
+    """Return the bytes per run of *runs* waiting runs."""
 
-    async def look_and_sleep(run_id: str) -> None:
-        while (await contestant.retrieve(run_id)).status != "completed":  # noqa: ASYNC110 - a poll is what is measured
-            await asyncio.sleep(LOOK_EVERY)
+    async def poll_and_sleep(run_id: str) -> None:
+        while (await contestant.retrieve(run_id)).status != "completed":  # noqa: ASYNC110 - polls are measured
+            await asyncio.sleep(POLL_INTERVAL)
 
-    wait = getattr(contestant, "wait", look_and_sleep)
+    wait = getattr(contestant, "wait", poll_and_sleep)
     ids: list[Any] = [f"run_slow{number:010}" for number in range(runs)]
     if hasattr(contestant, "wait"):
         ids = [await contestant.create(f"a mug, {number}") for number in range(runs)]
@@ -75,7 +75,7 @@ def _decode(decode: Callable[[bytes], object], calls: int) -> None:
 
 
 async def _measure(module: Any, contestant: Any, workload: str, calls: int) -> dict[str, float]:
-    """Do a workload, after warming up; give CPU and wall seconds for each call (for each item, of the history)."""
+    """Run a workload after a warm-up. Return CPU and wall seconds per call, or per item of the history."""
     if workload == "waiting":
         return {"bytes": await _waiting(contestant, calls)}
     if workload == "decode":
@@ -110,7 +110,7 @@ async def _work(module: Any, base_url: str) -> None:
 
 
 def main() -> None:
-    """Say that it is ready, or what is missing; then work until the input ends."""
+    """Print that it is ready or which module is missing, then work until the end of stdin."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("contestant")
     parser.add_argument("base_url")
