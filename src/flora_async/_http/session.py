@@ -1,8 +1,7 @@
-"""The only room with a socket: aiohttp sessions, and one exchange with a deadline.
+"""aiohttp sessions: send one request with a deadline. The only module of the client that opens sockets.
 
-aiohttp is most of the time that importing this package would take, so this room is entered when the first request goes
-out. No exception of aiohttp's leaves it: their reprs can hold the key. So can the locals of its frames, which whoever
-records a traceback sees: they are not in ours.
+The import of aiohttp is slow, so this module is imported before the first request. No exception of aiohttp leaves it:
+their reprs can hold the API key. The locals of aiohttp's frames can hold it too, so tracebacks are cut here.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ from flora_async._http.responses import RawResponse, decompress, find_run_id, ht
 T = TypeVar("T")
 
 _Address: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
-"""What ``getaddrinfo`` gives."""
+"""One result of ``getaddrinfo``."""
 
 log = logging.getLogger("flora_async")
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds for one attempt at a connection, or nine tenths of the exchange's own, whichever is less."""
+"""Seconds to open a connection; at most nine tenths of the timeout."""
 _LAST_RESPONSE = "_flora_last_response"
 CREATE_KEEPALIVE = 2.0
-"""Seconds that a connection for creates may idle: less than any server allows, so that none closes under a POST."""
+"""Maximum idle seconds of a connection for creates. Servers keep connections longer, so none closes under a POST."""
 
 
 class HTTPSessions:
@@ -65,7 +64,7 @@ class HTTPSessions:
         loop = asyncio.get_running_loop()
         if borrowed is not None and vars(borrowed).get("_loop", loop) is not loop:
             raise errors.ConfigurationError(
-                "session= belongs to another event loop: make it in the asyncio.run(...) that uses this client"
+                "session= belongs to another event loop. Make it in the asyncio.run(...) that uses this client"
             )
         connect = min(CONNECT_TIMEOUT, 0.9 * timeout)
         agent = f"flora-async/{version} python/{platform.python_version()}"
@@ -85,14 +84,14 @@ class HTTPSessions:
         self._media_headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": agent}
         self._timeout = aiohttp.ClientTimeout(
             total=timeout,
-            connect=None if borrowed is None else 0.9 * timeout,  # its pool has a limit, and others that use it
+            connect=None if borrowed is None else 0.9 * timeout,  # its pool has a limit and is shared
             sock_connect=connect,
             ceil_threshold=math.inf,
         )
         self._media_timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=connect, sock_read=timeout, ceil_threshold=math.inf
         )
-        # What is in flight is capped by the limiter, so that waiting for a turn costs nobody's deadline.
+        # The rate limiter bounds the requests in flight. A wait in its queue does not count towards the timeout.
         trust = True if ssl is None else ssl
         self._reads = borrowed or _session(aiohttp.TCPConnector(limit=0, ssl=trust), self._headers)
         self._connector = _CreateConnector(limit=0, keepalive_timeout=CREATE_KEEPALIVE, ssl=trust)
@@ -106,17 +105,17 @@ class HTTPSessions:
 
     @property
     def closed(self) -> bool:
-        """Whether a session was closed, ours or the caller's own."""
+        """Whether a session was closed: one of this object, or the caller's."""
         return self._reads.closed or self._creates.closed
 
     async def send_once(self, request: Request, read: Callable[[RawResponse], T]) -> T:
-        """Send *request*, once, and read its answer."""
+        """Send *request* once and parse its response."""
         create = request.order is not None
         session = self._creates if create else self._fresh if request.fresh else self._reads
         body = None if request.body is None else BytesIOPayload(BytesIO(request.body), content_type="application/json")
         waiting = self._connector.waiting
         if create:
-            # A deadline that has passed, or a cancellation on its way, ends a create here, before it is paid.
+            # A passed deadline or a pending cancellation ends a create here, before it is billed.
             await asyncio.sleep(0)
         if self._closing:
             raise errors.ClientClosedError("the client was closed before a request was sent")
@@ -176,7 +175,7 @@ class HTTPSessions:
     def _failure_of(self, error: Exception, request: Request, *, unsent: bool) -> errors.FloraError:
         """Map an exception of aiohttp. With *unsent*, nothing of the request was sent, or it does not matter."""
         if self._closing and unsent:
-            return errors.ClientClosedError("the client was closed while a request was under way")
+            return errors.ClientClosedError("the client was closed while a request was in flight")
         if self.closed and unsent:
             return errors.ClientClosedError(f"the session was closed under {request.path}")
         proxy = self._proxy and str(URL(self._proxy).with_user(None))
@@ -184,13 +183,13 @@ class HTTPSessions:
         if isinstance(error, aiohttp.ConnectionTimeoutError) and not create and _is_full(self._borrowed):
             return errors.APITimeoutError(
                 f"{request.path}: no connection in time: the pool of session= is full of other requests. "
-                "Give its connector a higher limit, or this client a session of its own",
+                "Set a higher limit for its connector, or use a separate session for this client",
                 sent="not_sent",
             )
         return _map_exception(error, unsent=create and unsent, where=request.path, proxy=proxy)
 
     def _request_headers(self, request: Request, session: aiohttp.ClientSession) -> dict[str, str]:
-        """Give a request its headers, the key among them; no frame but aiohttp's own holds them."""
+        """Build the headers with the API key. Only frames of aiohttp hold them afterwards."""
         headers = {"Authorization": self._key.bearer()}
         if request.idempotency_key is not None:
             headers["Idempotency-Key"] = request.idempotency_key
@@ -204,7 +203,7 @@ class HTTPSessions:
         except errors.FloraError:
             if not self._key.appears_in(answer.body, answer.headers):
                 raise
-        # Somebody in between shows what he was sent.
+        # A proxy echoed the request. Redact the key.
         return read(
             RawResponse(
                 request=answer.request,
@@ -216,7 +215,7 @@ class HTTPSessions:
         )
 
     async def open_media(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """Open an output's *url*, without our key, cookies or redirects; the deadline is for each read."""
+        """Open the *url* of an output, without API key, cookies or redirects. Each read has the timeout."""
         try:
             return await self._media.get(
                 URL(url, encoded=True),
@@ -231,10 +230,10 @@ class HTTPSessions:
         raise failure
 
     async def chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        """Give the bytes of an output as they come: what came before a connection breaks is kept."""
+        """Yield the bytes of an output as they are received, also those before a connection breaks."""
         try:
             while True:
-                async with asyncio.timeout(self._seconds):  # see _read_whole
+                async with asyncio.timeout(self._seconds):  # see _read_body
                     chunk = await response.content.readany()
                 if not chunk:
                     return
@@ -249,9 +248,9 @@ class HTTPSessions:
         return _map_exception(error, where=where)
 
     async def close(self) -> None:
-        """Close what was opened here. Requests under way end in an error at once."""
+        """Close the sessions that were opened here. Requests in flight end in ClientClosedError at once."""
         self._closing = True
-        async with AsyncExitStack() as closing:  # a cancellation ends the wait for one of them
+        async with AsyncExitStack() as closing:  # a cancellation skips the wait for one session
             for session in (self._creates, self._fresh, self._media, self._reads):
                 if session is not self._borrowed:
                     closing.push_async_callback(session.close)
@@ -280,7 +279,7 @@ def _log_response(answer: RawResponse, *, seconds: float) -> None:
 
 
 class TraceableResponse(aiohttp.ClientResponse):
-    """An answer that still knows its connection when it has been read, and the connection is free again."""
+    """A response that keeps its transport after it was read, when aiohttp has released the connection."""
 
     wire: asyncio.Transport | None = None
     protocol: aiohttp.client_proto.ResponseHandler | None = None
@@ -304,15 +303,15 @@ def _is_repeated(response: aiohttp.ClientResponse, answer: RawResponse) -> bool:
 
 
 def _abort_connection(response: aiohttp.ClientResponse) -> None:
-    """Never use a connection again that has delivered something strange: it may deliver the next answer too."""
+    """Abort the connection of an unexpected response. It can also deliver a wrong response to the next request."""
     if isinstance(response, TraceableResponse) and response.wire is not None:
         response.wire.abort()
 
 
 class _CreateConnector(aiohttp.TCPConnector):
-    """Records which tasks wait for their connection, so that nothing of their requests can have been sent.
+    """Record the tasks that wait for a connection: nothing of their requests can have been sent.
 
-    A request counts as sent unless this proves otherwise, also if aiohttp should connect in another way.
+    All other requests count as sent, also if a new aiohttp connects in another way.
     """
 
     waiting: set[asyncio.Task[Any] | None]
@@ -320,7 +319,7 @@ class _CreateConnector(aiohttp.TCPConnector):
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
     ) -> aiohttp.connector.Connection:
-        """Open a connection, or take one that is open."""
+        """Open a connection, or reuse an open one."""
         task = asyncio.current_task()
         self.waiting.add(task)
         connection = await super().connect(req, traces, timeout)
@@ -338,7 +337,7 @@ _LIBRARY_ERRORS = (
     AttributeError,
     AssertionError,
 )
-"""What aiohttp and the libraries below it raise besides their own errors, some of it at a server's pleasure."""
+"""Exceptions of aiohttp and its libraries besides ClientError. Servers can cause some of them."""
 
 
 def check_session(session: object) -> None:
@@ -383,10 +382,10 @@ def _is_full(session: aiohttp.ClientSession | None) -> bool:
 
 
 async def _read_body(response: aiohttp.ClientResponse, limit: int, request: Request, *, seconds: float) -> bytes:
-    """Read an answer, if it has no more than *limit* bytes, within so many *seconds*.
+    """Return the body. Raise if it has more than *limit* bytes or takes longer than *seconds*.
 
-    They are counted here: what was on the connection before it was asked, aiohttp reads by the clock of the request
-    before, which stands.
+    The body has its own timeout. For bytes that were buffered before the request, aiohttp uses the timer of the
+    previous request, which no longer runs.
     """
     content = response.content
     parts: list[bytes] = []
@@ -394,7 +393,7 @@ async def _read_body(response: aiohttp.ClientResponse, limit: int, request: Requ
     failure: errors.APIConnectionError | None = None
     length = response.content_length
     try:
-        if content.is_eof() and (length is None or length <= limit):  # as nearly always: it has come with its head
+        if content.is_eof() and (length is None or length <= limit):  # the usual case: the body came with the headers
             body = content.read_nowait()
             size = len(body)
             if size <= limit:
@@ -428,7 +427,7 @@ _CERTIFICATE_FAULTS = {
     62: ("is for another host name", f"Check the host in the URL; {_AUTHORITIES}"),
     64: ("is for another IP address", f"Check the host in the URL; {_AUTHORITIES}"),
 }
-"""By OpenSSL's code of verification; all others concern the authority."""
+"""By OpenSSL's verification code. All other codes concern the authority."""
 
 
 def _tls_failure(error: aiohttp.ClientSSLError) -> str:
@@ -452,13 +451,13 @@ _PROXY_FIXES = {
 def _map_exception(
     error: Exception, *, where: str, unsent: bool = False, proxy: str | None = None
 ) -> errors.APIConnectionError:
-    """Say in our words what aiohttp ran into; its own exceptions may hold the key, so only names and numbers pass."""
+    """Map an exception of aiohttp. Its text can hold the API key, so only names and numbers are kept."""
     name = type(error).__name__
     connecting = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
     state: errors.SendState = "not_sent" if connecting or unsent else "maybe_sent"
     if isinstance(error, TimeoutError):
-        what = "no connection" if state == "not_sent" else "no complete answer"
-        return errors.APITimeoutError(f"{where}: {what} in time ({name})", sent=state)
+        missing = "connection" if state == "not_sent" else "complete response"
+        return errors.APITimeoutError(f"{where}: no {missing} in time ({name})", sent=state)
     if isinstance(error, aiohttp.ClientSSLError):
         return errors.APIConnectionError(f"{where}: {_tls_failure(error)}", sent="not_sent", retryable=False)
     if isinstance(error, aiohttp.ClientHttpProxyError):
@@ -469,7 +468,7 @@ def _map_exception(
             retryable=error.status >= 500,
         )
     if isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL | ValueError):
-        return errors.ProtocolError(f"{where}: the answer is not proper HTTP ({name})")
+        return errors.ProtocolError(f"{where}: the response is not valid HTTP ({name})")
     number = f" {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return errors.APIConnectionError(f"{where}: cannot connect to the proxy {proxy or ''} ({name})", sent=state)
