@@ -1,4 +1,4 @@
-"""Turns, in virtual time: nothing waits until FLORA refuses, then all do, in order."""
+"""The rate limiter in virtual time: requests wait only after a 429, then in the order of their calls."""
 
 import asyncio
 from collections import Counter
@@ -18,7 +18,7 @@ from flora_async._polling.durations import DurationEstimator
 
 
 async def turns(lane: Lane, count: int, *, answered: bool = False) -> list[float]:
-    """Take turns all at once; return when each came, in order of asking."""
+    """Acquire *count* permits at once; return the time of each, in order of request."""
     loop = asyncio.get_running_loop()
     came: list[tuple[int, float]] = []
 
@@ -42,7 +42,7 @@ class Admitting:
         self._at = 0.0
 
     def takes(self, now: float) -> bool:
-        """Take a request, or refuse it."""
+        """Return whether a request is admitted."""
         self._tokens = min(self._rate, self._tokens + (now - self._at) * self._rate)
         self._at = now
         taken = self._tokens >= 1
@@ -75,7 +75,7 @@ async def call(flora: Admitting, limiter: RateLimiter, lane: Lane, *, tries: int
 
 
 def test_nothing_waits_before_a_refusal() -> None:
-    """However many calls begin at once, all go out at once while FLORA has refused none."""
+    """Before the first 429, a thousand simultaneous calls are sent without a delay."""
 
     async def main() -> None:
         assert set(await turns(RateLimiter().calls, 1000)) == {0.0}
@@ -84,7 +84,7 @@ def test_nothing_waits_before_a_refusal() -> None:
 
 
 def test_a_refusal_pauses_all_and_none_rushes_back() -> None:
-    """After the pause calls go out one at a time, in the order of arrival, ever faster."""
+    """After the pause of a 429, calls are sent one at a time in their order, at a growing rate."""
 
     async def main() -> None:
         limiter = RateLimiter()
@@ -243,7 +243,7 @@ def test_a_rate_begins_with_what_flora_took() -> None:
 
 
 def test_a_rate_grows_as_cubic_does() -> None:
-    """It is back at its peak within seconds, stays about there, and is free after a minute."""
+    """After a 429, the rate returns to its peak within seconds, stays there, and is high after a minute."""
     rate = TokenBucket()
     rate.on_rate_limited(0.0, until=1.0, sent=0.0, answered=[0.0] * 10)
     values = [rate.value(float(second)) for second in range(60)]
@@ -321,7 +321,7 @@ def test_an_end_reaches_all_that_wait() -> None:
 
 @given(st.integers(1, 400), st.lists(st.floats(0.001, 5), min_size=1, max_size=50))
 def test_no_rate_is_exceeded(taken: int, pauses: list[float]) -> None:
-    """In any stretch of time, but for a quarter of a second's worth that was saved up."""
+    """No period has more requests than the rate allows, plus the tokens saved in a quarter of a second."""
     rate, now, sent, most = TokenBucket(), 0.0, 0, 0.0
     rate.on_rate_limited(0.0, until=0.0, sent=0.0, answered=[0.0] * taken)
     for pause in pauses:
@@ -334,7 +334,7 @@ def test_no_rate_is_exceeded(taken: int, pauses: list[float]) -> None:
 
 
 def test_an_outage_is_not_made_worse() -> None:
-    """Two hundred callers that all fail try again forty times, and what was saved up."""
+    """Two hundred failing callers retry forty times, and use the saved retries."""
     budget = RetryBudget()
     again = 0
     for _ in range(200):

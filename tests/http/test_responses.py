@@ -63,14 +63,14 @@ ASKED = Request(method="GET", url="https://app.flora.ai/api/v1/runs/run_abc123?x
 
 
 def told(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> RawResponse:
-    """Give an answer of FLORA's."""
+    """Build a response of FLORA."""
     raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
     all_headers = CIMultiDict({"request-id": "req_1", "content-length": str(len(raw)), **(headers or {})})
     return RawResponse(request=ASKED, status=status, headers=all_headers, body=raw)
 
 
 def order(**changes: Any) -> Order:
-    """Give a good order, changed."""
+    """Build a valid order with changes."""
     return Order(**{"type": "image", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1", **changes})
 
 
@@ -198,7 +198,7 @@ def test_refused_idempotency_keys(key: Any) -> None:
 
 
 def list_url(**changes: Any) -> str:
-    """Give the URL of a page."""
+    """Return the URL of a page request."""
     nothing = dict.fromkeys(("cursor", "limit", "project_id", "status", "workspace_id"))
     return list_request(FLORA, **{**nothing, **changes}).url
 
@@ -226,7 +226,7 @@ def test_list_requests_that_are_refused(changes: dict[str, Any]) -> None:
 
 
 def plain(method: Any, path: Any, params: Any = None, body: object = None, key: Any = None) -> Request:
-    """Give any request."""
+    """Build a custom request."""
     return custom_request(FLORA, method, path, params=params, json=body, idempotency_key=key)
 
 
@@ -335,13 +335,13 @@ def test_redirects_are_not_answers(status: int) -> None:
 
 @pytest.mark.parametrize("status", [100, 199, 600, 999])
 def test_statuses_that_http_does_not_know(status: int) -> None:
-    """They are no answer."""
+    """A status other than 200 to 599 raises ProtocolError."""
     with pytest.raises(ProtocolError):
         parse_page(told({"generations": [], "meta": {}}, status))
 
 
 def test_a_create_is_a_201_that_names_a_run() -> None:
-    """And nothing else."""
+    """A create is accepted by status 201 with a valid run id alone."""
     assert parse_started_run(told(started(), 201)).run_id == "run_abc123"
     for status in (200, 202, 204):
         with pytest.raises(ProtocolError):
@@ -386,7 +386,7 @@ def test_undecodable_runs(body: object, field: str | None) -> None:
 
 
 def test_a_broken_item_names_its_place() -> None:
-    """And does not take the others on its page with it."""
+    """A broken item is reported with its path, and the other items of its page are returned."""
     items = [generation("run_1"), {**generation("run_2"), "workspace_id": None}]
     page = parse_page(told({"generations": items, "meta": {}}))
     assert [generation.run_id for generation in page.generations] == ["run_1"]

@@ -149,7 +149,7 @@ def test_poll_urls_that_lead_away(poll_url: str) -> None:
     ],
 )
 def test_outputs_come_over_https(url: str) -> None:
-    """From any host."""
+    """Outputs may be fetched over https from any public host."""
     assert media_url(FLORA, url) == url
 
 
@@ -243,7 +243,7 @@ def test_private_hosts_where_they_are_allowed() -> None:
 
 
 def test_http_to_another_machine_where_it_is_allowed() -> None:
-    """By the one who takes the risk."""
+    """With ``allow_insecure`` the base URL may use http on another machine."""
     assert parse_base_url("http://flora.internal/api/v1", allow_insecure=True).url == "http://flora.internal/api/v1"
 
 
@@ -284,6 +284,6 @@ def test_call_backs() -> None:
 
 
 def test_naming_an_origin() -> None:
-    """Of a foreign URL only its origin is told."""
+    """Only the origin of a foreign URL is reported."""
     assert origin_of("https://evil.example/path?secret=1") == "https://evil.example"
     assert origin_of("/just/a/path") is None
