@@ -1,4 +1,4 @@
-"""How the documentation is built: `nox -s docs`. Nothing is read from the network."""
+"""Configuration of Sphinx for `nox -s docs`. The build needs no network."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OTHERS = """
     aiohttp asyncio backoff collections datetime email msgspec opentelemetry os pandas pathlib polars pyarrow pytest ssl
     typing
 """
-"""Whose names are no links: no inventory of theirs is read."""
+"""Packages whose names are not linked: their inventories are not read."""
 nitpick_ignore_regex = [
     ("py:.*", rf"({'|'.join(OTHERS.split())})\..*"),
     ("py:.*", r"(flora_async\..*\.)?_?([A-Z]\w*)?T(_co)?"),  # type variables
@@ -50,7 +50,7 @@ nitpick_ignore_regex = [
 
 
 def _write_pages(_app: Sphinx) -> None:
-    """Give each public name its page."""
+    """Write the page of each public name."""
     folder = HERE / "api"
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.rst"):
@@ -68,13 +68,13 @@ def _read_google_style(_app: Sphinx, what: str, _name: str, _value: object, _opt
 def _hide_signature(
     _app: Sphinx, what: str, _name: str, value: object, _options: object, signature: str | None, _returns: str
 ) -> tuple[str, str] | None:
-    """Show how those classes are made that users make: those that explain their arguments, and public records."""
+    """Show signatures of the classes that users construct: those with documented arguments, and public records."""
     made_here = "._" in getattr(value, "__module__", "") and "Args:" not in (value.__doc__ or "")
     return ("", "") if signature and (what == "exception" or (what == "class" and made_here)) else None
 
 
 def _unlink_builtins(_app: Sphinx, doctree: document) -> None:
-    """Leave ``type`` what it is in annotations: Sphinx would take it for any attribute of that name."""
+    """Remove links of ``type`` in annotations: Sphinx would link any attribute of that name."""
     for reference in list(doctree.findall(pending_xref)):
         if reference["reftarget"] == "type":
             reference.replace_self(reference.children)

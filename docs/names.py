@@ -19,8 +19,8 @@ from flora_async import errors, models
 
 CHAPTERS = {
     "client": "The client",
-    "models": "What FLORA says",
-    "errors": "What can go wrong",
+    "models": "API data",
+    "errors": "Errors",
     "webhooks": "Webhooks",
     "export": "Export",
     "telemetry": "Telemetry",
@@ -28,17 +28,17 @@ CHAPTERS = {
     "sandbox": "The sandbox",
     "fixtures": "Fixtures for pytest",
 }
-"""By the module that they are about; one that is not there has no chapter. The first three are the front door."""
+"""By the module that they are about; a missing one has no chapter. `flora_async` re-exports the first three."""
 
 _FRONT = {"client": flora_async, "models": models, "errors": errors}
 _PLUGIN = entry_points(group="pytest11")["flora_async"].module
-"""Where the fixtures are. Their names are theirs alone, without a module."""
-_OBVIOUS = "BaseException, Struct, Closing"
-"""Ancestors whose members nobody looks for here."""
+"""Where the fixtures are. Their names have no module."""
+_OBVIOUS = "BaseException, Struct, AsyncCloseable"
+"""Base classes whose members the pages omit."""
 
 
 def public_names() -> dict[str, list[str]]:
-    """Give the full names of each chapter."""
+    """Return the full names of each chapter."""
     names: dict[str, list[str]] = {chapter: [] for chapter in _FRONT}
     for name in flora_async.__all__:
         chapter = next((chapter for chapter in ("models", "errors") if name in _defined(_FRONT[chapter])), "client")
@@ -63,8 +63,8 @@ def pages() -> dict[str, str]:
 def _index(chapters: Iterable[str]) -> str:
     listed = "".join(f"   {chapter}\n" for chapter in chapters)
     return (
-        f"{_title('Reference')}\nEach public name has a page. The first three chapters are what ``flora_async`` itself "
-        f"hands on; the others are modules of their own.\n\n.. toctree::\n   :maxdepth: 1\n\n{listed}"
+        f"{_title('Reference')}\nEach public name has a page. ``flora_async`` re-exports the first three "
+        f"chapters; the others are separate modules.\n\n.. toctree::\n   :maxdepth: 1\n\n{listed}"
     )
 
 
@@ -94,7 +94,7 @@ def _page(name: str) -> str:
 
 
 def _directive(name: str, node: ast.stmt) -> str:
-    """Give what autodoc does not know of: aliases, which have no docstring of their own, constants and fixtures."""
+    """Return the directive for an alias, a constant or a fixture, which autodoc does not support."""
     if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Subscript):
         return f".. py:data:: {name}\n   :type: {ast.unparse(node.returns.slice)}\n"
     value = ast.unparse(node.value) if isinstance(node, ast.Assign | ast.AnnAssign) and node.value else ""
@@ -104,7 +104,7 @@ def _directive(name: str, node: ast.stmt) -> str:
 
 
 def _summary(name: str) -> str:
-    """Give the first sentence of what is said of a name."""
+    """Return the first sentence of a name's docstring."""
     paragraph = " ".join(_definition(name)[1].split("\n\n")[0].split())
     return re.sub(r":attr:`(\w+)`", r"``\1``", re.split(r"(?<=[.])\s", paragraph)[0])
 
@@ -119,7 +119,7 @@ def _module(chapter: str) -> ModuleType:
 
 
 def _offered(module: ModuleType) -> list[str]:
-    """Give what a module means others to use: what it lists, else what has a docstring."""
+    """Return the public names of a module: its `__all__`, else its names with a docstring."""
     listed: list[str] | None = getattr(module, "__all__", None)
     return listed or [name for name in _defined(module) if not name.startswith("_")]
 
@@ -129,7 +129,7 @@ def _is_fixture(value: object) -> bool:
 
 
 def _definition(name: str) -> tuple[ast.stmt, str]:
-    """Find where a name is defined: in its own module, or behind the front door."""
+    """Find the definition of a name, in its module or below."""
     module, _, last = name.rpartition(".")
     source = Path(inspect.getfile(import_module(module or _PLUGIN)))
     for path in [source, *sorted(source.parent.glob("*.py")), *sorted(source.parent.rglob("*.py"))]:
@@ -145,7 +145,7 @@ def _defined(module: ModuleType) -> dict[str, tuple[ast.stmt, str]]:
 
 @cache
 def _definitions(path: Path) -> dict[str, tuple[ast.stmt, str]]:
-    """Give the classes, functions and assignments of a file that have a docstring, and it."""
+    """Return the classes, functions and assignments of a file that have a docstring."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
     found: dict[str, tuple[ast.stmt, str]] = {}
     for node, following in zip(body, [*body[1:], None], strict=True):
