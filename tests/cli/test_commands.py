@@ -57,7 +57,7 @@ def test_the_demo_where_its_folder_cannot_be(
 
 
 def test_the_demo_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """It says what to install."""
+    """Without rich, the demo fails with the extra to install."""
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert main(["demo"]) == 2
     assert "pip install 'flora-async[demo]'" in capsys.readouterr().err
@@ -96,7 +96,7 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(("extra", "keys"), [((), ["any key"]), (("--api-key", "sk_mine"), ["sk_mine"])])
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 async def test_the_sandbox_as_a_command(extra: tuple[str, ...], keys: list[str], end: signal.Signals) -> None:
-    """It prints what a client needs, serves until it is told to stop, and ends quietly."""
+    """The sandbox command prints a client's settings, serves until a signal, and exits without a traceback."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-X", "dev", "-m", "flora_async.cli", "sandbox", "--port", "0", *extra),
         stdout=asyncio.subprocess.PIPE,

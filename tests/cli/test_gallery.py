@@ -80,7 +80,7 @@ def test_the_history_becomes_a_page(command: Command, tmp_path: Path) -> None:
 
 
 def test_what_is_asked_for(command: Command, tmp_path: Path) -> None:
-    """So many, of a project, a workspace, a status."""
+    """The gallery reads history pages with the limit and the filters of its options."""
     ids = [order(command, "one"), order(command, "two")]
     for selection, chosen in (
         ("--limit 1", ids[1:]),
@@ -166,7 +166,7 @@ def test_whole_or_not_at_all(command: Any, tmp_path: Path, flora_sandbox: Sandbo
 
 
 def test_it_is_as_readable_as_other_files(command: Command, tmp_path: Path) -> None:
-    """By the user's own mask."""
+    """The page has the permissions of the user's umask."""
     before = os.umask(0o027)
     try:
         command("gallery")
@@ -176,7 +176,7 @@ def test_it_is_as_readable_as_other_files(command: Command, tmp_path: Path) -> N
 
 
 def test_open(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the browser that there is."""
+    """`--open` opens the page in the installed browser."""
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
     browser.chmod(0o755)
@@ -186,7 +186,7 @@ def test_open(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_open_without_a_browser(command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It says so, and the page is there."""
+    """Without a browser, `--open` reports it and the page exists."""
     monkeypatch.setattr("webbrowser._tryorder", [])
     assert command("gallery --open") == f"{tmp_path / 'gallery.html'}\n"
     assert "no browser" in command.complaints
@@ -224,7 +224,7 @@ def history(
 
 @pytest.mark.anyio
 async def test_a_long_history_takes_little_memory(tmp_path: Path) -> None:
-    """Of 5,000 runs with long texts, never more than a few pages are held."""
+    """The gallery of 5,000 runs with long texts holds only a few pages in memory."""
     tracemalloc.start()
     try:
         path = await gallery.write(history(50, text="x" * 10_000), tmp_path / "long.html", limit=None, prompts={})
@@ -239,7 +239,7 @@ async def test_a_long_history_takes_little_memory(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_the_limit_is_a_total(tmp_path: Path) -> None:
-    """Of all pages together."""
+    """`--limit` is the total number of runs of all pages."""
     path = await gallery.write(history(9), tmp_path / "some.html", limit=250, prompts={})
     assert runs_of(path) == [f"run_{number}" for number in range(250)]
 

@@ -75,7 +75,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_the_commands_of_the_reference(run: Any) -> None:
-    """As they stand, and they print its shapes."""
+    """The commands of FLORA's reference work unchanged and print its JSON."""
     started = run(CREATE)
     assert set(started) >= STARTED
     seen = run(RETRIEVE)
@@ -103,19 +103,19 @@ def test_create_and_wait(run: Any, tmp_path: Path) -> None:
 
 
 def test_a_failed_run_is_one(run: Any) -> None:
-    """And its error is told."""
+    """A failed run exits with 1 and reports its error."""
     run(f"x generations create {' '.join(ORDER)} text --prompt 'a [fail:safety_blocked]' --wait", 1)
     assert "safety_blocked" in run.err
 
 
 def test_too_late_is_four(run: Any) -> None:
-    """And the run that goes on is told."""
+    """A timeout exits with 4 and reports the run that continues."""
     run(f"x generations create {' '.join(ORDER)} text --prompt 'a [slow]' --wait --timeout 0.3", 4)
     assert "flora-async wait run_" in run.err
 
 
 def test_refusals_are_three(run: Any, flora_sandbox: Sandbox) -> None:
-    """With code and request id."""
+    """An API error exits with 3 and reports its code and request id."""
     run("x generations retrieve --run-id run_none", 3)
     assert "not_found" in run.err
     assert "req_" in run.err
@@ -157,7 +157,7 @@ def test_settings_are_two(run: Any, line: str, told: str) -> None:
     ],
 )
 def test_usage_is_two(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """And no key is echoed, wherever it was typed."""
+    """A usage error exits with 2 and never shows an API key."""
     with pytest.raises(SystemExit) as ended:
         main(shlex.split(line))
     assert ended.value.code == 2
@@ -174,7 +174,7 @@ def test_without_a_key(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lists(run: Any) -> None:
-    """As JSON in FLORA's shape, by line, as CSV and as a table."""
+    """Lists are printed as FLORA's JSON, JSON Lines, CSV and tables."""
     for number in range(5):
         run(f"x generations create {' '.join(ORDER)} text --prompt 'number {number}'")
     page = run("x generations list --limit 2")
@@ -287,7 +287,7 @@ def test_interrupted_or_terminated(number: signal.Signals, code: int, word: str)
 
 
 def test_killed() -> None:
-    """At once, without a word; the run can be awaited again by the id that was told at its start."""
+    """SIGKILL ends the command at once; the run can be awaited again by the id reported at its start."""
     with create("a haiku") as process:
         run_id = begun(process)
         process.kill()

@@ -33,7 +33,7 @@ def test_pictures() -> None:
 
 
 def test_the_prompt_stands_in_the_picture() -> None:
-    """In its lower corner, light on dark."""
+    """The prompt is in the lower corner of the picture, light on dark."""
     corner = picture("a mug").convert("L").crop((30, 690, 400, 760))
     low, high = corner.getextrema()
     assert isinstance(low, int | float)
@@ -85,7 +85,7 @@ def test_strange_prompts(prompt: str) -> None:
 
 
 def test_texts() -> None:
-    """Of the prompt, and of the seed."""
+    """A text depends on the prompt and on the seed."""
     assert "a mug" in text("a mug", seeded_random("a mug", 1))
     assert text("a mug", seeded_random(1)) == text("a mug", seeded_random(1))
     assert len({text("a mug", seeded_random(seed)) for seed in range(20)}) > 10

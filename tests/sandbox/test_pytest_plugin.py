@@ -107,7 +107,7 @@ def test_time_stands_while_a_thread_works(in_thread: Callable[..., Awaitable[Non
 
 
 def test_faults(project: pytest.Pytester) -> None:
-    """By mark, of the class and of the test, and by hand."""
+    """Faults come from the marks of class and test, and from `fail_next`."""
     passes(
         project,
         """
@@ -198,7 +198,7 @@ def test_pytest_asyncio_in_automatic_mode(project: pytest.Pytester) -> None:
 
 
 def test_a_failing_test_fails(project: pytest.Pytester) -> None:
-    """With its own words, and nothing is left behind."""
+    """A failing test reports its own error and leaves no resources open."""
     project.makepyfile(test_service="async def test_it(flora):\n    assert (await flora.models.list()) == ()\n")
     ran = project.runpytest_subprocess("-q", timeout=60)
     ran.assert_outcomes(failed=1)
@@ -405,7 +405,7 @@ def test_twice_in_one_process(project: pytest.Pytester) -> None:
 
 
 def test_without_the_plugin(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It can be left out by its name, and asked for by it."""
+    """The plugin can be disabled and loaded by its name."""
     project.makepyfile(test_service="def test_it(flora_sandbox):\n    assert flora_sandbox.base_url\n")
     without = project.runpytest_subprocess("-q", "-p", "no:flora_async", timeout=60)
     without.assert_outcomes(errors=1)

@@ -77,7 +77,7 @@ async def http(sandbox: Sandbox) -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.mark.parametrize("kind", ["image", "video", "audio", "text"])
 async def test_a_run_from_order_to_output(flora: Flora, kind: Any) -> None:
-    """It queues, runs with progress and completes, with times in milliseconds and an output of its type."""
+    """A run is pending, runs with progress and completes, with times in milliseconds and an output of its type."""
     started = await flora.generations.create(**{**ORDER, "type": kind})
     assert started.type == "generation"
     assert started.charged_cost > 0
@@ -121,14 +121,14 @@ def test_the_same_prompt_and_seed_go_the_same_way() -> None:
 
 
 def test_slow_runs_take_a_minute_whatever_the_scale() -> None:
-    """With a failure asked for, too."""
+    """A slow run takes a minute at any time scale, also if it fails."""
     for prompt in ("[slow] a mug", "[slow] [fail:provider_error] a mug"):
         run = plan(prompt, scale=0.001)
         assert run.waiting + run.working >= 60
 
 
 async def test_a_run_that_is_to_fail(flora: Flora) -> None:
-    """With the code that the prompt asks for, known to FLORA or not, and without a charge."""
+    """A run fails with the code in its prompt, known to FLORA or not, and without a charge."""
     for code in ("safety_blocked", "my_own_code"):
         with pytest.raises(RunFailedError) as caught:
             await flora.generate(**{**ORDER, "prompt": f"a mug [fail:{code}]"})
@@ -140,7 +140,7 @@ async def test_a_run_that_is_to_fail(flora: Flora) -> None:
 
 @pytest.mark.virtual_time
 async def test_a_slow_run(flora: Flora) -> None:
-    """It outlasts a wait."""
+    """A slow run exceeds the timeout of a wait."""
     with pytest.raises(RunTimeoutError):
         await flora.generate(**{**ORDER, "prompt": "[slow] a mug"}, timeout=0.2)
 
@@ -207,7 +207,7 @@ async def test_faults_by_name(fault: Any) -> None:
 
 
 async def test_faults_by_their_share() -> None:
-    """As many as were asked for, the same ones for the same seed."""
+    """Faults hit their share of the requests, the same ones for the same seed."""
 
     async def met(**settings: Any) -> str:
         async with (
@@ -257,7 +257,7 @@ async def test_keys_that_are_not_taken(sandbox: Sandbox, headers: dict[str, str]
 
 
 async def test_a_sandbox_that_takes_any_key() -> None:
-    """As the command serves it."""
+    """`any_key` accepts every key, as the command does."""
     async with Sandbox(any_key=True) as sandbox, Flora("anything at all", base_url=sandbox.base_url) as flora:
         assert (await flora.request("GET", "/models")).status == 200
     async with Sandbox(api_key="sk_mine") as sandbox, Flora("sk_other", base_url=sandbox.base_url) as flora:
@@ -328,7 +328,7 @@ async def test_an_order_with_everything(sandbox: Sandbox, http: aiohttp.ClientSe
 async def test_every_refusal_is_in_floras_envelope(
     sandbox: Sandbox, http: aiohttp.ClientSession, method: str, path: str, status: int
 ) -> None:
-    """With a request id."""
+    """Each error response has a request id."""
     async with http.request(method, sandbox.base_url.removesuffix("/api/v1") + path) as answer:
         error = (await answer.json())["error"]
         assert answer.status == status
@@ -339,7 +339,7 @@ async def test_every_refusal_is_in_floras_envelope(
 
 
 async def test_a_body_that_is_too_large(sandbox: Sandbox, http: aiohttp.ClientSession) -> None:
-    """It is refused before it is read."""
+    """A body that is too large is rejected before it is read."""
     async with http.post(sandbox.base_url + "/generate", data=io.BytesIO(b" " * (2**20 + 1))) as answer:
         assert answer.status == 413
 
@@ -347,7 +347,7 @@ async def test_a_body_that_is_too_large(sandbox: Sandbox, http: aiohttp.ClientSe
 async def test_a_fault_of_its_own(
     sandbox: Sandbox, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is a 500 like FLORA's."""
+    """An internal error of the sandbox is a 500 like FLORA's."""
     monkeypatch.delattr("flora_async.sandbox._catalog.MODELS")
     async with http.get(sandbox.base_url + "/models") as answer:
         assert (answer.status, (await answer.json())["error"]["code"]) == (500, "internal_error")

@@ -276,13 +276,13 @@ def fit_columns(columns: Sequence[str], widths: Sequence[int], room: int) -> tup
     ]
     shown = list(range(len(columns)))
 
-    def needed() -> int:
+    def required_width() -> int:
         return sum(least[number] for number in shown) + COLUMN_GAP * len(shown)
 
     for number in reversed(range(len(columns))):
-        if needed() > room and not _is_id(columns[number]):
+        if required_width() > room and not _is_id(columns[number]):
             shown.remove(number)
-    return shown, needed()
+    return shown, required_width()
 
 
 def print_list(name: str, listed: Iterable[msgspec.Struct], kind: type[msgspec.Struct], form: str) -> None:
