@@ -268,7 +268,7 @@ async def test_a_5xx_whose_run_is_nowhere(flora: Flora, server: Scripted) -> Non
     """The history is read, and read again when it no longer lags; then nothing was started."""
     server.on("POST", "/generate", error(429), error(503), error(500, "unknown_error"))
     server.on("GET", "/generations", history(row(age=100)))
-    with pytest.raises(InternalServerError, match="check 'prj_1'") as caught:
+    with pytest.raises(InternalServerError, match="Check 'prj_1'") as caught:
         await flora.generations.create(**ORDER)
     assert (caught.value.status, caught.value.attempts) == (500, 3)
     assert server.count("GET", "/generations") == 2

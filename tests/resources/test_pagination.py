@@ -350,7 +350,7 @@ async def test_closing_the_client_ends_its_walks(flora: Flora, server: Scripted)
 
 async def test_what_a_walk_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Items far back may be forgotten; those just handed out are not."""
-    monkeypatch.setattr(pagination, "REMEMBERED", 2)
+    monkeypatch.setattr(pagination, "MAX_REMEMBERED_ITEMS", 2)
     pages: dict[str | None, GenerationPage] = {None: a_page("run_0", cursor="1")}
     for number in range(1, 50):
         cursor = str(number + 1) if number < 49 else None

@@ -26,7 +26,7 @@ from flora_async.models import IDEMPOTENCY_KEY_TTL, Generation, GenerationPage, 
 
 log = logging.getLogger("flora_async")
 
-REMEMBERED_RUNS = 100_000
+MAX_REMEMBERED_RUNS = 100_000
 """Number of run ids that a client remembers as its own."""
 
 MAX_IDLE_SCOPES = 100
@@ -34,13 +34,13 @@ MAX_IDLE_SCOPES = 100
 
 
 class CreateRecovery:
-    """The creates of one client: those in flight, those whose run is looked for, and the runs they were given."""
+    """The creates of one client: those in flight, those with a lost response, and the runs assigned to them."""
 
     def __init__(self, origin: BaseURL, transport: Transport, *, adopt: bool) -> None:
         self._origin = origin
         self._transport = transport
         self._adopt = adopt
-        self._given: dict[str, str] = {}
+        self._assigned: dict[str, str] = {}
         self._scopes: dict[tuple[str, str], _ProjectCreates] = {}
         self._max_scopes = MAX_IDLE_SCOPES
 
@@ -53,11 +53,11 @@ class CreateRecovery:
         return self._transport.clock.latest(steady=self._transport.time(), wall=time.time())
 
     def has_created(self, run_id: str) -> bool:
-        """Return whether this client has created the run, or found it for an order of its own."""
-        return run_id in self._given
+        """Return whether this client created the run, or found it for one of its orders."""
+        return run_id in self._assigned
 
     async def create(self, request: Request, order: Order, key: str) -> StartedRun:
-        """Send an order until it is accepted. If its outcome is unknown, look for its run in the history."""
+        """Send an order until FLORA accepts it. If its outcome is unknown, search the history for its run."""
         scope = self._scope(order)
         attempts: list[Attempt] = []
         finished = scope.begin_create()
@@ -70,7 +70,7 @@ class CreateRecovery:
                     self._attach_order(error, order, key)
                 raise
             plain = _only_server_errors(attempts)
-            scope.claim(unknown)
+            scope.add_claim(unknown)
         finally:
             scope.end_create(finished)
             attempts.clear()  # an error refers to this frame
@@ -82,29 +82,29 @@ class CreateRecovery:
     async def recover(
         self, error: errors.CreateOutcomeUnknownError | errors.IdempotencyConflictError, known: Collection[str]
     ) -> StartedRun:
-        """Try again to find the run of an order: send it under its key while that is safe, then look for its run."""
+        """Retry an order under its key while that is safe, then search the history for its run."""
         unknown = copy(error) if isinstance(error, errors.CreateOutcomeUnknownError) else _unknown(error)
         scope = self._scope(unknown.order)
-        scope.claim(unknown)
+        scope.add_claim(unknown)
         try:
             if not unknown.accepted and await self._may_resend(unknown):
                 finished = scope.begin_create()
                 try:
                     started = await self._resend(unknown)
-                    scope.claim(unknown)
+                    scope.add_claim(unknown)
                 finally:
                     scope.end_create(finished)
                 if started is not None:
                     return started
             return _as_started(await self._find(unknown, scope, known))
         finally:
-            scope.unclaim(unknown.idempotency_key)
+            scope.remove_claim(unknown.idempotency_key)
             del unknown
 
     async def _may_resend(self, unknown: errors.CreateOutcomeUnknownError) -> bool:
-        """Return whether FLORA still knows the key, by its own clock, which a read tells before anything is sent."""
+        """Return whether FLORA still remembers the key, by its own clock. A read updates that clock first."""
         with suppress(errors.FloraError):  # an error response tells the time too
-            await self._page(unknown.order, None)
+            await self._read_page(unknown.order, None)
         return self._transport.clock.known and self._latest_now() < unknown.window[0] + retry.RESEND_WINDOW
 
     async def _resend(self, unknown: errors.CreateOutcomeUnknownError) -> StartedRun | None:
@@ -125,17 +125,17 @@ class CreateRecovery:
         unknown.window = unknown.window[0], max(unknown.window[1], self._latest_now() + self._skew())
         return None
 
-    def _read(self, key: str, answer: RawResponse) -> StartedRun:
-        started = parse_started_run(answer)
-        if self._given.get(started.run_id, key) != key:
-            raise reused_run_error(answer, started.run_id)
-        self._give(started.run_id, key)
+    def _read(self, key: str, response: RawResponse) -> StartedRun:
+        started = parse_started_run(response)
+        if self._assigned.get(started.run_id, key) != key:
+            raise reused_run_error(response, started.run_id)
+        self._assign(started.run_id, key)
         return started
 
-    def _give(self, run_id: str, key: str) -> None:
-        self._given[run_id] = key
-        if len(self._given) > REMEMBERED_RUNS:
-            del self._given[next(iter(self._given))]
+    def _assign(self, run_id: str, key: str) -> None:
+        self._assigned[run_id] = key
+        if len(self._assigned) > MAX_REMEMBERED_RUNS:
+            del self._assigned[next(iter(self._assigned))]
 
     def _skew(self) -> float:
         return retry.CLOCK_SKEW if self._transport.clock.known else retry.CLOCK_SKEW_WITHOUT_DATE
@@ -169,12 +169,12 @@ class CreateRecovery:
         return now_known if attempt.server_time is None else min(now_known, attempt.server_time)
 
     def _named_run(self, key: str, attempts: Sequence[Attempt]) -> str | None:
-        """Return the run that a torn response names, unless it is another order's."""
+        """Return the run id in a truncated response, unless it belongs to another order."""
         named = next((attempt.error.run_id for attempt in attempts if attempt.error.run_id), None)
-        if named is not None and self._given.get(named, key) == key:
+        if named is not None and self._assigned.get(named, key) == key:
             return named
         # A response that was read whole, and whose connection broke or timed out in the same moment.
-        return next((run_id for run_id, owner in self._given.items() if owner == key), None)
+        return next((run_id for run_id, owner in self._assigned.items() if owner == key), None)
 
     def _attach_order(self, error: errors.IdempotencyConflictError, order: Order, key: str) -> None:
         now, skew = self.now(), self._skew()
@@ -191,7 +191,7 @@ class CreateRecovery:
             scope = self._scopes[place] = _ProjectCreates()
         return scope
 
-    # -- looking for a run
+    # -- searching for a run
 
     async def _find(
         self,
@@ -200,10 +200,10 @@ class CreateRecovery:
         known: Collection[str],
         plain: errors.InternalServerError | None = None,
     ) -> Generation:
-        """Find the run of a create, or raise what is known about it. Without proof that it exists: raise.
+        """Return the run of a create, or raise *unknown*. Without proof that the run exists: raise.
 
-        The history may lag, so the first look takes no run by elimination and clears no create. *plain* is raised
-        instead where a later look shows no run that it could be.
+        The history may lag, so the first read assigns no run by elimination and clears no create. *plain* is raised
+        instead if a later read shows no candidate run.
         """
         key = unknown.idempotency_key
         pauses = deque(retry.RECOVERY_PAUSES)
@@ -212,7 +212,7 @@ class CreateRecovery:
             while True:
                 if not unknown.accepted:  # a proxy may deliver an attempt after its client gave up
                     unknown.window = unknown.window[0], max(unknown.window[1], self._latest_now() + self._skew())
-                seen = await self._look(scope, unknown, known)
+                seen = await self._read_unassigned(scope, unknown, known)
                 runs: list[str] = []
                 if seen is not None:
                     runs = match_creates(scope.claims.values(), seen.rows).get(key, [])
@@ -221,7 +221,7 @@ class CreateRecovery:
                     if plain is not None and complete and not unknown.candidates:
                         raise plain
                     if self._adopt and len(runs) == 1 and (complete or runs[0] == unknown.run_id):
-                        return self._adopted(key, next(row for row in seen.rows if row.run_id == runs[0]))
+                        return self._assign_from_history(key, next(row for row in seen.rows if row.run_id == runs[0]))
                 if unknown.accepted:
                     settled = bool(runs) and not self._adopt
                     settled = settled or (len(runs) > 1 and not scope.in_flight)
@@ -232,52 +232,52 @@ class CreateRecovery:
                 await self._transport.sleep(pauses.popleft())
                 lagging = False
         finally:
-            scope.unclaim(key)
+            scope.remove_claim(key)
             del unknown, plain
 
-    def _adopted(self, key: str, row: Generation) -> Generation:
-        self._give(row.run_id, key)
+    def _assign_from_history(self, key: str, row: Generation) -> Generation:
+        self._assign(row.run_id, key)
         extra = {"idempotency_key": key, "run_id": row.run_id}
         log.warning("the response to the create under key %s was lost; %s is its run", key, row.run_id, extra=extra)
         return replace(row, recovered=True)
 
-    async def _look(
+    async def _read_unassigned(
         self, scope: _ProjectCreates, unknown: errors.CreateOutcomeUnknownError, known: Collection[str]
     ) -> _History | None:
-        """Read the runs that are not accounted for, by a look that begins now; ``None`` if that fails."""
+        """Return the runs without a known create, by a read that begins now; ``None`` if it fails."""
         asked = time.monotonic()
         async with scope.lock:
-            if scope.looked < asked:
+            if scope.read_at < asked:
                 began = time.monotonic()
                 try:
                     earliest = min([unknown.window[0], *(claim.window[0] for claim in scope.claims.values())])
-                    scope.history = await self._walk(unknown.order, earliest)
+                    scope.history = await self._read_history(unknown.order, earliest)
                 except errors.FloraError as failure:
                     name = type(failure).__name__
-                    log.info("the history could not be read (%s)", name, extra={"error": name})
+                    log.info("cannot read the history: %s", name, extra={"error": name})
                     return None
-                scope.looked = began
+                scope.read_at = began
             history = scope.history
-        left = self._unaccounted(scope, history, known)
+        left = self._filter_unassigned(scope, history, known)
         if scope.in_flight and len(candidate_runs(_claim(unknown), left.rows)) > unknown.accepted:
-            # Some of these can be runs of creates in flight. One that hangs does not hold this one up.
+            # Creates in flight may be assigned some of these runs. Wait for them, but not for one that hangs.
             await asyncio.wait(list(scope.in_flight), timeout=retry.RECOVERY_CONFIRM)
-            left = self._unaccounted(scope, history, known)
+            left = self._filter_unassigned(scope, history, known)
         return left
 
-    def _unaccounted(self, scope: _ProjectCreates, history: _History, known: Collection[str]) -> _History:
-        """Return the runs that no finished create has; a claim keeps the run that its own response has named."""
+    def _filter_unassigned(self, scope: _ProjectCreates, history: _History, known: Collection[str]) -> _History:
+        """Return the runs that no finished create has. A claim keeps the run that its own response named."""
         rows = [
             row
             for row in history.rows
-            if self._given.get(row.run_id, "") in ("", *scope.claims) and row.run_id not in known
+            if self._assigned.get(row.run_id, "") in ("", *scope.claims) and row.run_id not in known
         ]
         return _History(rows, history.broken)
 
-    async def _walk(self, order: Order, earliest: float) -> _History:
+    async def _read_history(self, order: Order, earliest: float) -> _History:
         rows: list[Generation] = []
         broken = False
-        async with GenerationList(partial(self._page, order), None).pages() as pages:
+        async with GenerationList(partial(self._read_page, order), None).pages() as pages:
             async for page in pages:
                 broken = broken or bool(page.broken)
                 rows += page.generations
@@ -286,7 +286,7 @@ class CreateRecovery:
         fresh = {row.run_id: row for row in rows if row.created.timestamp() >= earliest}
         return _History(list(fresh.values()), broken)
 
-    async def _page(self, order: Order, cursor: str | None) -> GenerationPage:
+    async def _read_page(self, order: Order, cursor: str | None) -> GenerationPage:
         request = list_request(
             self._origin,
             cursor=cursor,
@@ -299,20 +299,20 @@ class CreateRecovery:
 
 
 class _History(Struct, frozen=True):
-    """The runs of a project since some time, and whether items among them could not be read."""
+    """The runs of a project since some time, and whether items among them could not be decoded."""
 
     rows: Sequence[Generation]
     broken: bool
 
 
 class _ProjectCreates:
-    """The creates of one project, which compete for its runs."""
+    """The creates of one project: candidates for the same runs."""
 
     def __init__(self) -> None:
         self.in_flight: set[asyncio.Future[None]] = set()
         self.claims: dict[str, Claim] = {}
         self.lock = asyncio.Lock()
-        self.looked = 0.0
+        self.read_at = 0.0
         self.history = _History((), broken=False)
 
     def begin_create(self) -> asyncio.Future[None]:
@@ -322,19 +322,19 @@ class _ProjectCreates:
         return finished
 
     def end_create(self, finished: asyncio.Future[None]) -> None:
-        """Count it no longer."""
+        """Remove a create from those in flight."""
         self.in_flight.discard(finished)
         finished.set_result(None)
 
-    def claim(self, unknown: errors.CreateOutcomeUnknownError) -> None:
+    def add_claim(self, unknown: errors.CreateOutcomeUnknownError) -> None:
         """Add a create to the matching."""
         self.claims[unknown.idempotency_key] = _claim(unknown)
 
-    def unclaim(self, key: str) -> None:
+    def remove_claim(self, key: str) -> None:
         """Remove a create from the matching."""
         self.claims.pop(key, None)
         if not self.claims:
-            self.history, self.looked = _History((), broken=False), 0.0
+            self.history, self.read_at = _History((), broken=False), 0.0
 
 
 def _claim(unknown: errors.CreateOutcomeUnknownError) -> Claim:
@@ -342,7 +342,7 @@ def _claim(unknown: errors.CreateOutcomeUnknownError) -> Claim:
 
 
 def _only_server_errors(attempts: Sequence[Attempt]) -> errors.InternalServerError | None:
-    """Return the last 5xx of a create, if FLORA answered it with nothing else but 429 and no attempt was ambiguous."""
+    """Return the last 5xx of a create if its responses were only 5xx and 429 and no attempt was ambiguous."""
     last: errors.InternalServerError | None = None
     for attempt in attempts:
         error = attempt.error

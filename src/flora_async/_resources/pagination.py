@@ -1,7 +1,7 @@
-"""The history: a walk along ``next_cursor``, one page ahead of its reader.
+"""The history: iterators over pages and items, which prefetch one page.
 
-No iterator here yields inside a task group or a cancel scope, and the look-ahead never refers to its iterator, so that
-``break``, ``aclose()`` or the garbage collector each end it.
+No iterator yields inside a task group or a cancel scope, and the prefetch never refers to its iterator. So ``break``,
+``aclose()`` and the garbage collector each end it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ log = logging.getLogger("flora_async")
 
 FetchPage: TypeAlias = Callable[[str | None], Coroutine[Any, Any, GenerationPage]]
 
-REMEMBERED = 20_000
-"""How many items back a walk knows that it has handed one out: FLORA's pages shift by what is new, not by more."""
+MAX_REMEMBERED_ITEMS = 20_000
+"""Number of item ids kept to skip duplicates. New generations shift items to later pages, but not by more than this."""
 
 
 class PageIterator(AsyncCloseable):
-    """The pages of the history as FLORA cuts them, newest first; an item that shifts between two pages is on both.
+    """The pages of the history as FLORA returns them, newest first. An item that shifts between two pages is on both.
 
-    The next page is on its way while the caller reads this one. That ends with the walk, with ``aclose()``, at the end
-    of ``async with`` and when the iterator is dropped. After an error the same page can be asked for again. Tasks that
-    share an iterator each get pages of their own.
+    The next page is prefetched while the caller reads the current one. ``aclose()``, the end of ``async with`` and the
+    garbage collector cancel the prefetch. After an error, the next call requests the same page again. Several tasks may
+    share an iterator: each page reaches exactly one of them.
     """
 
     usage = "async for page in flora.generations.list(...).pages(), or await anext(...) for one page"
@@ -69,18 +69,18 @@ class PageIterator(AsyncCloseable):
             self._cursor_repeated = True
         else:
             self._visited_cursors.add(self._cursor)
-            # Not at once: a reader who asks for it before anything else could run has nothing to gain from a task.
+            # Not at once: a reader that requests the page before other callbacks run gains nothing from a task.
             me: ref[PageIterator] = ref(self)
             self._soon = asyncio.get_running_loop().call_soon(_look_ahead, me)
         return page
 
     def look_ahead(self) -> None:
-        """Have the next page on its way."""
+        """Start the request of the next page."""
         self._prefetch = asyncio.create_task(self._fetch(self._cursor))
-        self._prefetch.add_done_callback(_noticed)
+        self._prefetch.add_done_callback(_retrieve_exception)
 
     async def aclose(self) -> None:
-        """End the walk, and the look-ahead with it."""
+        """End the iteration and cancel the prefetch."""
         self._over = True
         if self._soon is not None:
             self._soon.cancel()
@@ -92,7 +92,7 @@ class PageIterator(AsyncCloseable):
     def __del__(self) -> None:
         ahead = self._prefetch
         if ahead is not None and not ahead.done() and not ahead.get_loop().is_closed():
-            # The garbage collector may come by on any thread.
+            # The garbage collector may run in any thread.
             ahead.get_loop().call_soon_threadsafe(ahead.cancel)
 
 
@@ -102,21 +102,21 @@ def _look_ahead(pages: ref[PageIterator]) -> None:
         iterator.look_ahead()
 
 
-def _noticed(ahead: asyncio.Task[GenerationPage]) -> None:
-    # The error of a page that nobody came for is nobody's concern.
+def _retrieve_exception(ahead: asyncio.Task[GenerationPage]) -> None:
+    # Mark the exception of an unused prefetch as retrieved.
     if not ahead.cancelled():
         ahead.exception()
 
 
 class Deduplicator:
-    """Tells what of a page was not on one before it: pages shift by what is new."""
+    """Removes items that were on an earlier page: new generations shift items to later pages."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
         self._seen_by_page: deque[set[str]] = deque()
 
-    def fresh(self, generations: Sequence[Generation]) -> Sequence[Generation]:
-        """Give the generations that come for the first time."""
+    def filter_new(self, generations: Sequence[Generation]) -> Sequence[Generation]:
+        """Return the generations that were on no earlier page."""
         ids = {generation.run_id for generation in generations}
         if len(ids) < len(generations) or not ids.isdisjoint(self._seen):
             unseen: dict[str, Generation] = {}
@@ -126,23 +126,23 @@ class Deduplicator:
             generations, ids = list(unseen.values()), set(unseen)
         self._seen |= ids
         self._seen_by_page.append(ids)
-        if len(self._seen) > REMEMBERED:
+        if len(self._seen) > MAX_REMEMBERED_ITEMS:
             self._seen -= self._seen_by_page.popleft()
         return generations
 
 
 def log_broken_items(page: GenerationPage) -> None:
-    """Have the log name the items of a page that cannot be read."""
+    """Log the items of a page that cannot be decoded."""
     for item in page.broken:
-        said = {"field": item.field, "request_id": item.request_id}
-        log.warning("an item of the history cannot be read, at %s (%s)", item.field, item.request_id, extra=said)
+        extra = {"field": item.field, "request_id": item.request_id}
+        log.warning("cannot decode an item of the history, at %s (%s)", item.field, item.request_id, extra=extra)
 
 
 class GenerationIterator(AsyncCloseable):
-    """The items of the history, newest first, each once: an item that pages shift to is not handed out again.
+    """The items of the history, newest first, each once: an item that shifts to a later page is not yielded again.
 
-    An item that cannot be read is said when all others have been handed out. Tasks that share an iterator each get
-    items of their own.
+    An item that cannot be decoded raises after all others were yielded. Several tasks may share an iterator: each item
+    reaches exactly one of them.
     """
 
     usage = "async for generation in ..., or await anext(...) for one item"
@@ -162,20 +162,20 @@ class GenerationIterator(AsyncCloseable):
         return await self._next_item() if generation is None else generation
 
     async def _next_item(self) -> Generation:
-        async with self._turn:  # the first to come reads the page, and those behind take from it
+        async with self._turn:  # The first task reads the page. Tasks that waited use its items.
             while (generation := next(self._items, None)) is None:
                 try:
                     page = await self._pages.next_page()
                 except StopAsyncIteration:
-                    self._tell_of_the_broken()
+                    self._raise_for_broken_item()
                     raise
                 log_broken_items(page)
                 if page.broken:
                     self._broken = self._broken or page.broken[0]
-                self._items = iter(self._once.fresh(page.generations))
+                self._items = iter(self._once.filter_new(page.generations))
             return generation
 
-    def _tell_of_the_broken(self) -> None:
+    def _raise_for_broken_item(self) -> None:
         item, self._broken = self._broken, None
         if item is not None:
             raise errors.ResponseDecodeError(
@@ -188,19 +188,19 @@ class GenerationIterator(AsyncCloseable):
             ) from None
 
     async def aclose(self) -> None:
-        """End the walk, and the look-ahead with it."""
+        """End the iteration and cancel the prefetch."""
         await self._pages.aclose()
 
 
 class GenerationList(AsyncCloseable):
-    """The history, to be read as often as wanted: each ``async for`` over it begins a walk of its own.
+    """The history, which can be read several times: each ``async for`` over it starts at the beginning.
 
-    ``async with`` ends the look-aheads of all its walks.
+    ``async with`` cancels the prefetches of all its iterators.
 
     Raises:
-        PaginationError: FLORA leads the walk in a circle; the items until there were handed out.
-        ResponseDecodeError: an item is not what the reference promises; all others were handed out. On ``pages()`` it
-            is among ``page.broken`` instead.
+        PaginationError: FLORA returned a cursor twice. The items before it were yielded.
+        ResponseDecodeError: an item does not match the reference. All others were yielded. ``pages()`` has it in
+            ``page.broken`` instead.
     """
 
     usage = (
@@ -210,7 +210,7 @@ class GenerationList(AsyncCloseable):
 
     def __init__(self, fetch: FetchPage, cursor: str | None, url: str = "") -> None:
         self.url = url
-        """What its first page is asked with: the same for the same arguments."""
+        """URL of its first page: the same for the same arguments."""
         self._fetch = fetch
         self._cursor = cursor
         self._walks: WeakSet[PageIterator] = WeakSet()
@@ -219,15 +219,15 @@ class GenerationList(AsyncCloseable):
         return GenerationIterator(self.pages())
 
     def pages(self, *, cursor: str | None = None) -> PageIterator:
-        """Walk page by page, from a saved *cursor* or from the beginning.
+        """Return an iterator over pages, from a saved *cursor* or from the beginning.
 
-        ``page.next_cursor`` is where ``list(cursor=...)`` can go on another day.
+        Save ``page.next_cursor`` to continue later with ``list(cursor=...)``.
         """
         pages = PageIterator(self._fetch, self._cursor if cursor is None else cursor)
         self._walks.add(pages)
         return pages
 
     async def aclose(self) -> None:
-        """End all walks over this list."""
+        """Close all iterators over this list."""
         for pages in list(self._walks):
             await pages.aclose()

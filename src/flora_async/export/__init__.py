@@ -82,7 +82,7 @@ class RecordBatches(AsyncCloseable):
         async for page in self._pages:
             log_broken_items(page)
             self.broken += len(page.broken)
-            self._generations += self._seen.fresh(page.generations)
+            self._generations += self._seen.filter_new(page.generations)
             self._cursor = page.next_cursor
             if len(self._generations) >= MAX_BATCH_RUNS:
                 break

@@ -156,7 +156,7 @@ async def _convert_pages(
         once = Deduplicator()
         while batch := await run_in_thread(_read_batch, file):
             broken += sum(len(page.broken) for page in batch)
-            fresh = [row for page in batch for row in once.fresh(page.generations)]
+            fresh = [row for page in batch for row in once.filter_new(page.generations)]
             if since:
                 fresh = [row for row in fresh if row.created >= since]
             if fresh:
