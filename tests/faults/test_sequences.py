@@ -429,7 +429,7 @@ async def test_case_026_half_an_answer_that_nobody_asked_for(what: str, ends: st
 @pytest.mark.virtual_time
 async def test_case_037_a_queue_costs_nobody_his_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests wait for their turn outside their deadline."""
-    monkeypatch.setattr("flora_async._limiter.IN_FLIGHT", 2)
+    monkeypatch.setattr("flora_async._http.rate_limit.MAX_CONCURRENT_CALLS", 2)
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         await asyncio.sleep(0.1)
@@ -1009,7 +1009,7 @@ def test_a_client_does_not_travel() -> None:
     """It holds a key."""
     flora = Flora(KEY)
     for travel in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(ConfigurationError, match="cannot pickle or copy"):
+        with pytest.raises(ConfigurationError, match="neither pickled nor copied"):
             travel(flora)
 
 
