@@ -187,7 +187,7 @@ class Counting(Sandbox):
 def settle(waits: int, *, lost: float) -> tuple[int, Counter[int]]:
     """Wait for that many runs at once in virtual time, with the package's own numbers.
 
-    Gives how many call-backs came, and how many runs were looked at how often; looks at several at once are number -1.
+    Returns the number of webhooks and a count of runs by number of polls; pages count as -1.
     """
 
     async def main() -> tuple[int, Counter[int]]:
@@ -263,7 +263,7 @@ async def test_a_restarted_sandbox_sends_webhooks() -> None:
 
 async def test_the_sandbox_retries_rejected_webhooks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sandbox retries a rejected webhook with the same delivery id and signature."""
-    monkeypatch.setattr(_webhooks, "REPEATS", (0.0, 0.05, 0.05, 0.05))
+    monkeypatch.setattr(_webhooks, "RETRY_DELAYS", (0.0, 0.05, 0.05, 0.05))
     came: list[bytes] = []
 
     def refuse(body: bytes, _headers: dict[str, str]) -> None:

@@ -105,14 +105,14 @@ class Trial:
         assert not pending, f"{len(pending)} waits never ended"
         for number, task in enumerate(self.waiting):
             if task.cancelled():
-                assert number in self.cancelled, "cancelled by nobody"
+                assert number in self.cancelled, "cancelled without a request"
             else:
                 assert number in self.settled
         await asyncio.sleep(2)
-        assert not self.poller._tracked, "an entry was left"
+        assert not self.poller._tracked, "a run is still tracked"
         assert self.poller._task is not None
-        assert self.poller._task.done(), "the watcher goes on for nobody"
-        assert not self.poller._polls, "a look goes on for nobody"
+        assert self.poller._task.done(), "the poller runs without waits"
+        assert not self.poller._polls, "a poll runs without waits"
 
 
 async def hostile(seed: int, kind: type[Poller]) -> None:
@@ -350,11 +350,11 @@ class KeysetFlora(SimulatedFlora):
     """A simulated FLORA whose cursors name the last row of a page, not an offset."""
 
     async def _page(self, cursor: str | None, _scope: Scope) -> GenerationPage:
-        looked = await self._request(PAGE_SECONDS)
+        seen_at = await self._request(PAGE_SECONDS)
         created, _, run_id = (cursor or "").partition("|")
         end = bisect_left(self._order, (float(created), run_id)) if cursor else len(self._order)
         taken = self._order[max(0, end - 100) : end][::-1]
-        rows = [self._row(self._by_id[run_id], looked) for _, run_id in taken]
+        rows = [self._row(self._by_id[run_id], seen_at) for _, run_id in taken]
         following = f"{taken[-1][0]!r}|{taken[-1][1]}" if end > 100 else None
         return GenerationPage(
             generations=tuple(row for row in rows if row is not None), meta=PageMeta(next_cursor=following)
@@ -364,10 +364,10 @@ class KeysetFlora(SimulatedFlora):
 class NeverPollsIndividually(Poller):
     """A mutant that reads pages only."""
 
-    def _start_run_poll(self, entry: TrackedRun, turn: float) -> None:
+    def _start_run_poll(self, tracked: TrackedRun, turn: float) -> None:
         self._operations.lane.release(turn, succeeded=False)
-        entry.poll_individually, entry.retry_at = False, asyncio.get_running_loop().time() + 5
-        self._schedule(entry)
+        tracked.poll_individually, tracked.retry_at = False, asyncio.get_running_loop().time() + 5
+        self._schedule(tracked)
 
 
 class AcceptsEveryRow(Poller):
@@ -380,8 +380,8 @@ class AcceptsEveryRow(Poller):
 class ForgetsMissingRuns(Poller):
     """A mutant that stops tracking a run missing from its page."""
 
-    def _count_page_miss(self, entry: TrackedRun) -> None:
-        self._untrack(entry)
+    def _count_page_miss(self, tracked: TrackedRun) -> None:
+        self._untrack(tracked)
 
 
 @pytest.mark.parametrize("mutant", [NeverPollsIndividually, AcceptsEveryRow, ForgetsMissingRuns])

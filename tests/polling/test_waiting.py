@@ -347,7 +347,7 @@ async def test_the_timeout_limits_everything(flora: Flora, server: Scripted, say
     """The timeout limits a hanging request and a long Retry-After; the error contains the last record."""
     server.on("GET", OWN, answer(run("running", progress=7)), say)
     began = asyncio.get_running_loop().time()
-    with pytest.raises(RunTimeoutError, match="goes on") as caught:
+    with pytest.raises(RunTimeoutError, match="the run continues") as caught:
         await flora.wait_for_run(RUN_ID, timeout=0.3)
     assert asyncio.get_running_loop().time() - began == pytest.approx(0.3, abs=0.01)
     assert isinstance(caught.value, TimeoutError)
@@ -655,14 +655,14 @@ async def test_a_lost_webhook_does_not_time_out_a_run_that_has_ended(server: Scr
     loop = asyncio.get_running_loop()
     begins = loop.time()
 
-    async def look(_request: web.Request) -> web.StreamResponse:
+    async def poll(_request: web.Request) -> web.StreamResponse:
         polls.append(loop.time() - begins)
         late = [poll for poll in polls if poll >= timeout - poller.FINAL_POLL_LEAD]
         return web.json_response(run() if len(late) > 1 else run("running"), status=503 if len(late) == 1 else 200)
 
     polls: list[float] = []
     server.on("POST", "/generate", answer(started(), 201))
-    server.on("GET", OWN, look)
+    server.on("GET", OWN, poll)
     async with Flora("sk_1", base_url=server.base_url) as flora:
         flora.inbox("whsec_1")
         begun = await flora.generations.create(**ORDER, callback_url="https://example.com/hook")
@@ -676,12 +676,12 @@ async def test_a_schedule_of_the_caller_gets_no_last_poll(server: Scripted) -> N
     """A wait with a custom schedule is polled by that schedule only."""
     polls: list[web.Request] = []
 
-    async def look(request: web.Request) -> web.StreamResponse:
+    async def poll(request: web.Request) -> web.StreamResponse:
         polls.append(request)
         return web.json_response(run("running"))
 
     server.on("POST", "/generate", answer(started(), 201))
-    server.on("GET", OWN, look)
+    server.on("GET", OWN, poll)
     async with Flora("sk_1", base_url=server.base_url) as flora:
         flora.inbox("whsec_1")
         begun = await flora.generations.create(**ORDER, callback_url="https://example.com/hook")
