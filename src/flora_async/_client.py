@@ -582,7 +582,7 @@ class Flora:
         return WaitTarget(run_id)
 
     def _resolve_poll_url(self, run_id: str, poll_url: str) -> str | None:
-        """Say where *poll_url* may be asked; ``None`` if that is nowhere, or the run's own address anyway."""
+        """Return the URL to poll; ``None`` if *poll_url* is not allowed, or is the run's own URL."""
         target = urls.poll_target(self._origin, poll_url)
         if target is None and not self._warned_of_poll_url:
             self._warned_of_poll_url = True

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "src"
-MAX_FINDINGS = {"persons": 32, "docstrings": 82, "participles": 47}
-MAX_WHATS_PER_1000_WORDS = 8.9
+KINDS = ("persons", "docstrings", "participles")
+MAX_WHATS_PER_1000_WORDS = 2.0
+SAMPLES = "flora_async/sandbox/_texts.py"
+"""Sentences of the sandbox's text models: they are data."""
 
 PERSONS = re.compile(r"\b(?:no|some|any)body\b|\b(?:any|some)one\b|\bwho(?:m|so)?ever\b", re.IGNORECASE)
 FIRST_VERBS = re.compile(r"(?:Say|Give|Tell|Have|Take|Let|Put)\b")
@@ -85,17 +87,19 @@ def read_package() -> dict[str, list[str]]:
     """Return the findings of each kind in all of ``src``, each with its place."""
     found: dict[str, list[str]] = {}
     for path in sorted(ROOT.rglob("*.py")):
+        if path == ROOT / SAMPLES:
+            continue
         for kind, places in find_old_style(path.read_text(encoding="utf-8")).items():
             name = path.relative_to(ROOT)
             found.setdefault(kind, []).extend(f"{name}:{line}: {text}" for line, text in places)
     return found
 
 
-@pytest.mark.parametrize("kind", MAX_FINDINGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_package_has_no_text_in_the_old_style(kind: str) -> None:
     """Texts name no indefinite person, docstrings start with a technical verb, functions with any verb."""
     found = read_package()[kind]
-    assert len(found) <= MAX_FINDINGS[kind], "\n".join(found)
+    assert not found, "\n".join(found)
 
 
 def test_what_is_rare_in_docstrings_and_comments() -> None:

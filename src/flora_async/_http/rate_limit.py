@@ -76,7 +76,7 @@ class TokenBucket:
         return seconds if seconds > 1e-6 else 0.0
 
     def take(self) -> None:
-        """Take the token of a request that is sent."""
+        """Remove the token of a sent request."""
         self._tokens -= 1
 
     def _measured_peak(self) -> float:
@@ -182,7 +182,7 @@ class RateLimiter:
         self.wake_waiting()
 
     def try_take(self, lane: Lane, now: float) -> bool:
-        """Take a token for a request of *lane*; return ``False`` if there is none *now* or another queue waits."""
+        """Acquire a token for a request of *lane*; return ``False`` if there is none *now* or another queue waits."""
         if self.rate is None or self.rate.delay(now) or any(other.has_waiting() for other in self._lanes):
             return False
         self._count(lane, self.rate)

@@ -69,7 +69,7 @@ class HTTPSessions:
         connect = min(CONNECT_TIMEOUT, 0.9 * timeout)
         agent = f"flora-async/{version} python/{platform.python_version()}"
 
-        def guarded(address: _Address) -> socket.socket:
+        def create_public_socket(address: _Address) -> socket.socket:
             if may_connect is not None and not may_connect(str(address[4][0])):
                 raise PermissionError(EACCES, "the address is not a public one")
             return socket.socket(address[0], address[1], address[2])
@@ -99,7 +99,9 @@ class HTTPSessions:
         self._creates = _session(self._connector, self._headers)
         # A proxy can deliver a response twice. The second one would be read by the next request of its connection.
         self._fresh = _session(aiohttp.TCPConnector(limit=0, force_close=True, ssl=trust), self._headers)
-        self._media = _session(aiohttp.TCPConnector(socket_factory=guarded, ssl=trust), self._media_headers)
+        self._media = _session(
+            aiohttp.TCPConnector(socket_factory=create_public_socket, ssl=trust), self._media_headers
+        )
         self._date: str | None = None
         self._closing = False
 

@@ -93,7 +93,7 @@ class CompletionQueue:
             self._wake(len(self._readers))  # no waiter is left
         return completed
 
-    async def changed(self) -> None:
+    async def wait_for_change(self) -> None:
         """Wait until a waiter completes or none is left."""
         reader = asyncio.get_running_loop().create_future()
         self._readers.append(reader)
@@ -159,7 +159,7 @@ class _RunIterator(AsyncCloseable):
                 return ended
             if not self._queue.pending:
                 raise StopAsyncIteration
-            await self._queue.changed()
+            await self._queue.wait_for_change()
 
     async def _start_waits(self) -> None:
         """Start the waits, a limited number in each step of the event loop. The timeout starts with the first."""
