@@ -73,7 +73,8 @@ def flora(request: pytest.FixtureRequest, flora_sandbox: Sandbox) -> Iterator[Fl
     poll = None if runner and runner.virtual else lambda: backoff.constant(interval=repeat(2 * REAL_TIME_SCALE))
     client = Flora(flora_sandbox.api_key, base_url=flora_sandbox.base_url, poll=poll)
     add_cleanup = getattr(request.instance, "addAsyncCleanup", None)
-    requested_late = runner is None and _in_a_loop()
+    # Requested by a test that runs: the client belongs to the loop of that test.
+    loop = asyncio.get_running_loop() if runner is None and _in_a_loop() else None
     if add_cleanup is not None:  # an IsolatedAsyncioTestCase
         add_cleanup(client.close)
     elif runner is None and inspect.iscoroutinefunction(request.node.obj):
@@ -81,7 +82,9 @@ def flora(request: pytest.FixtureRequest, flora_sandbox: Sandbox) -> Iterator[Fl
     yield client
     if runner is not None:
         runner.run(client.close())
-    elif requested_late:
+    elif loop is not None and not loop.is_closed():
+        loop.run_until_complete(client.close())
+    elif loop is not None:
         asyncio.run(client.close())
 
 
