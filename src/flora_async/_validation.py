@@ -53,7 +53,7 @@ _FIXES = {
 def check_text(name: str, value: object, *, longest: int | None = None) -> str:
     """Check that *value* is text that can be sent, and return it as a plain str."""
     if not isinstance(value, str):
-        raise errors.ConfigurationError(f"{name} must be a str, not {type(value).__name__}{_text_fix(value)}")
+        raise errors.ConfigurationError(f"{name} must be a str, not {type(value).__name__}{text_fix(value)}")
     if type(value) is not str:
         value = str.__str__(value)
     if not value:
@@ -69,7 +69,7 @@ def check_text(name: str, value: object, *, longest: int | None = None) -> str:
     return value
 
 
-def _text_fix(value: object) -> str:
+def text_fix(value: object) -> str:
     if isinstance(value, bytes):
         return ". Use .decode()"
     if isinstance(value, Enum):
@@ -280,7 +280,7 @@ def check_limit(limit: object) -> int:
 def resolve_setting(name: str, given: object, variable: str) -> str:
     """Return the argument or the environment variable. A blank value counts as unset."""
     if given is not None and not isinstance(given, str):
-        raise errors.ConfigurationError(f"{name} must be a str, not {type(given).__name__}{_text_fix(given)}")
+        raise errors.ConfigurationError(f"{name} must be a str, not {type(given).__name__}{text_fix(given)}")
     return str.__str__(given or "").strip() or os.environ.get(variable, "").strip()
 
 

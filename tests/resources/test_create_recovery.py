@@ -62,11 +62,11 @@ async def unknown(call: Any) -> CreateOutcomeUnknownError:
 
 
 async def test_a_run_that_comes_late_into_the_history(flora: Flora, server: Scripted) -> None:
-    """The history is read again after a pause, and the only run that it can be is returned."""
+    """The history is read until two reads agree on the only run that it can be, which is returned."""
     server.on("POST", "/generate", hang_up, DUPLICATE).on("GET", "/generations", history(), history(row()))
     begun = await flora.generations.create(**ORDER)
     assert (begun.run_id, begun.recovered) == (RUN_ID, True)
-    assert server.count("GET", "/generations") == 2
+    assert server.count("GET", "/generations") == 3
     assert server.asked[-1].query == {"limit": "100", "project_id": "prj_1", "workspace_id": "ws_1"}
 
 
@@ -109,8 +109,9 @@ async def test_runs_that_this_client_has_started_are_known(flora: Flora, server:
     assert (await flora.generations.create(**ORDER)).run_id == "run_2"
 
 
-async def test_creates_under_way_speak_first(flora: Flora, server: Scripted) -> None:
-    """Their runs may stand in the history before they know them."""
+async def test_creates_under_way_speak_first(flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A create in flight is waited for: its run can be in the history before its response has come."""
+    monkeypatch.setattr(retry, "RECOVERY_CONFIRM", 2.0)
     release = asyncio.Event()
     slowly = answer(started("run_slow"), 201)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable
 
@@ -620,10 +621,16 @@ def test_an_hour_costs_less_than_two_seconds() -> None:
     async def tick() -> float:
         async with Sandbox() as sandbox, Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
             await flora.models.list()
-            began = time.process_time()
-            for _ in range(3600):
-                await asyncio.sleep(1)
-            return time.process_time() - began
+            asyncio.get_running_loop().set_debug(False)
+            tracer = sys.gettrace()
+            sys.settrace(None)  # the tracer of a coverage run is not what is measured
+            try:
+                began = time.process_time()
+                for _ in range(3600):
+                    await asyncio.sleep(1)
+                return time.process_time() - began
+            finally:
+                sys.settrace(tracer)
 
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         assert runner.run(tick()) < 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flora_async import errors
-from flora_async._validation import _text_fix, resolve_setting
+from flora_async._validation import resolve_setting, text_fix
 
 
 class APIKey:
@@ -45,7 +45,7 @@ def load_api_key(given: object) -> tuple[APIKey, str | None]:
     The caller raises the error: tracebacks can show the locals of their frames, and these hold the key.
     """
     if given is not None and not isinstance(given, str):
-        return APIKey(""), f"api_key must be a str, not {type(given).__name__}{_text_fix(given)}"
+        return APIKey(""), f"api_key must be a str, not {type(given).__name__}{text_fix(given)}"
     key = resolve_setting("api_key", given, "FLORA_API_KEY")
     if not key:
         return APIKey(""), "no API key: pass api_key=..., or set FLORA_API_KEY"

@@ -29,7 +29,7 @@ from flora_async.models import (
 )
 
 _TYPES: tuple[GenerationType, ...] = get_args(GenerationType)
-_MAX_CURSOR = 4096
+MAX_CURSOR = 4096
 _UNRESERVED = re.compile(r"[A-Za-z0-9_.~-]+")
 _ID_IN_PATH = re.compile(r"(?<=/)(?:run|ws|prj|tech|asset|whd)_[^/]+")
 
@@ -146,7 +146,7 @@ def list_request(
     """Build ``GET /generations`` for one page."""
     query: dict[str, str] = {}
     if cursor is not None:
-        query["cursor"] = check_text("cursor", cursor, longest=_MAX_CURSOR)
+        query["cursor"] = check_text("cursor", cursor, longest=MAX_CURSOR)
     if limit is not None:
         query["limit"] = str(check_limit(limit))
     if project_id is not None:

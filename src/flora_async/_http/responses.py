@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from flora_async import errors
-from flora_async._http.requests import _MAX_CURSOR, Request
+from flora_async._http.requests import MAX_CURSOR, Request
 from flora_async._http.urls import origin_of
 from flora_async._validation import (
     check_id,
@@ -168,7 +168,7 @@ def parse_page(response: RawResponse) -> GenerationPage:
     except errors.ResponseDecodeError:
         page = _parse_items_one_by_one(response)
     cursor = page.meta.next_cursor
-    if cursor is not None and len(cursor) > _MAX_CURSOR:
+    if cursor is not None and len(cursor) > MAX_CURSOR:
         raise _decode_error(response, f"a cursor of {len(cursor)} characters", field="$.meta.next_cursor")
     return page
 

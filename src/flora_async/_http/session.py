@@ -20,6 +20,7 @@ from ssl import SSLCertVerificationError, SSLContext, SSLError
 from typing import Any, TypeAlias, TypeVar
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.payload import BytesIOPayload
 from aiohttp.tracing import Trace
 from yarl import URL
@@ -284,7 +285,7 @@ class TraceableResponse(aiohttp.ClientResponse):
     """A response that keeps its transport after it was read, when aiohttp has released the connection."""
 
     wire: asyncio.Transport | None = None
-    protocol: aiohttp.client_proto.ResponseHandler | None = None
+    protocol: ResponseHandler | None = None
 
     async def start(self, connection: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
         """Record the connection."""

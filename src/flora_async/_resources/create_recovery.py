@@ -202,12 +202,13 @@ class CreateRecovery:
     ) -> Generation:
         """Return the run of a create, or raise *unknown*. Without proof that the run exists: raise.
 
-        The history may lag, so the first read assigns no run by elimination and clears no create. *plain* is raised
-        instead if a later read shows no candidate run.
+        The history may lag, so the first read assigns no run by elimination and clears no create. A single response can
+        be wrong, so two reads in sequence must agree. *plain* is raised instead if a later read shows no candidate run.
         """
         key = unknown.idempotency_key
         pauses = deque(retry.RECOVERY_PAUSES)
         lagging = True
+        before: list[str] = []
         try:
             while True:
                 if not unknown.accepted:  # a proxy may deliver an attempt after its client gave up
@@ -220,7 +221,8 @@ class CreateRecovery:
                     complete = not (lagging or seen.broken)
                     if plain is not None and complete and not unknown.candidates:
                         raise plain
-                    if self._adopt and len(runs) == 1 and (complete or runs[0] == unknown.run_id):
+                    certain = (complete and runs == before) or runs == [unknown.run_id]
+                    if self._adopt and len(runs) == 1 and certain:
                         return self._assign_from_history(key, next(row for row in seen.rows if row.run_id == runs[0]))
                 if unknown.accepted:
                     settled = bool(runs) and not self._adopt
@@ -230,7 +232,7 @@ class CreateRecovery:
                 if settled or not pauses:
                     raise unknown
                 await self._transport.sleep(pauses.popleft())
-                lagging = False
+                lagging, before = False, runs
         finally:
             scope.remove_claim(key)
             del unknown, plain

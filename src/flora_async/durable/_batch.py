@@ -254,7 +254,9 @@ class Batch:
 class BatchOutcomes:
     """The outcomes of the orders of a batch: iterate over it with ``async for``. One task at a time."""
 
-    def __init__(self, batch: Batch, read: Callable[..., Awaitable[list[Any]]], *, as_finished: bool) -> None:
+    def __init__(
+        self, batch: Batch, read: Callable[[Callable[..., list[Any]]], Awaitable[list[Any]]], *, as_finished: bool
+    ) -> None:
         self._batch = batch
         self._read = read
         self._as_finished = as_finished

@@ -113,7 +113,7 @@ class BatchWriter:
         """Return the next order as a row, numbered, with its key."""
         body, extra = msgspec.json.encode(order), msgspec.json.encode(columns) if columns else b""
         self._digest.update(body + b"\n" + extra + b"\n")
-        row = {"batch": self.id, "number": self.total, "key": f"{self.name}.{self.id}.{self.total}"}
+        row: dict[str, object] = {"batch": self.id, "number": self.total, "key": f"{self.name}.{self.id}.{self.total}"}
         self.total += 1
         return row | {
             "kind": order.type,

@@ -67,7 +67,7 @@ def restore_error(stored: StoredError, order: Order, key: str) -> errors.FloraEr
     if not issubclass(kind, _RESTORED):
         known = kind is errors.ConfigurationError
         return errors.ConfigurationError(stored.message) if known else errors.FloraError(stored.message)
-    fields: dict[str, object] = msgspec.structs.asdict(stored)
+    fields: dict[str, Any] = msgspec.structs.asdict(stored)
     fields |= {"order": order, "idempotency_key": key, "reason": stored.message, "trouble": None}
     error: errors.FloraError = kind(**{name: fields[name] for name in signature(kind).parameters if name in fields})
     return error
