@@ -126,8 +126,8 @@ class APIError(FloraError):
         """FLORA's message, for people."""
         self.status = status
         """The HTTP status."""
-        self.retryable = status in _RETRYABLE_STATUSES or status >= 500
-        self.outcome_unknown = status >= 500  # the server can have failed after it accepted the create
+        self.retryable: bool = status in _RETRYABLE_STATUSES or status >= 500
+        self.outcome_unknown: bool = status >= 500  # the server can have failed after it accepted the create
         self.code = code
         """Machine-readable error code; ``None`` if a proxy sent the response."""
         self.fields = fields
@@ -211,8 +211,8 @@ class APIConnectionError(FloraError):
         """The failure, for people."""
         self.sent: SendState = sent
         """``"not_sent"``: FLORA cannot have received the request. ``"maybe_sent"``: it can have received it."""
-        self.retryable = retryable
-        self.outcome_unknown = sent != "not_sent"
+        self.retryable: bool = retryable
+        self.outcome_unknown: bool = sent != "not_sent"
         self.request_id = request_id
         """Id of the request, if a response had begun. FLORA's support asks for it."""
         self.attempts = 1
@@ -240,7 +240,7 @@ class ProtocolError(APIConnectionError):
         super().__init__(message, sent="maybe_sent", retryable=retryable, request_id=request_id)
         self.status = status
         """The HTTP status of the response, if it had one."""
-        self.outcome_unknown = status is None or not 300 <= status < 400  # a redirect is not executed
+        self.outcome_unknown: bool = status is None or not 300 <= status < 400  # a redirect is not executed
 
 
 class ResponseTooLargeError(APIConnectionError):
@@ -272,7 +272,7 @@ class ResponseDecodeError(FloraError):
         """Id of the request. FLORA's support asks for it."""
         self.excerpt = excerpt
         """The beginning of the response body."""
-        self.retryable = excerpt.lstrip().startswith("<")  # a page of a proxy
+        self.retryable: bool = excerpt.lstrip().startswith("<")  # a page of a proxy
         self.attempts = 1
         """Number of attempts to send the request."""
 

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from flora_async import errors
 from flora_async.models import GenerationType, Record
 
-log = logging.getLogger("flora_async")
+log: logging.Logger = logging.getLogger("flora_async")
 
 
 class Event(Record, frozen=True, gc=False, kw_only=True):

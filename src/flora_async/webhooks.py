@@ -315,7 +315,7 @@ def _digest(secret: object, signed_at: str, body: bytes) -> bytes:
     return hmac.new(key, f"{signed_at}.".encode() + body, "sha256").hexdigest().encode()
 
 
-log = logging.getLogger("flora_async")
+log: logging.Logger = logging.getLogger("flora_async")
 
 MAX_REMEMBERED_DELIVERIES = 100_000
 """Maximum number of delivery ids that are remembered, to mark repeated deliveries."""

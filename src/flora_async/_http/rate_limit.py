@@ -147,8 +147,8 @@ class RateLimiter:
     """The rate limiter of one client: two queues in front of one token bucket."""
 
     def __init__(self) -> None:
-        self.calls = Lane(self, MAX_CONCURRENT_CALLS)
-        self.polls = Lane(self, math.inf)
+        self.calls: Lane = Lane(self, MAX_CONCURRENT_CALLS)
+        self.polls: Lane = Lane(self, math.inf)
         self.rate: TokenBucket | None = None
         """The token bucket; ``None`` before the first 429."""
         self._lanes = [self.polls, self.calls]

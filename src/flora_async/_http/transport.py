@@ -101,7 +101,7 @@ class Transport:
         self._close_task: asyncio.Future[None] | None = None
         self._limiter = RateLimiter()
         self._budget = RetryBudget()
-        self.clock = ServerClock()
+        self.clock: ServerClock = ServerClock()
         self.polls: Lane = self._limiter.polls
         """Queue of the polls."""
 

@@ -86,10 +86,10 @@ class Sweep:
     """One reading of the history: the runs to find and the position reached."""
 
     def __init__(self, wanted: Sequence[Wanted], mark: Mark | None = None) -> None:
-        self.wanted = wanted
+        self.wanted: Sequence[Wanted] = wanted
         """The runs not found yet, youngest first."""
-        self.cursor = mark.cursor if mark else None
-        self.pages = mark.page if mark else 0
+        self.cursor: str | None = mark.cursor if mark else None
+        self.pages: int = mark.page if mark else 0
         """The number of pages from the head of the history to here."""
         self.mark: Mark | None = None
         """The end of the last page."""

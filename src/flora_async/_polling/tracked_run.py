@@ -72,8 +72,8 @@ class Plan:
     __slots__ = ("_schedule", "due", "interval", "poll", "waiters", "webhook_expected")
 
     def __init__(self, target: WaitTarget, poll: PollFactory | None, now: float) -> None:
-        self.poll = poll
-        self.webhook_expected = target.webhook_expected and poll is None
+        self.poll: PollFactory | None = poll
+        self.webhook_expected: bool = target.webhook_expected and poll is None
         adaptive = schedule.webhook_fallback_schedule if self.webhook_expected else schedule.adaptive_schedule
         self._schedule: PollSchedule = schedule.start_schedule(poll or (lambda: adaptive(target.estimate)))
         self.interval: float = schedule.POLL_FLOOR
@@ -118,8 +118,8 @@ class Interest:
     __slots__ = ("context", "plan", "tracked")
 
     def __init__(self, tracked: TrackedRun, plan: Plan) -> None:
-        self.tracked = tracked
-        self.plan = plan
+        self.tracked: TrackedRun = tracked
+        self.plan: Plan = plan
         self.context: Context = copy_context()
 
 

@@ -54,8 +54,8 @@ class OrderProcessor:
         self._accepted = False
         self.forbidden: dict[str, dict[int, str]] = {}
         """Orders, by batch, that were refused with 403 while it is unknown whether the key is; with type and model."""
-        self.creating = 0
-        self.ending = 0
+        self.creating: int = 0
+        self.ending: int = 0
         """Number of orders whose end is being recorded: their places are free."""
         self.closing: bool = False
         self.trouble: str | None = None
