@@ -211,8 +211,7 @@ class CreateRecovery:
         before: list[str] = []
         try:
             while True:
-                if not unknown.accepted:  # a proxy may deliver an attempt after its client gave up
-                    unknown.window = unknown.window[0], max(unknown.window[1], self._latest_now() + self._skew())
+                self._extend_window(unknown)
                 seen = await self._read_unassigned(scope, unknown, known)
                 runs: list[str] = []
                 if seen is not None:
@@ -230,12 +229,18 @@ class CreateRecovery:
                 else:
                     settled = plain is None or not lagging
                 if settled or not pauses:
+                    self._extend_window(unknown)
                     raise unknown
                 await self._transport.sleep(pauses.popleft())
                 lagging, before = False, runs
         finally:
             scope.remove_claim(key)
             del unknown, plain
+
+    def _extend_window(self, unknown: errors.CreateOutcomeUnknownError) -> None:
+        """Extend the window until now: a proxy can deliver an attempt after its client has given up."""
+        if not unknown.accepted:
+            unknown.window = unknown.window[0], max(unknown.window[1], self._latest_now() + self._skew())
 
     def _assign_from_history(self, key: str, row: Generation) -> Generation:
         self._assign(row.run_id, key)
