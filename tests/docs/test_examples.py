@@ -302,7 +302,7 @@ async def test_a_chat_that_is_interrupted(tmp_path: Path) -> None:
 
 
 def test_the_service_is_tested_with_the_plugin_only(tmp_path: Path) -> None:
-    """Its tests pass without any set-up; ten videos, a minute each, take seconds even on a busy machine."""
+    """Its tests pass without any set-up; ten videos take less than a second, start of pytest's session to its end."""
     shutil.copytree(EXAMPLES / "service", tmp_path / "service")
     (tmp_path / "service" / "pytest.ini").write_text("[pytest]\n")  # or one in a folder above it, like ours, counts
 
@@ -314,9 +314,8 @@ def test_the_service_is_tested_with_the_plugin_only(tmp_path: Path) -> None:
         return ran.stdout
 
     assert "6 passed" in tested()
-    told = re.search(r"1 passed.* in ([0-9.]+)s", tested("-k", "ten_scenes"))
-    assert told
-    assert float(told[1]) < 20
+    seconds = (re.search(r"1 passed.* in ([0-9.]+)s", tested("-k", "ten_scenes")) for _ in range(3))
+    assert any(told and float(told[1]) < 1 for told in seconds)
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.stem)

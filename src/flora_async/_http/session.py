@@ -46,7 +46,7 @@ CREATE_KEEPALIVE = 2.0
 
 
 class HTTPSessions:
-    """The three sessions of a client: reads, creates and media never share a connection."""
+    """The sessions of a client: reads, creates, recovery and media never share a connection."""
 
     def __init__(
         self,
