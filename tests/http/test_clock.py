@@ -1,8 +1,10 @@
 """FLORA's clock, as the Date headers of responses tell it."""
 
+import random
+
 import pytest
 
-from flora_async._http.clock import ServerClock
+from flora_async._http.clock import REMEMBERED_SECONDS, ServerClock
 
 
 def test_an_unknown_clock_is_the_wall_clock() -> None:
@@ -48,3 +50,20 @@ def test_a_stray_date_widens_spans_for_some_minutes() -> None:
     assert clock.latest(steady=30.0, wall=0.0) == pytest.approx(1019.9)
     clock.observe(1400.0, sent=410.1, received=410.2, wall=1400.9)
     assert clock.earliest(410.0) == clock.at(410.0)
+
+
+def test_a_span_covers_every_estimate_of_the_last_minutes() -> None:
+    """Also after many estimates, of which few are kept: they bound a span as all together would."""
+    chance = random.Random(5)
+    clock, replaced, steady = ServerClock(), list[tuple[float, float]](), 0.0
+    for _ in range(2000):
+        steady += chance.uniform(0, 5)
+        before = clock.at(0.0)
+        clock.observe(1000 + steady + chance.uniform(-30, 2) // 1, sent=steady - 0.1, received=steady, wall=0.0)
+        if before is not None and before != clock.at(0.0):
+            replaced.append((steady, before))
+        now = clock.at(0.0)
+        assert now is not None
+        recent = [now, *(each for since, each in replaced if since >= steady - REMEMBERED_SECONDS)]
+        assert clock.earliest(0.0) == min(recent)
+        assert clock.latest(steady=0.0, wall=-5000.0 - steady) == max(recent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 REMEMBERED_SECONDS = 300.0
@@ -22,8 +23,10 @@ class ServerClock:
     def __init__(self) -> None:
         self._steady: float | None = None
         self._wall = 0.0
-        self._replaced: deque[tuple[float, float]] = deque()
-        """Estimates that were replaced, each with the steady time at which that happened."""
+        self._lowest = _RecentMinimum()
+        """Lowest of the replaced estimates of the last minutes."""
+        self._highest = _RecentMinimum()
+        """Highest of them, negated."""
 
     @property
     def known(self) -> bool:
@@ -35,10 +38,11 @@ class ServerClock:
         earliest, latest = date - received, date + 1 - sent
         before = self._steady
         self._steady = earliest if before is None else min(max(before, earliest), latest)
+        self._lowest.forget(received - REMEMBERED_SECONDS)
+        self._highest.forget(received - REMEMBERED_SECONDS)
         if before is not None and before != self._steady:
-            self._replaced.append((received, before))
-        while self._replaced and self._replaced[0][0] < received - REMEMBERED_SECONDS:
-            self._replaced.popleft()
+            self._lowest.add(received, before)
+            self._highest.add(received, -before)
         self._wall = received + self._steady - wall
 
     def now(self, *, steady: float, wall: float) -> float:
@@ -51,8 +55,27 @@ class ServerClock:
 
     def earliest(self, steady: float) -> float | None:
         """Return the earliest time that it can have been at FLORA at a steady time; ``None`` where nothing is known."""
-        return None if self._steady is None else steady + min([self._steady, *(each for _, each in self._replaced)])
+        return None if self._steady is None else steady + min(self._steady, self._lowest.value)
 
     def latest(self, *, steady: float, wall: float) -> float:
         """Return the latest time that it can be at FLORA; the wall clock's, where nothing is known."""
-        return max([self.now(steady=steady, wall=wall), *(steady + each for _, each in self._replaced)])
+        return max(self.now(steady=steady, wall=wall), steady - self._highest.value)
+
+
+class _RecentMinimum:
+    """Minimum of the values that were added since a time, kept in few entries: those that are still a minimum later."""
+
+    def __init__(self) -> None:
+        self._rising: deque[tuple[float, float]] = deque()
+        self.value = math.inf
+
+    def add(self, time: float, value: float) -> None:
+        while self._rising and self._rising[-1][1] >= value:
+            self._rising.pop()
+        self._rising.append((time, value))
+        self.value = self._rising[0][1]
+
+    def forget(self, before: float) -> None:
+        while self._rising and self._rising[0][0] < before:
+            self._rising.popleft()
+            self.value = self._rising[0][1] if self._rising else math.inf
