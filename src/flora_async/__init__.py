@@ -8,8 +8,9 @@ from flora_async._outcomes import CompletedOutcome, FailedOutcome, Outcome
 from flora_async._polling.schedule import PollFactory, PollSchedule
 from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch
 from flora_async._resources.catalog import Models, Projects, Workspaces
-from flora_async._resources.generations import Generations, OnCreate
+from flora_async._resources.generations import Generations
 from flora_async._resources.pagination import GenerationIterator, GenerationList, PageIterator
+from flora_async._resources.starting import OnCreate
 from flora_async._version import __version__
 from flora_async.errors import (
     APIConnectionError,

@@ -32,7 +32,8 @@ from flora_async._polling.targets import PollResult, WaitTarget
 from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch, wait_for_run
 from flora_async._resources.catalog import Models, Projects, Workspaces
 from flora_async._resources.create_recovery import CreateRecovery
-from flora_async._resources.generations import Generations, OnCreate
+from flora_async._resources.generations import Generations
+from flora_async._resources.starting import OnCreate, RunStarter
 from flora_async._validation import (
     check_callback,
     check_count,
@@ -186,7 +187,8 @@ class Flora:
         self._warned_of_poll_url = False
         self._has_inbox = False
         self._recovery = CreateRecovery(self._origin, self._transport, adopt=recover == "auto")
-        self.generations = Generations(self._origin, self._transport, self._recovery, on_create=on_create, emit=emit)
+        self._starter = RunStarter(self._origin, self._transport, self._recovery, on_create=on_create, emit=emit)
+        self.generations = Generations(self._origin, self._transport, self._starter)
         self.workspaces = Workspaces(self._origin, self._transport)
         self.projects = Projects(self._origin, self._transport, self.workspaces)
         self.models = Models(self._origin, self._transport)
@@ -322,7 +324,7 @@ class Flora:
             check_schedule(self._poll)
         runner = OrderRunner(
             orders,
-            start=self._create,
+            start=self._starter.start,
             finish=self.wait_for_run,
             concurrency=check_count("concurrency", concurrency, least=1),
             max_cost=None if max_cost is None else check_usd("max_cost", max_cost),
@@ -400,7 +402,7 @@ class Flora:
                 "callback_url": callback_url,
             },
         )
-        started = await self.generations.create(order, idempotency_key=idempotency_key)
+        started = await self._starter.start(order, idempotency_key)
         try:
             return await self.wait_for_run(started, timeout=timeout, on_update=on_update, poll=poll)
         except errors.FloraError as error:
@@ -529,9 +531,6 @@ class Flora:
         request = custom_request(self._origin, method, path, params=params, json=json, idempotency_key=idempotency_key)
         check_decodable(decode_as)
         return await self._transport.send(request, partial(parse_response, decode_as))
-
-    async def _create(self, order: Order) -> StartedRun:
-        return await self.generations.create(order)
 
     def _may_connect(self, address: str) -> bool:
         if self._allow_private_hosts or urls.is_public(address):

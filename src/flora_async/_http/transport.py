@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
 from ssl import SSLContext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 from msgspec import Struct
@@ -132,7 +132,7 @@ class Transport:
                 sessions = self._sessions_or_none() or await self._open_sessions()
                 if sent is None:
                     sent = now if lane.try_acquire(now) else await lane.acquire(started)
-                value = await self._send_attempt(sessions, request, read, attempt=len(failures) + 1)
+                value = await self._send_function(sessions, request, attempt=len(failures) + 1)(request, read)
                 succeeded = True
                 return value
             except errors.FloraError as error:
@@ -160,14 +160,14 @@ class Transport:
             await self.sleep(pause)
             now = loop.time()
 
-    async def _send_attempt(
-        self, sessions: HTTPSessions, request: Request, read: Callable[[RawResponse], T], *, attempt: int
-    ) -> T:
+    def _send_function(self, sessions: HTTPSessions, request: Request, *, attempt: int) -> SendOnce:
+        """Return the function that sends one attempt, with its event and the check of this task, if there are any."""
+        send_once: SendOnce = sessions.send_once
+        if self._emit is not None:
+            send_once = partial(_send_with_event, self._emit, attempt, send_once)
         if (check := check_before_post.get()) is not None and request.billable:
-            await check()
-        if self._emit is None:
-            return await sessions.send_once(request, read)
-        return await _send_with_event(self._emit, attempt, sessions.send_once, request, read)
+            send_once = partial(_check_and_send, check, send_once)
+        return send_once
 
     def _on_rate_limited(self, error: errors.RateLimitError, request: Request, sent: float) -> None:
         self._limiter.on_rate_limited(error.retry_after, sent=sent)
@@ -300,10 +300,23 @@ class Transport:
             self._close_task = asyncio.ensure_future(self._sessions.close())
 
 
+class SendOnce(Protocol):
+    """Sends one attempt of a request and parses its response."""
+
+    def __call__(self, request: Request, read: Callable[[RawResponse], T], /) -> Coroutine[Any, Any, T]: ...
+
+
+async def _check_and_send(
+    check: Callable[[], Awaitable[None]], send_once: SendOnce, request: Request, read: Callable[[RawResponse], T]
+) -> T:
+    await check()
+    return await send_once(request, read)
+
+
 async def _send_with_event(
     emit: Emit,
     attempt: int,
-    send_once: Callable[[Request, Callable[[RawResponse], T]], Coroutine[Any, Any, T]],
+    send_once: SendOnce,
     request: Request,
     read: Callable[[RawResponse], T],
 ) -> T:

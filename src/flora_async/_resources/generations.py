@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeAlias, overload
+from typing import Any, overload
 
-from msgspec.structs import replace
-
-from flora_async import errors
-from flora_async._http.requests import Request, create_request, encode_order, list_request, order_of, retrieve_request
+from flora_async._http.requests import Request, encode_order, list_request, order_of, retrieve_request
 from flora_async._http.responses import parse_page, parse_run
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
-from flora_async._resources.create_recovery import CreateRecovery
 from flora_async._resources.pagination import GenerationList
-from flora_async._validation import check_idempotency_key, check_run
-from flora_async.events import Emit, RunCreated
-from flora_async.models import GenerationPage, GenerationType, Order, Run, RunLike, RunOrigin, RunStatus, StartedRun
-
-log = logging.getLogger("flora_async")
-
-OnCreate: TypeAlias = Callable[[str, Order], None]
-"""Called with the idempotency key and the order before the request is sent. Its exceptions stop the create."""
+from flora_async._resources.starting import RunStarter
+from flora_async._validation import check_run
+from flora_async.models import GenerationPage, GenerationType, Order, Run, RunLike, RunStatus, StartedRun
 
 
 class Generations:
     """``flora.generations``: the three operations of FLORA's reference, under its names."""
 
-    def __init__(
-        self,
-        origin: BaseURL,
-        transport: Transport,
-        recovery: CreateRecovery,
-        *,
-        on_create: OnCreate | None,
-        emit: Emit | None,
-    ) -> None:
+    def __init__(self, origin: BaseURL, transport: Transport, starter: RunStarter) -> None:
         self._origin = origin
         self._transport = transport
-        self._recovery = recovery
-        self._on_create = on_create
-        self._emit = emit
+        self._starter = starter
 
     @overload
     async def create(self, order: Order, /, *, idempotency_key: str | None = None) -> StartedRun: ...
@@ -107,53 +85,7 @@ class Generations:
                 "callback_url": callback_url,
             },
         )
-        key = str(uuid.uuid4()) if idempotency_key is None else check_idempotency_key(idempotency_key)
-        request = create_request(self._origin, order, key)
-        if self._on_create is not None:
-            self._record_key(self._on_create, key, order)
-        sent = request.order or order
-        if log.isEnabledFor(logging.INFO):
-            log.info("create of an %s under idempotency key %s", sent.type, key, extra={"idempotency_key": key})
-        try:
-            started = await self._recovery.create(request, sent, key)
-        except asyncio.CancelledError as error:
-            error.add_note(f"FLORA may have accepted the {sent.type} under idempotency key {key}")
-            raise
-        if log.isEnabledFor(logging.INFO):
-            extra = {"run_id": started.run_id, "charged_cost": started.charged_cost, "idempotency_key": key}
-            log.info("started %s for %g USD", started.run_id, started.charged_cost, extra=extra)
-        model_id = started.model.model_id if started.model else None
-        if self._emit is not None:
-            self._emit(
-                RunCreated(
-                    run_id=started.run_id,
-                    type=sent.type,
-                    model_id=model_id or sent.model,
-                    charged_cost=started.charged_cost,
-                    recovered=started.recovered,
-                )
-            )
-        if started.recovered:  # The time of its create is unknown.
-            return started
-        origin = RunOrigin(
-            created_at=self._transport.server_time(),
-            type=sent.type,
-            model=model_id or sent.model,
-            workspace_id=sent.workspace_id,
-            project_id=sent.project_id,
-            has_callback=sent.callback_url is not None,
-        )
-        return replace(started, origin=origin)
-
-    @staticmethod
-    def _record_key(on_create: Callable[[str, Order], object], key: str, order: Order) -> None:
-        """Call on_create. Raise if it returns a coroutine: nothing was recorded, so nothing may be sent."""
-        pending = on_create(key, order)
-        if isinstance(pending, Coroutine):
-            pending.close()
-            raise errors.ConfigurationError(
-                "on_create returned a coroutine, which is never awaited. Use a plain function"
-            )
+        return await self._starter.start(order, idempotency_key)
 
     def validate(self, order: Order) -> Order:
         """Check an order as ``create`` does, without a request, and return it as it would be sent.
