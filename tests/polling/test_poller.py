@@ -295,6 +295,23 @@ def test_a_departed_wait_leaves_nothing_behind() -> None:
     assert run_virtually(cancel_waits())
 
 
+async def end_loop_with_waits() -> None:
+    """Start waits whose caller never comes back for them."""
+    flora = SimulatedFlora()
+    poller = Poller(flora.operations())
+    run = Simulated("run_1", 0.0, 0.0, 1000.0)
+    flora.add(run)
+    poller.add_waiter(poller.track(started(run, 10.0), None), deadline=900.0)
+    await asyncio.sleep(20)
+
+
+def test_a_wait_that_ends_with_the_loop_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Its caller has gone: asyncio reports no error that was never retrieved."""
+    run_virtually(end_loop_with_waits())
+    gc.collect()
+    assert not caplog.records
+
+
 async def crowd(count: int, limit: float) -> list[float]:
     """Create runs of 3 seconds that share the limit with polls. Return the lag of each end."""
     flora, loop = SimulatedFlora(limit=limit), asyncio.get_running_loop()

@@ -496,7 +496,7 @@ class Poller:
             tracked.plans.remove(plan)
             for waiter in tracked.waiters:
                 if waiter.plan is plan and not waiter.done():
-                    waiter.set_exception(error)
+                    waiter.fail(error)
 
     def _resolve_waiters(self, tracked: TrackedRun, end: Run | Exception) -> None:
         """Resolve all pending waiters of a run and stop tracking it."""
@@ -507,7 +507,7 @@ class Poller:
             if isinstance(end, Run):
                 waiter.set_result(end)
             else:
-                waiter.set_exception(copy(end) if isinstance(end, errors.FloraError) else end)
+                waiter.fail(copy(end) if isinstance(end, errors.FloraError) else end)
 
     # -- pages
 

@@ -111,6 +111,11 @@ class Waiter(asyncio.Future[Run | None]):
     context: Context
     """Context of the polls while this waiter is the first. Traces then show the purpose of a request."""
 
+    def fail(self, error: Exception) -> None:
+        """Set the error that ends the wait. asyncio does not log it if the caller has gone."""
+        self.set_exception(error)
+        self.exception()  # which marks it as seen
+
 
 class Interest:
     """One caller's waits for a run, from the first to the last."""
