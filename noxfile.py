@@ -165,9 +165,9 @@ def bench(session: nox.Session) -> None:
     if shutil.which("npm"):
         install = ("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--prefix", folder)
         session.run(*install, OFFICIAL_CLIENT, external=True, success_codes=range(256), silent=True)
-    session.run("python", "benchmarks/polling.py", *[word for word in session.posargs if word == "--quick"])
-    session.chdir(folder)
-    session.run("python", str(ROOT / "benchmarks" / "compare.py"), *session.posargs)
+    quick = [word for word in session.posargs if word == "--quick"]
+    session.run("python", "-m", "benchmarks.polling.schedules", *quick)
+    session.run("python", "-m", "benchmarks.calls.run", "--node-modules", folder, *session.posargs)
 
 
 @nox.session

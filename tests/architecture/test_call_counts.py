@@ -14,8 +14,9 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from contestants import floor
-from contestants import flora as ours
+
+from benchmarks.clients import floor
+from benchmarks.clients import flora as ours
 
 pytestmark = pytest.mark.anyio
 
@@ -34,7 +35,7 @@ def anyio_backend() -> str:
 @pytest.fixture
 def canned() -> Iterator[str]:
     """Give the base URL of the canned FLORA of the benchmarks, in a process of its own."""
-    script = Path(floor.__file__).parents[1] / "server.py"
+    script = Path(floor.__file__).parents[1] / "calls" / "server.py"
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None

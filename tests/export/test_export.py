@@ -617,7 +617,7 @@ asyncio.run(main())
 @pytest.fixture
 def long_history(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
     """Serve a long history in a separate process; return its URL and its number of items."""
-    script = ROOT / "benchmarks" / "server.py"
+    script = ROOT / "benchmarks" / "calls" / "server.py"
     command = [sys.executable, str(script), "--pages", str(request.param // 100)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:

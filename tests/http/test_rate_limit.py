@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulation import run_virtually
 
+from benchmarks.polling.simulation import run_virtually
 from flora_async import ClientClosedError, FloraError, InternalServerError, RateLimitError
 from flora_async._http import rate_limit, retry
 from flora_async._http.rate_limit import Lane, RateLimiter, TokenBucket

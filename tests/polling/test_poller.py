@@ -12,8 +12,8 @@ from contextvars import ContextVar
 
 import pytest
 from msgspec.structs import replace
-from simulation import PAGE_SECONDS, Simulated, SimulatedFlora, _Selector, run_virtually, started
 
+from benchmarks.polling.simulation import PAGE_SECONDS, Simulated, SimulatedFlora, _Selector, run_virtually, started
 from flora_async import NotFoundError
 from flora_async._polling.poller import Poller
 from flora_async._polling.targets import Scope, WaitTarget

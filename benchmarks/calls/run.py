@@ -24,10 +24,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import server
+from benchmarks.calls import server
+from benchmarks.clients import floor
+from flora_async import Flora
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
+ROOT = HERE.parents[1]
+RESULTS = HERE.parent / "results"
 
 CONTESTANTS = {
     "floor": ["floor"],
@@ -64,19 +67,25 @@ PACKAGES = (
 class Worker:
     """The process of a contestant."""
 
+    node_modules = Path()
+    """Folder of the npm client."""
+
     def __init__(self, name: str, base_url: str, cpus: tuple[int | None, int | None], page: Path) -> None:
         self.name = name
         which, *options = CONTESTANTS[name]
         if which == "npm":
             pinned = ["taskset", "-c", str(cpus[0])] if cpus[0] is not None else []
-            script = [str(HERE / "worker.mjs"), str(HERE / "contestants" / "npm.mjs"), base_url, str(page)]
+            script = [str(HERE / "worker.mjs"), str(HERE.parent / "clients" / "npm.mjs"), base_url, str(page)]
             command = [*pinned, "node", "--expose-gc", *script]
         else:
             pinned = ["--cpu", str(cpus[0])] if cpus[0] is not None else []
-            command = [sys.executable, str(HERE / "worker.py"), which, base_url, *pinned, *options]
+            command = [sys.executable, "-m", "benchmarks.calls.worker", which, base_url, *pinned, *options]
         self.missing: str | None = None
+        folder = self.node_modules if which == "npm" else ROOT
         try:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder
+            )
         except FileNotFoundError as error:
             self.missing = str(error)
             return
@@ -174,10 +183,6 @@ def _imported(statement: str) -> float:
 
 async def prefetch(base_url: str, pages: int) -> dict[str, float]:
     """Return the seconds to read *pages* of the history, if server and reader each need 50 ms for a page."""
-    from contestants import floor
-
-    from flora_async import Flora
-
     cursor: str | None = ""
     async with floor.connect(base_url) as by_hand:
         await by_hand.retrieve("run_bench")
@@ -282,7 +287,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
     plt.close(figure)
 
 
-def versions() -> dict[str, str]:
+def versions(node_modules: Path) -> dict[str, str]:
     """Return the versions of all packages."""
     found = {"Python": platform.python_version()}
     for package in PACKAGES:
@@ -290,7 +295,7 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    package_json = Path("node_modules/@flora-ai/flora/package.json")
+    package_json = node_modules / "node_modules" / "@flora-ai" / "flora" / "package.json"
     if package_json.exists():
         found["@flora-ai/flora"] = json.loads(package_json.read_text(encoding="utf-8"))["version"]
         node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False)
@@ -314,8 +319,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one smaller round, without the memory")
     parser.add_argument("--rounds", type=int, help="how many rounds")
     parser.add_argument("--only", nargs="*", choices=list(CONTESTANTS), help="these contestants, and the floor")
+    parser.add_argument("--node-modules", type=Path, default=Path(), help="folder of node_modules")
     parser.add_argument("--write", action="store_true", help="save the results: results/compare.json, .md and .png")
     arguments = parser.parse_args()
+    Worker.node_modules = arguments.node_modules
     rounds = arguments.rounds or (1 if arguments.quick else 9)
     scale = 0.5 if arguments.quick else 1.0
     cores = sorted(os.sched_getaffinity(0))
@@ -340,7 +347,7 @@ def main() -> None:
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
             "machine": machine(),
             "rounds": rounds,
-            "versions": versions(),
+            "versions": versions(arguments.node_modules),
             "contestants": names,
             **race(workers, rounds, scale, server_pid),
             "import": imports(workers, rounds),

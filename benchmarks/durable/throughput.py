@@ -4,7 +4,7 @@ Each worker is a separate process, and so is the sandbox, whose runs take no tim
 by the default schedule. Prints a table, or JSON with ``--json``: wall seconds from the first stored order to the last
 recorded end, and the CPU time of each part per run, which shows the bottleneck.
 
-    python benchmarks/durable.py --runs 4000
+    python -m benchmarks.durable.throughput --runs 4000
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from multiprocessing.synchronize import Event as Signal
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
 from postgres import cluster
 
 from flora_async import Flora, Order

@@ -19,8 +19,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from simulation import POLL_SECONDS, Simulated, SimulatedFlora, run_virtually, started
 
+from benchmarks.polling.simulation import POLL_SECONDS, Simulated, SimulatedFlora, run_virtually, started
 from flora_async._polling.poller import Poller
 
 REQUEST_WORTH = 0.25
@@ -356,7 +356,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer runs")
     quick = parser.parse_args().quick
-    results = Path(__file__).parent / "results"
+    results = Path(__file__).parents[1] / "results"
     single = singles(80 if quick else 400)
     many = crowds(quick=quick)
     if not quick:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from runwayml import AsyncRunwayML, DefaultAioHttpClient
 
-from contestants.stainless import Contestant, decode_page
+from benchmarks.clients.stainless import Contestant, decode_page
 
 __all__ = ["IMPORTS", "connect", "decode_page"]
 

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import server
+from benchmarks.calls import server
 
 AT_ONCE = 64
 POLL_INTERVAL = 30.0
@@ -120,7 +120,7 @@ def main() -> None:
     if arguments.cpu is not None:
         os.sched_setaffinity(0, {arguments.cpu})
     try:
-        module = importlib.import_module(f"contestants.{arguments.contestant}")
+        module = importlib.import_module(f"benchmarks.clients.{arguments.contestant}")
         factory = importlib.import_module("uvloop").new_event_loop if arguments.uvloop else None
     except ImportError as error:
         print(json.dumps({"missing": str(error)}), flush=True)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import replicate
 
-from contestants.httpx_pydantic import Page, Run, StartedRun
+from benchmarks.clients.httpx_pydantic import Page, Run, StartedRun
 
 IMPORTS = "replicate"
 

@@ -1,0 +1,1 @@
+"""What durable batches cost."""
