@@ -3,6 +3,7 @@
 import logging
 
 from flora_async._client import Flora
+from flora_async._failures import Advice
 from flora_async._generate_many import Outcomes
 from flora_async._outcomes import CompletedOutcome, FailedOutcome, Outcome
 from flora_async._polling.schedule import PollFactory, PollSchedule
@@ -92,6 +93,7 @@ __all__ = [
     "APITimeoutError",
     "ActionId",
     "ActionRef",
+    "Advice",
     "AuthenticationError",
     "BadRequestError",
     "BrokenItem",

@@ -35,6 +35,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from flora_async._failures import Advice
 from flora_async.models import FieldError, Order, Run
 
 SendState: TypeAlias = Literal["not_sent", "maybe_sent", "answered"]
@@ -63,9 +64,10 @@ class FloraError(Exception):
     def to_dict(self) -> dict[str, Any]:
         """Return the error as plain JSON types: ``type`` (its class), ``message`` (its text), and ids.
 
-        ``run_id``, ``code``, ``status``, ``request_id`` and ``idempotency_key`` are ``None`` if the error has none.
+        ``run_id``, ``code``, ``advice``, ``status``, ``request_id`` and ``idempotency_key`` are ``None`` if the error
+        has none.
         """
-        names = ("run_id", "code", "status", "request_id", "idempotency_key")
+        names = ("run_id", "code", "advice", "status", "request_id", "idempotency_key")
         known = {name: getattr(self, name, None) for name in names}
         return {"type": type(self).__name__, "message": str(self), **known}
 
@@ -360,6 +362,19 @@ class RunFailedError(_RunError):
         """FLORA's message, for people."""
         ended = "failed" if run.status == "failed" else f"ended as {run.status}"
         super().__init__(f"{run.run_id} {ended}: {self.code or 'no code'}: {self.message or 'no message'}")
+
+    @property
+    def advice(self) -> Advice | None:
+        """Reaction to the failure, by its code and message; ``None`` for a code that FLORA sorts nowhere.
+
+        ``"retry"``: order again now. ``"retry_later"``: order again after a pause. ``"change_input"``: the same order
+        fails again. ``"stop"``: every order fails until the account is changed.
+        """
+        return self.run.advice
+
+    def _describe(self) -> str:
+        text = super()._describe()
+        return text if self.advice is None else f"{text} [advice: {self.advice}]"
 
 
 class RunTimeoutError(_RunError, TimeoutError):

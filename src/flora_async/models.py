@@ -15,6 +15,8 @@ from msgspec import Struct, ValidationError, convert, field, to_builtins
 from msgspec.structs import asdict, force_setattr
 from msgspec.structs import fields as struct_fields
 
+from flora_async._failures import Advice, advise
+
 T = TypeVar("T")
 
 GenerationType: TypeAlias = Literal["image", "video", "audio", "text"]
@@ -271,6 +273,15 @@ class Run(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     def succeeded(self) -> bool:
         """Whether the run has completed."""
         return self.status == "completed"
+
+    @property
+    def advice(self) -> Advice | None:
+        """Reaction to a failed run; ``None`` for other runs, and for a code that FLORA sorts nowhere.
+
+        ``"retry"``: order again now. ``"retry_later"``: order again after a pause. ``"change_input"``: the same order
+        fails again. ``"stop"``: every order fails until the account is changed. Source: FLORA's notes on its codes.
+        """
+        return None if self.succeeded else advise(self.error_code, self.error_message)
 
     @property
     def created(self) -> datetime:

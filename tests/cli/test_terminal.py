@@ -103,9 +103,12 @@ def test_create_and_wait(run: Any, tmp_path: Path) -> None:
 
 
 def test_a_failed_run_is_one(run: Any) -> None:
-    """A failed run exits with 1 and reports its error."""
-    run(f"x generations create {' '.join(ORDER)} text --prompt 'a [fail:safety_blocked]' --wait", 1)
+    """A failed run exits with 1, reports its error, and its record has the advice."""
+    failed = run(f"x generations create {' '.join(ORDER)} text --prompt 'a [fail:safety_blocked]' --wait", 1)
     assert "safety_blocked" in run.err
+    assert "[advice: change_input]" in run.err
+    assert failed["advice"] == "change_input"
+    assert run(f"x wait {failed['run_id']}", 1)["advice"] == "change_input"
 
 
 def test_too_late_is_four(run: Any) -> None:

@@ -112,7 +112,7 @@ async def _create(options: argparse.Namespace, context: CommandContext) -> int:
                     started, timeout=_wait_timeout(options), on_update=output.progress_callback(report)
                 )
         except errors.RunFailedError as error:
-            output.print_json(output.to_dict(error.run))
+            output.print_json(output.run_to_dict(error.run))
             raise
         context.record_finished(run.run_id)
         try:
@@ -134,7 +134,7 @@ async def _save(flora: Flora, run: Run, options: argparse.Namespace) -> None:
 
 async def _retrieve(options: argparse.Namespace, context: CommandContext) -> int:
     async with context.open_client(options) as flora:
-        output.print_json(output.to_dict(await flora.generations.retrieve(options.run_id)))
+        output.print_json(output.run_to_dict(await flora.generations.retrieve(options.run_id)))
     return 0
 
 
@@ -224,7 +224,7 @@ async def _wait(options: argparse.Namespace, context: CommandContext) -> int:
                 if run.succeeded:
                     codes.add(await _save_or_report(flora, run, options))
             finally:
-                show(output.to_dict(run))
+                show(output.run_to_dict(run))
 
         with output.show_progress() as report:
             on_update = output.progress_callback(report)
@@ -251,7 +251,7 @@ async def _watch(options: argparse.Namespace, context: CommandContext) -> int:
         context.record_running(run_id)
     async with context.open_client(options) as flora:
         async for seen in flora.watch_run(dict.fromkeys(options.run), timeout=options.timeout):
-            output.print_json_line(output.to_dict(seen))
+            output.print_json_line(output.run_to_dict(seen))
             if seen.finished:
                 context.record_finished(seen.run_id)
                 codes.add(await _save_or_report(flora, seen, options) if seen.succeeded else 1)

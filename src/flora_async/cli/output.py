@@ -145,6 +145,11 @@ def to_dict(value: object, **always: object) -> dict[str, Any]:
     return {**always, **msgspec.to_builtins(value)}
 
 
+def run_to_dict(run: Run) -> dict[str, Any]:
+    """Return a run as FLORA's record; one that failed with a known code has the ``advice`` too."""
+    return to_dict(run) if run.advice is None else {**to_dict(run), "advice": run.advice}
+
+
 def print_json(value: object) -> None:
     """Print one JSON document, indented."""
     write(_json(value, indent=2) + "\n", flush=True)

@@ -31,8 +31,9 @@ FAILURES = {
     "input_unreachable": "An input could not be fetched.",
     "internal_error": "Something went wrong.",
 }
+UNKNOWN_FAILURE = "The run failed, as its prompt asked."
 
-_REQUESTED_FAILURE = re.compile(r"\[fail:([a-z0-9_]{1,64})\]")
+_REQUESTED_FAILURE = re.compile(r"\[fail:([A-Za-z0-9_]{1,64})(?::([^\[\]]{1,200}))?\]")
 
 
 def seeded_random(*words: object) -> Random:
@@ -55,6 +56,7 @@ class SandboxRun(Struct, frozen=True, kw_only=True):
     working: float
     """Seconds that the run takes after its start."""
     failure: str | None
+    failure_message: str | None
     model: str
 
     @property
@@ -96,6 +98,7 @@ def plan_run(order: Order, *, now: float, unix: float, time_scale: float) -> San
         waiting=seconds - seconds * (1 - WAITING_SHARE),
         working=working,
         failure=failure[1] if failure else None,
+        failure_message=(failure[2] or FAILURES.get(failure[1], UNKNOWN_FAILURE)).strip() if failure else None,
         model=order.model or f"sandbox-{order.type}",
     )
 
@@ -145,7 +148,7 @@ def run_record(run: SandboxRun, now: float, base_url: str) -> dict[str, object]:
         record["progress"] = round(100 * FAILING_SHARE)
         record["charged_cost"] = 0
         record["error_code"] = run.failure
-        record["error_message"] = FAILURES.get(run.failure, "The run failed, as its prompt asked.")
+        record["error_message"] = run.failure_message
         return record
     record["progress"] = 100
     record["charged_cost"] = run.cost

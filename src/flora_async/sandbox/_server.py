@@ -108,9 +108,10 @@ class Sandbox:
     nothing is written to disk. A ``callback_url`` gets a webhook: https, or http on this machine. The front page, ``/``
     in a browser, shows the newest runs with their prompts and current states, and needs no key.
 
-    A prompt can request an outcome. ``[fail:safety_blocked]``: the run fails with that code. ``[slow]``: it takes at
-    least a minute at any time scale. ``[http:429]``: the create returns that status and starts nothing. The same
-    prompt and ``params={"seed": 7}`` make the same medium.
+    A prompt can request an outcome. ``[fail:safety_blocked]``, ``[fail:GPU_PROVIDER_ERROR]``: the run fails with that
+    code, in either spelling, and ``[fail:GPU_PROVIDER_ERROR:rejected by the safety system]`` with that message too.
+    ``[slow]``: it takes at least a minute at any time scale. ``[http:429]``: the create returns that status and starts
+    nothing. The same prompt and ``params={"seed": 7}`` make the same medium.
 
     Args:
         api_key: the only accepted key; by default a new one.

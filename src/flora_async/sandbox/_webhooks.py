@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 
 from flora_async import webhooks
-from flora_async.sandbox._runs import FAILURES, SandboxRun
+from flora_async.sandbox._runs import SandboxRun
 
 RETRY_DELAYS = (0.0, 10.0, 60.0, 300.0)
 """Seconds before each delivery attempt, at time scale 1."""
@@ -71,7 +71,7 @@ class WebhookSender:
 
 def _event(run: SandboxRun) -> dict[str, object]:
     status = "failed" if run.failure else "completed"
-    failure = {"error_code": run.failure, "error_message": FAILURES.get(run.failure, "")} if run.failure else {}
+    failure = {"error_code": run.failure, "error_message": run.failure_message} if run.failure else {}
     return {
         "id": f"whd_{secrets.token_hex(12)}",
         "type": f"run.{status}",

@@ -18,6 +18,8 @@ class StoredError(Struct, frozen=True, omit_defaults=True, kw_only=True):
     type: str
     message: str
     code: str | None = None
+    advice: str | None = None
+    """Reaction to a failed run."""
     status: int | None = None
     request_id: str | None = None
     fields: tuple[FieldError, ...] = ()
