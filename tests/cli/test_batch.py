@@ -179,7 +179,8 @@ def test_a_worker_joins(batch: Any, flora_sandbox: Sandbox, tmp_path: Path) -> N
     batch("resume", "--executor", "one")
     assert "3 of 3 done" in batch("worker", "--executor", "two")
     check_billing(flora_sandbox, read_lines(tmp_path / "results.jsonl"), 3)
-    assert "0 orders of one are left" in batch("adopt", "--executor", "one")
+    for name in ("reassign", "adopt"):
+        assert "0 orders of one are left" in batch(name, "--executor", "one")
 
 
 def test_the_orders_of_a_lost_executor_are_taken_over(batch: Any, flora_sandbox: Sandbox, tmp_path: Path) -> None:
@@ -220,8 +221,8 @@ def test_results_on_stdout(batch: Any, tmp_path: Path, capsys: pytest.CaptureFix
     [
         ("orders.jsonl", "would replace orders.jsonl"),
         ("link.jsonl", "is a link"),
-        ("folder", "is no regular file"),
-        ("/dev/null", "is no regular file"),
+        ("folder", "is a folder"),
+        ("/dev/null", "is a device"),
         ("no/such/x.jsonl", "there is no folder"),
         ("flora-batch.db", "would replace flora-batch.db"),
     ],
@@ -242,7 +243,7 @@ def test_an_output_that_would_destroy_something(
 def test_outputs_that_cannot_be_saved(batch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line says why, and the exit code is not 0; a folder that cannot be one is refused before."""
     orders = write_orders(tmp_path / "orders.jsonl", 1)
-    folder = "is no folder that can be written to"
+    folder = "orders.jsonl is not a folder"
     orders.write_text('{"type":"image","prompt":"x","workspace_id":"ws_1","project_id":"prj_1"}')
     assert folder in batch("run", orders, "--out", "r", "--download", "orders.jsonl", code=2)
     with monkeypatch.context() as patch:

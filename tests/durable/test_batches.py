@@ -27,7 +27,7 @@ from flora_async import (
     RunTimeoutError,
 )
 from flora_async._http import rate_limit, retry
-from flora_async.durable import Batches, _batch, adopt
+from flora_async.durable import Batches, _batch, reassign
 from flora_async.durable._store import database as database_module
 from flora_async.durable._store.database import Database
 from flora_async.durable._store.schema import batches as batch_rows
@@ -318,7 +318,7 @@ async def test_an_order_that_another_process_has_out(sandbox: Sandbox, url: str)
         await asyncio.sleep(0.3)
         assert sandbox.accepted == 1
         with pytest.raises(ConfigurationError, match=r"was seen \d+ s ago"):
-            await adopt(url, "one")
+            await reassign(url, "one")
         change(url, sa.update(workers).where(workers.c.process == "one/dead").values(seen=workers.c.seen - 16))
         assert (await resumed).completed == 2
     assert sandbox.accepted == 2
@@ -329,7 +329,7 @@ async def test_an_executor_that_is_lost_is_named(sandbox: Sandbox, url: str) -> 
     await left_behind(sandbox, url, state="running", run_id="run_1")
     async with Batches(None, database=url) as batches:
         assert await batches["mugs"].lost_executors() == ["one"]
-        assert await adopt(url, "one") == 1
+        assert await reassign(url, "one") == 1
         assert await batches["mugs"].lost_executors() == []
 
 
@@ -554,9 +554,9 @@ async def test_a_worker_is_alive_by_its_signs_only(url: str, sandbox: Sandbox) -
     """Host and pid are shown, and never trusted: a pid of another container says nothing."""
     async with opened(sandbox, url):
         with pytest.raises(ConfigurationError, match=r"one \(host .*, process \d+\) was seen \d+ s ago"):
-            await adopt(url, "one")
+            await reassign(url, "one")
         change(url, sa.update(workers).values(seen=workers.c.seen - 16))
-        assert await adopt(url, "one") == 0
+        assert await reassign(url, "one") == 0
 
 
 async def test_without_a_client_nothing_is_ordered(sandbox: Sandbox, url: str) -> None:
@@ -633,10 +633,10 @@ async def test_leaving_in_the_middle(sandbox: Sandbox, url: str) -> None:
     assert sandbox.accepted == 30
 
 
-async def test_adopting_in_a_database_without_batches(url: str) -> None:
+async def test_reassigning_in_a_database_without_batches(url: str) -> None:
     """There is none, and none is made."""
     with pytest.raises(ConfigurationError, match="there is no batch in sqlite"):
-        await adopt(url, "one")
+        await reassign(url, "one")
     assert not Path(url.removeprefix("sqlite:///")).exists()
 
 

@@ -83,7 +83,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "batch cancel": ("batch cancel --batch orders-1a2b3c",),
     "batch skip": ("batch skip --batch orders-1a2b3c 3 4",),
     "batch delete": ("batch delete --batch orders-1a2b3c",),
-    "batch adopt": ("batch adopt --executor host-1",),
+    "batch reassign": ("batch reassign --executor host-1",),
     "gallery": ("gallery --out failed.html --status failed --open",),
     "sandbox": ("sandbox --port 0", "sandbox -- pytest tests"),
     "demo": ("demo 'a heron at dawn'",),
@@ -152,15 +152,19 @@ def check_output_file(flag: str, path: Path, *inputs: Path | None) -> None:
     """Check that an output file is no folder, link or device, and none of the command's *inputs*.
 
     Raises:
-        UsageError: the path is one of these, or its folder does not exist.
+        UsageError: the path is one of these, or its folder does not exist or cannot be written to.
     """
     for read in inputs:
-        if read is not None and path.exists() and read.exists() and path.samefile(read):
-            raise UsageError(f"{flag} {path}: this file is read by the same command; choose another one")
+        if read is None:
+            continue
+        if path.absolute() == read.absolute() or (path.exists() and read.exists() and path.samefile(read)):
+            raise UsageError(f"{flag} {path}: it would replace {read}, which this command reads. Choose another file")
     if reason := not_replaceable(path):
         raise UsageError(f"{flag} must be a file of its own: {path} is {reason}")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{flag} {path}: there is no folder {path.parent}")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise UsageError(f"{flag} {path}: the folder {path.parent} cannot be written to")
 
 
 def use_flag_names(error: Exception, options: argparse.Namespace | None) -> str:
@@ -390,10 +394,14 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         parents=[_api_key_parser(), common, works],
         allow_abbrev=False,
     )
-    adopt = operations.add_parser(
-        "adopt", help="release the orders of a lost machine now, not after 15 s", parents=[common], allow_abbrev=False
+    reassign = operations.add_parser(
+        "reassign",
+        aliases=["adopt"],
+        help="release the orders of a lost machine now, not after 15 s",
+        parents=[common],
+        allow_abbrev=False,
     )
-    adopt.add_argument("--executor", required=True, metavar="ID", help="name of the lost process")
+    reassign.add_argument("--executor", required=True, metavar="ID", help="name of the lost process")
 
 
 def hide_password(url: str) -> str:

@@ -47,7 +47,7 @@ async def run(options: argparse.Namespace, session: Noted) -> int:
 
 async def _manage(options: argparse.Namespace, batches: Batches) -> int:
     """Run an operation that orders nothing."""
-    if options.operation == "adopt":
+    if options.operation in ("reassign", "adopt"):
         count = await batches.reassign(options.executor)
         output.print_status(f"{count} orders of {options.executor} are left to the workers on this database")
         return DONE
@@ -136,7 +136,7 @@ def _check_files(options: argparse.Namespace, settings: BatchSettings, *inputs: 
         raise arguments.UsageError("missing --out FILE (where to write the results)")
     database = options.database.removeprefix("sqlite:///")
     batch_results.check_out(settings.out, *(path for path in inputs if path != STDIN), Path(database))
-    batch_results.check_download(settings.download)
+    arguments.check_folder("--download", None if settings.download is None else Path(settings.download))
 
 
 def _open_batches(flora: Flora, options: argparse.Namespace, name: str) -> Batches:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import msgspec
 
 from flora_async import Flora, errors
 from flora_async.cli import output
-from flora_async.cli.arguments import UsageError
+from flora_async.cli.arguments import check_output_file
 from flora_async.durable import Batch, BatchOutcome, BatchSettings
 
 MAX_DOWNLOADS = 16
@@ -25,37 +24,14 @@ STDOUT = "-"
 
 def check_out(out: str, *others: Path) -> None:
     """Refuse a file for the results that would replace one of *others*, a device, a folder or a link's target."""
-    if out == STDOUT:
-        return
-    path = Path(out)
-    if not path.parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"--out {out}: the folder {path.parent} cannot be written to")
-    for target in (path, part_of(path)):
-        if target.is_symlink():
-            raise UsageError(f"--out {out}: {target} is a link; name the file itself")
-        if target.exists() and not target.is_file():
-            raise UsageError(f"--out {out}: {target} is no regular file")
-        for other in others:
-            same = target.exists() and other.exists() and target.samefile(other)
-            if same or target.absolute() == other.absolute():
-                raise UsageError(f"--out {out}: {target} would replace {other}; choose another file")
+    if out != STDOUT:
+        for target in (Path(out), part_of(Path(out))):
+            check_output_file("--out", target, *others)
 
 
 def absolute(out: str) -> str:
     """Return the file for the results as it can be found from any folder."""
     return out if out == STDOUT else str(Path(out).absolute())
-
-
-def check_download(folder: str | None) -> None:
-    """Refuse a path that cannot become a folder."""
-    if folder is None:
-        return
-    path = Path(folder)
-    existing = next((each for each in (path, *path.absolute().parents) if each.exists()), None)
-    if existing is not None and not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise UsageError(f"--download {folder}: {existing} is no folder that can be written to")
 
 
 def part_of(path: Path) -> Path:

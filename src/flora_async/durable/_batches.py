@@ -112,7 +112,11 @@ class Batches:
         return self._database.trouble or (None if self._worker is None else self._worker.processor.trouble)
 
 
-async def adopt(database: str, executor: str) -> int:
+async def reassign(database: str, executor: str) -> int:
     """Release the orders of an executor that is lost, and return their number; see :meth:`Batches.reassign`."""
     async with Batches(None, database=database) as batches:
         return await batches.reassign(executor)
+
+
+adopt = reassign
+"""The earlier name of :func:`reassign`."""
