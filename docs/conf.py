@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
-from docutils.nodes import document
+from docutils.nodes import Element, bullet_list, document, literal, reference, title
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon.docstring import GoogleDocstring
@@ -15,14 +16,13 @@ import flora_async
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from names import pages  # noqa: E402 - a neighbour of this file
+from names import linked_names, pages, signatures  # noqa: E402 - neighbours of this file
 
 project = "flora-async"
 version = release = flora_async.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build", "notebook"]
-myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
@@ -57,6 +57,7 @@ def _write_pages(_app: Sphinx) -> None:
         old.unlink()
     for name, text in pages().items():
         (folder / f"{name}.rst").write_text(text, encoding="utf-8")
+    (HERE / "reference.md").write_text(signatures(), encoding="utf-8")  # in the repository too, for readers there
 
 
 def _read_google_style(_app: Sphinx, what: str, _name: str, _value: object, _options: object, lines: list[str]) -> None:
@@ -73,11 +74,57 @@ def _hide_signature(
     return ("", "") if signature and (what == "exception" or (what == "class" and made_here)) else None
 
 
+_FILE = re.compile(r"^\[[^]]+]\((\.\./\S+\.(?:py|md))\)$", re.MULTILINE)
+_CHAPTER = re.compile(r"^## (.+)\n\n((?:- \[.*\n)+)", re.MULTILINE)
+_ENTRY = re.compile(r"\((\S+)\.md\)")
+
+
+def _read_plain_markdown(_app: Sphinx, name: str, source: list[str]) -> None:
+    """Include the files that a line alone links to, and list the chapters of the front page in the navigation.
+
+    The pages are plain Markdown, which code hosts show as it stands.
+    """
+    source[0] = _FILE.sub(_include, source[0])
+    if name == "index":
+        source[0] += "".join(
+            _toctree(_ENTRY.findall(entries), caption) for caption, entries in _CHAPTER.findall(source[0])
+        )
+    if name == "reference":
+        source[0] += _toctree(["api/index"])
+
+
+def _toctree(pages: list[str], caption: str = "") -> str:
+    return "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""])
+
+
+def _include(link: re.Match[str]) -> str:
+    if link[1].endswith(".md"):
+        return f"```{{include}} {link[1]}\n```"
+    return f"```{{literalinclude}} {link[1]}\n:language: python\n```"
+
+
+def _link_names(app: Sphinx, doctree: document) -> None:
+    """Link each public name that a page of the guide shows as code."""
+    if app.env.docname.startswith("api/"):
+        return
+    if app.env.docname == "index":
+        next(iter(doctree.findall(bullet_list)))["classes"].append("doors")
+    names = linked_names()
+    for code in list(doctree.findall(literal)):
+        target = names.get(code.astext().removesuffix("()"))
+        parent: Element | None = code.parent
+        if target is None or parent is None or isinstance(parent, reference | pending_xref | title):
+            continue
+        link = pending_xref("", refdomain="py", reftype="obj", reftarget=target, refexplicit=True, refwarn=True)
+        parent.replace(code, link)
+        link += code
+
+
 def _unlink_builtins(_app: Sphinx, doctree: document) -> None:
     """Remove links of ``type`` in annotations: Sphinx would link any attribute of that name."""
-    for reference in list(doctree.findall(pending_xref)):
-        if reference["reftarget"] == "type":
-            reference.replace_self(reference.children)
+    for link in list(doctree.findall(pending_xref)):
+        if link["reftarget"] == "type":
+            link.replace_self(link.children)
 
 
 def setup(app: Sphinx) -> None:
@@ -85,4 +132,6 @@ def setup(app: Sphinx) -> None:
     app.connect("builder-inited", _write_pages)
     app.connect("autodoc-process-docstring", _read_google_style)
     app.connect("autodoc-process-signature", _hide_signature)
+    app.connect("source-read", _read_plain_markdown)
+    app.connect("doctree-read", _link_names)
     app.connect("doctree-read", _unlink_builtins)

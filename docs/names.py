@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -48,6 +48,21 @@ def public_names() -> dict[str, list[str]]:
             names[chapter] = [f"flora_async.{chapter}.{name}" for name in _offered(_module(chapter))]
     names["fixtures"] = [name for name, value in vars(_module("fixtures")).items() if _is_fixture(value)]
     return {chapter: names[chapter] for chapter in CHAPTERS if chapter in names}
+
+
+def linked_names() -> dict[str, str]:
+    """Return the full name of each name that prose shows: the class of `Run`, and the methods of a client.
+
+    A name that two modules have is not linked.
+    """
+    found: dict[str, str] = {}
+    for names in public_names().values():
+        for name in names:
+            last = name.rpartition(".")[2]
+            found[last] = "" if last in found else name
+            found[name] = found[name.removeprefix("flora_async.")] = name
+    found |= {name: f"flora_async.Flora.{name}" for name, value in vars(flora_async.Flora).items() if callable(value)}
+    return {name: full for name, full in found.items() if "." in full and not name.startswith("_")}
 
 
 def pages() -> dict[str, str]:
@@ -162,3 +177,65 @@ def _definitions(path: Path) -> dict[str, tuple[ast.stmt, str]]:
             if isinstance(target, ast.Name):
                 found[target.id] = node, inspect.cleandoc(str(following.value.value))
     return {name: (node, text) for name, (node, text) in found.items() if text}
+
+
+def signatures() -> str:
+    """Write the page of all public callables, with the signature of each, in Markdown."""
+    parts = [REFERENCE_HEAD]
+    for chapter, names in public_names().items():
+        if chapter == "fixtures":
+            continue
+        lines = [line for name in names for line in _callables(name) if not line.endswith(".to_dict()")]
+        if lines:
+            parts.append(f"## {CHAPTERS[chapter]}\n\n```text\n" + "\n".join(lines) + "\n```\n")
+    return "\n".join(parts)
+
+
+REFERENCE_HEAD = """\
+# Reference
+
+The documentation as a site has a page for each public name, with types, units and errors: `nox -s docs` builds it.
+This page lists all callables with their parameters. A parameter after `*` is passed by name; `...` is a default value.
+"""
+
+
+def _callables(name: str) -> list[str]:
+    """Return a line for each function, constructor and public method of a name."""
+    module, _, last = name.rpartition(".")
+    value = getattr(import_module(module), last)
+    if inspect.isfunction(value):
+        return [_line(f"{'await ' if inspect.iscoroutinefunction(value) else ''}{module}.{last}", value, skip=0)]
+    if not inspect.isclass(value) or issubclass(value, BaseException):
+        return []
+    lines = [_line(name, value.__init__, skip=1)] if "Args:" in (value.__doc__ or "") else []
+    holder = _HOLDERS.get(last, last)
+    for attribute, member in sorted(vars(value).items()):
+        if attribute.startswith("_") or not inspect.isfunction(member):
+            continue
+        word = "await " if inspect.iscoroutinefunction(member) else ""
+        lines.append(_line(f"{word}{holder}.{attribute}", member, skip=1))
+    return lines
+
+
+_HOLDERS = {
+    "Flora": "flora",
+    "Generations": "flora.generations",
+    "Workspaces": "flora.workspaces",
+    "Projects": "flora.projects",
+    "Models": "flora.models",
+}
+
+
+def _line(name: str, function: Callable[..., object], *, skip: int) -> str:
+    """Return the call of a function, with the types of its parameters left to its own page."""
+    parts: list[str] = []
+    for parameter in list(inspect.signature(function).parameters.values())[skip:]:
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parts:
+            parts.append("*")
+        default = "" if parameter.default is parameter.empty else f"={_default(parameter.default)}"
+        parts.append(f"{parameter.name}{default}")
+    return f"{name}({', '.join(parts)})"
+
+
+def _default(value: object) -> str:
+    return repr(value) if isinstance(value, str | int | float | bool | None) else "..."

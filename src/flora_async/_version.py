@@ -1,4 +1,4 @@
-"""The version, in its one place."""
+"""The version, by the head of CHANGELOG.md: written as the package is built."""
 
 __version__ = "0.1.0"
 """The version of this package."""

@@ -1,6 +1,8 @@
 """The documentation says what is so: its programs and commands run, and each public name has its page."""
 
+import ast
 import json
+import re
 from collections.abc import Iterable
 from importlib import import_module
 
@@ -75,3 +77,34 @@ def test_each_public_name_gets_a_page() -> None:
     assert {f"flora_async.sandbox.{name}" for name in import_module("flora_async.sandbox").__all__} <= pages
     assert {f"flora_async.webhooks.{name}" for name in ("verify", "sign", "WebhookEvent", "SIGNATURE_HEADER")} <= pages
     assert {"flora", "flora_sandbox"} <= pages
+
+
+def test_troubleshooting_quotes_messages_of_the_package() -> None:
+    """Each message on the page is part of a text in the source, or an error code that the guide to errors knows."""
+    page = (ROOT / "docs" / "guide" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    quoted = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+    assert len(quoted) > 40
+    texts = [
+        node.value
+        for path in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    unknown = [text for text in quoted if not any(text in known for known in texts)]
+    codes = r"(4\d\d|500|failed:) [a-z_]+"
+    assert [text for text in unknown if not re.fullmatch(codes, text)] == []
+
+
+def test_pages_are_plain_markdown() -> None:
+    """No page has roles or directives, which code hosts show as they stand."""
+    marks = r"^```\{|\{(py:\w+|mod|doc|ref|download|class|func|meth)\}`"
+    found = {page.name: re.findall(marks, page.read_text(encoding="utf-8"), re.MULTILINE) for page in PAGES}
+    assert {name: marks for name, marks in found.items() if marks} == {}
+
+
+def test_links_between_pages_lead_to_files() -> None:
+    """Each relative link and picture of a page is a file of the repository."""
+    for page in PAGES:
+        links = re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+        assert [link for link in links if not (page.parent / link).exists()] == [], page

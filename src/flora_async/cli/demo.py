@@ -18,20 +18,16 @@ FOLDER = Path("flora-demo")
 
 PROGRAM = """\
 import asyncio
-from flora_async import Flora, GenerationType, Order
+from flora_async import Flora
 
 async def main() -> None:
-    kinds: list[GenerationType] = ["image", "video", "audio", "text"]
-    async with Flora() as flora:  # FLORA_API_KEY, FLORA_BASE_URL
-        orders = [Order(type=kind, prompt="a storm", workspace_id="ws_demo", project_id="prj_demo") for kind in kinds]
-        for run in await asyncio.gather(*(flora.generate(order) for order in orders)):
-            print(run.run_id, run.status, *await flora.download(run, "flora-demo"))
-        async for generation in flora.generations.list(project_id="prj_demo"):
-            print(generation.run_id, generation.status, generation.charged_cost)
+    async with Flora() as flora:
+        run = await flora.generate(type="image", prompt="a mug", workspace_id="ws_demo", project_id="prj_demo")
+        print(*await flora.download(run, "out"))
 
 asyncio.run(main())
 """
-"""The ten lines of the README."""
+"""The first program of the README."""
 
 
 async def show(prompts: Sequence[str]) -> None:
