@@ -31,6 +31,7 @@ from flora_async import (
     InsufficientCreditsError,
     InternalServerError,
     NotFoundError,
+    Order,
     ProtocolError,
     RateLimitError,
     ResponseDecodeError,
@@ -329,6 +330,7 @@ async def test_a_create_that_stays_unknown(flora: Flora, server: Scripted, answe
     posts = [asked for asked in server.asked if asked.method == "POST"]
     assert {asked.headers["Idempotency-Key"] for asked in posts} == {unknown.idempotency_key}
     assert unknown.idempotency_key in str(unknown)
+    assert isinstance(unknown.order, Order)
     assert unknown.order.prompt == "a mug"
     assert unknown.attempts == len(posts)
     assert unknown.window[0] <= time.time() <= unknown.window[1]

@@ -10,7 +10,7 @@ import anyio
 import pytest
 from scripted import Scripted, answer, run, started, tasks_of_ours
 
-from flora_async import ConfigurationError, Flora, InsufficientCreditsError, Order, Outcome, RunFailedError
+from flora_async import AnyOrder, ConfigurationError, Flora, InsufficientCreditsError, Order, Outcome, RunFailedError
 from flora_async._polling import schedule
 from flora_async.sandbox import Sandbox
 
@@ -179,7 +179,8 @@ async def test_on_create_that_fails_ends_the_ordering(sandbox: Sandbox) -> None:
     """What was created before is yielded first, then the failure is raised; no order goes out without its record."""
     recorded: list[str] = []
 
-    def record(_key: str, each: Order) -> None:
+    def record(_key: str, each: AnyOrder) -> None:
+        assert isinstance(each, Order)
         if len(recorded) == 13:
             raise OSError(28, "No space left on device")
         recorded.append(each.prompt)

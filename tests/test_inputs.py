@@ -29,6 +29,7 @@ from raw import Raw, http, say
 from scripted import run
 
 from flora_async import (
+    AnyOrder,
     ClientClosedError,
     CompletedOutcome,
     ConfigurationError,
@@ -258,7 +259,7 @@ def test_what_is_sent_is_a_snapshot() -> None:
     params = {"a": [1]}
     request = create_request(FLORA, Order(type="image", prompt="x", params=params, **PLACE), "key")
     params["a"].append(2)
-    assert request.order is not None
+    assert isinstance(request.order, Order)
     assert request.order.params == {"a": [1]}
 
 
@@ -371,7 +372,7 @@ class Row(Order, frozen=True, kw_only=True):
 @pytest.mark.anyio
 async def test_create_and_generate_take_an_order(sandbox: Sandbox) -> None:
     """What FLORA gets is the order, without what a subclass adds; on_create gets the caller's own object."""
-    heard: list[tuple[str, Order]] = []
+    heard: list[tuple[str, AnyOrder]] = []
     row = Row(type="text", prompt="a word", params={"seed": 7}, line=3, **PLACE)
     async with Flora(
         sandbox.api_key, base_url=sandbox.base_url, on_create=lambda key, order: heard.append((key, order))

@@ -10,7 +10,13 @@ from flora_async._polling.schedule import PollFactory, PollSchedule
 from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch
 from flora_async._resources.catalog import Models, Projects, Workspaces
 from flora_async._resources.generations import Generations
-from flora_async._resources.pagination import GenerationIterator, GenerationList, PageIterator
+from flora_async._resources.pagination import (
+    GenerationList,
+    HistoryIterator,
+    HistoryList,
+    PageIterator,
+    TechniqueRunList,
+)
 from flora_async._resources.starting import OnCreate
 from flora_async._version import __version__
 from flora_async.errors import (
@@ -56,8 +62,14 @@ from flora_async.events import (
     WaitStarted,
 )
 from flora_async.models import (
+    Action,
+    ActionCount,
     ActionId,
+    ActionInput,
+    ActionOrder,
+    ActionParam,
     ActionRef,
+    AnyOrder,
     BrokenItem,
     FieldError,
     Generation,
@@ -68,6 +80,7 @@ from flora_async.models import (
     ModelParam,
     ModelRef,
     Order,
+    OrderKind,
     Output,
     OutputType,
     PageMeta,
@@ -80,7 +93,12 @@ from flora_async.models import (
     RunStatus,
     RunType,
     StartedRun,
+    Technique,
+    TechniqueInput,
+    TechniqueOrder,
     TechniqueRef,
+    TechniqueRun,
+    TechniqueRunPage,
     Workspace,
 )
 from flora_async.webhooks import Inbox
@@ -91,9 +109,15 @@ __all__ = [
     "APIConnectionError",
     "APIError",
     "APITimeoutError",
+    "Action",
+    "ActionCount",
     "ActionId",
+    "ActionInput",
+    "ActionOrder",
+    "ActionParam",
     "ActionRef",
     "Advice",
+    "AnyOrder",
     "AuthenticationError",
     "BadRequestError",
     "BrokenItem",
@@ -111,11 +135,12 @@ __all__ = [
     "Flora",
     "FloraError",
     "Generation",
-    "GenerationIterator",
     "GenerationList",
     "GenerationPage",
     "GenerationType",
     "Generations",
+    "HistoryIterator",
+    "HistoryList",
     "IdempotencyConflictError",
     "Inbox",
     "InsufficientCreditsError",
@@ -130,6 +155,7 @@ __all__ = [
     "OnEvent",
     "OnUpdate",
     "Order",
+    "OrderKind",
     "Outcome",
     "Outcomes",
     "Output",
@@ -165,7 +191,13 @@ __all__ = [
     "RunWatch",
     "SendState",
     "StartedRun",
+    "Technique",
+    "TechniqueInput",
+    "TechniqueOrder",
     "TechniqueRef",
+    "TechniqueRun",
+    "TechniqueRunList",
+    "TechniqueRunPage",
     "UnprocessableEntityError",
     "WaitFinished",
     "WaitStarted",

@@ -32,6 +32,7 @@ from flora_async._polling.targets import PollResult, WaitTarget
 from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch, wait_for_run
 from flora_async._resources.catalog import Models, Projects, Workspaces
 from flora_async._resources.create_recovery import CreateRecovery
+from flora_async._resources.declarations import Declarations
 from flora_async._resources.generations import Generations
 from flora_async._resources.starting import OnCreate, RunStarter
 from flora_async._validation import (
@@ -50,15 +51,16 @@ from flora_async._validation import (
 from flora_async._version import __version__
 from flora_async.events import OnEvent, make_emitter
 from flora_async.models import (
+    AnyOrder,
     Generation,
     GenerationPage,
     GenerationType,
-    Order,
     Output,
     Response,
     Run,
     RunLike,
     StartedRun,
+    TechniqueRun,
     lacks_outputs,
 )
 from flora_async.webhooks import Inbox
@@ -186,8 +188,11 @@ class Flora:
         )
         self._warned_of_poll_url = False
         self._has_inbox = False
-        self._recovery = CreateRecovery(self._origin, self._transport, adopt=recover == "auto")
-        self._starter = RunStarter(self._origin, self._transport, self._recovery, on_create=on_create, emit=emit)
+        declarations = Declarations(self._origin, self._transport)
+        self._recovery = CreateRecovery(self._origin, self._transport, declarations, adopt=recover == "auto")
+        self._starter = RunStarter(
+            self._origin, self._transport, self._recovery, declarations, on_create=on_create, emit=emit
+        )
         self.generations = Generations(self._origin, self._transport, self._starter)
         self.workspaces = Workspaces(self._origin, self._transport)
         self.projects = Projects(self._origin, self._transport, self.workspaces)
@@ -302,7 +307,7 @@ class Flora:
         concurrency: int = 32,
         max_cost: float | None = None,
     ) -> Outcomes[OrderT]:
-        """Create many generations and yield their outcomes in completion order.
+        """Start many orders, of any kinds, and yield their outcomes in completion order.
 
         Each :data:`Outcome` has the caller's own ``order`` and either the completed ``run`` or the ``error``.
         ``outcome.result()`` returns the run or raises the error. A failure does not affect the other orders. Orders are
@@ -331,10 +336,20 @@ class Flora:
         )
         return Outcomes(runner)
 
+    async def start_run(self, order: AnyOrder, *, idempotency_key: str | None = None) -> StartedRun:
+        """Start the run of any order exactly once, as ``generations.create`` does, with its errors.
+
+        The inputs of a technique or an action are compared with the declared ones before anything is sent.
+
+        Raises:
+            ConfigurationError: the order is invalid, or its inputs do not match the declaration. Nothing was sent.
+        """
+        return await self._starter.start(order_of(order, {}), idempotency_key)
+
     @overload
     async def generate(
         self,
-        order: Order,
+        order: AnyOrder,
         /,
         *,
         idempotency_key: str | None = None,
@@ -363,7 +378,7 @@ class Flora:
 
     async def generate(
         self,
-        order: Order | None = None,
+        order: AnyOrder | None = None,
         /,
         *,
         type: GenerationType | None = None,
@@ -378,9 +393,10 @@ class Flora:
         on_update: OnUpdate | None = None,
         poll: PollFactory | None = None,
     ) -> Run:
-        """Start a generation and wait for it: ``generations.create`` and ``wait_for_run`` in one, with their errors.
+        """Start a run and wait for it: ``start_run`` and ``wait_for_run`` in one, with their errors.
 
-        Pass an Order or its fields: ``generate(order)``, or ``generate(type=..., prompt=..., ...)``.
+        Pass an order of any kind, or the fields of an :class:`Order`: ``generate(order)``, or ``generate(type=...,
+        prompt=..., ...)``.
 
         Every error after the start has the ``run_id``: the run is billed, and can be awaited again.
         """
@@ -552,7 +568,9 @@ class Flora:
         if isinstance(run, StartedRun):
             origin = run.origin
             if origin is None:
-                return WaitTarget(run_id, poll_url=run.poll_url, estimate=run.estimated_seconds)
+                return WaitTarget(
+                    run_id, poll_url=run.poll_url, estimate=run.estimated_seconds, in_history=_is_in_history(run)
+                )
             self._awaited[run_id] = run
             if len(self._awaited) > AWAITED_RUNS:
                 del self._awaited[next(iter(self._awaited))]
@@ -565,6 +583,7 @@ class Flora:
                 age=age if age < PLAUSIBLE_AGE else None,
                 estimate=self._estimates.predict(origin.type, origin.model, run.estimated_seconds),
                 scope=(origin.workspace_id, origin.project_id),
+                in_history=_is_in_history(run),
                 created=origin.created_at,
                 webhook_expected=self._has_inbox and origin.has_callback,
             )
@@ -575,6 +594,7 @@ class Flora:
                 poll_url=run.poll_url,
                 age=_age(run, time.time()),
                 run=None if incomplete else run,
+                in_history=not isinstance(run, TechniqueRun),
                 scope=(run.workspace_id, run.project_id) if isinstance(run, Generation) else (None, None),
                 created=run.created.timestamp(),
             )
@@ -609,6 +629,11 @@ class Flora:
         request = own if target is None else Request(method="GET", url=target)
         read = partial(_parse_poll_result, run_id)
         return await self._transport.send(request, read, retries=0, lane=self._transport.polls, turn=turn)
+
+
+def _is_in_history(run: StartedRun) -> bool:
+    """Return whether ``GET /generations`` can show the run: it does not list techniques and actions."""
+    return run.type not in ("technique", "action")
 
 
 def _parse_poll_result(run_id: str, response: RawResponse) -> PollResult:

@@ -11,10 +11,10 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flora_async.models import Order
+from flora_async.models import AnyOrder
 
 PriceKey: TypeAlias = tuple[str, str | None]
-"""Type and model of an order: orders with the same key are expected to cost the same."""
+"""Kind of an order, and its model, technique or action: orders with the same key are expected to cost the same."""
 
 BudgetDecision: TypeAlias = Literal["start", "wait", "stop"]
 """``start``: the order fits. ``wait``: an order in flight may still show a lower cost. ``stop``: it never fits."""
@@ -67,9 +67,10 @@ class KindCosts(Struct, frozen=True, kw_only=True):
         return self.unanswered > 0 or self.running > 0
 
 
-def price_key(order: Order) -> PriceKey:
-    """Return the type and model of an order, also of one that will be refused for them."""
-    return str(order.type), None if order.model is None else str(order.model)
+def price_key(order: AnyOrder) -> PriceKey:
+    """Return the kind and endpoint of an order, also of one that will be refused for them."""
+    endpoint = order.endpoint
+    return str(order.kind), None if endpoint is None else str(endpoint)
 
 
 def decide_start(costs: Mapping[PriceKey, KindCosts], key: PriceKey, *, max_cost: float) -> BudgetDecision:

@@ -11,7 +11,7 @@ from flora_async import errors
 from flora_async._aio import AsyncCloseable, require_loop
 from flora_async._costs import BudgetDecision, CostTracker, StopReason, decide_read, decide_start, price_key
 from flora_async._outcomes import CompletedOutcome, FailedOutcome, OrderT, Outcome
-from flora_async.models import Order, Run, StartedRun
+from flora_async.models import AnyOrder, Run, StartedRun
 
 
 class OrderRunner(Generic[OrderT]):
@@ -21,7 +21,7 @@ class OrderRunner(Generic[OrderT]):
         self,
         orders: Iterable[OrderT] | AsyncIterable[OrderT],
         *,
-        start: Callable[[Order], Coroutine[Any, Any, StartedRun]],
+        start: Callable[[AnyOrder], Coroutine[Any, Any, StartedRun]],
         finish: Callable[[StartedRun], Coroutine[Any, Any, Run]],
         concurrency: int,
         max_cost: float | None,
@@ -120,7 +120,7 @@ class OrderRunner(Generic[OrderT]):
         finally:
             await _close_generator(orders)
 
-    async def _wait_for_slot(self, order: Order | None) -> bool:
+    async def _wait_for_slot(self, order: AnyOrder | None) -> bool:
         """Return ``True`` when *order* may start, ``False`` if no order may. ``None`` stands for an unread order."""
         while not (self._closed or self.stop_reason or self._failure):
             decision = self._decide(order)
@@ -133,7 +133,7 @@ class OrderRunner(Generic[OrderT]):
             await self._slot_free.wait()
         return False
 
-    def _decide(self, order: Order | None) -> BudgetDecision:
+    def _decide(self, order: AnyOrder | None) -> BudgetDecision:
         if self._open >= self._concurrency:
             return "wait"
         if self._max_cost is None:
@@ -172,7 +172,7 @@ class OrderRunner(Generic[OrderT]):
         else:
             self._outcomes.append(CompletedOutcome(order=order, run=run))
 
-    async def _create_and_wait(self, order: Order) -> Run:
+    async def _create_and_wait(self, order: AnyOrder) -> Run:
         costs, key = self._costs, price_key(order)
         try:
             started = await self._start(order)
@@ -246,7 +246,7 @@ async def _iterate(orders: Iterable[OrderT]) -> AsyncIterator[OrderT]:
         yield order
 
 
-async def _close_generator(orders: Iterable[Order] | AsyncIterable[Order]) -> None:
+async def _close_generator(orders: Iterable[AnyOrder] | AsyncIterable[AnyOrder]) -> None:
     if isinstance(orders, AsyncGenerator):
         await orders.aclose()
 
@@ -257,5 +257,5 @@ def _check_iterable(orders: object) -> None:
 
 
 def _check_order(order: object) -> None:
-    if not isinstance(order, Order):
+    if not isinstance(order, AnyOrder):
         raise errors.ConfigurationError(f"generate_many takes Orders, not {type(order).__name__}")

@@ -7,10 +7,10 @@ from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 from msgspec import Struct
 
 from flora_async import errors
-from flora_async.models import Order, Run
+from flora_async.models import AnyOrder, Run
 
-OrderT = TypeVar("OrderT", bound=Order)
-_OrderT_co = TypeVar("_OrderT_co", bound="Order | None", covariant=True)
+OrderT = TypeVar("OrderT", bound=AnyOrder)
+_OrderT_co = TypeVar("_OrderT_co", bound="AnyOrder | None", covariant=True)
 _RunIdT_co = TypeVar("_RunIdT_co", bound="str | None", covariant=True)
 
 

@@ -100,6 +100,16 @@ def check_id(name: str, value: object, prefix: str) -> str:
     )
 
 
+def check_segment(name: str, value: object) -> str:
+    """Check an id without a prefix, like that of an action or node: it must be one segment of a path."""
+    text = check_text(name, value, longest=_MAX_ID)
+    if not _ID.fullmatch(text) or text in (".", ".."):
+        raise errors.ConfigurationError(
+            f"{name} must not contain white space, control characters or any of / \\ ? # %: {text[:80]!r}"
+        )
+    return text
+
+
 def check_idempotency_key(value: object) -> str:
     """Check a caller's own idempotency key."""
     text = check_text("idempotency_key", value)

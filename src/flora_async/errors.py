@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from flora_async._failures import Advice
-from flora_async.models import FieldError, Order, Run
+from flora_async.models import AnyOrder, FieldError, Run
 
 SendState: TypeAlias = Literal["not_sent", "maybe_sent", "answered"]
 """Whether the failed request can have reached FLORA: no, perhaps, or yes."""
@@ -185,7 +185,7 @@ class IdempotencyConflictError(ConflictError):
     The run of the earlier use exists and is not billed again. ``flora.recover_create(error)`` searches for it.
     """
 
-    order: Order | None = None
+    order: AnyOrder | None = None
     """The order; ``None`` if the request was not a create."""
     idempotency_key: str | None = None
     window: tuple[float, float] = (0.0, 0.0)
@@ -299,7 +299,7 @@ class CreateOutcomeUnknownError(FloraError):
     def __init__(
         self,
         *,
-        order: Order,
+        order: AnyOrder,
         idempotency_key: str,
         window: tuple[float, float],
         attempts: int,
@@ -325,9 +325,9 @@ class CreateOutcomeUnknownError(FloraError):
 
     def _describe(self) -> str:
         known = (
-            f"{self.order.type} create accepted, but its run id is unknown"
+            f"{self.order.kind} create accepted, but its run id is unknown"
             if self.accepted
-            else f"unknown whether the {self.order.type} create was accepted"
+            else f"unknown whether the {self.order.kind} create was accepted"
         )
         runs = f", perhaps {' or '.join(self.candidates[:3])}" if self.candidates else ""
         more = f" or {len(self.candidates) - 3} more" if len(self.candidates) > 3 else ""

@@ -11,7 +11,7 @@ from inspect import iscoroutinefunction
 from typing import Literal, TypeAlias
 
 from flora_async import errors
-from flora_async.models import GenerationType, Record
+from flora_async.models import OrderKind, Record
 
 log: logging.Logger = logging.getLogger("flora_async")
 
@@ -64,9 +64,10 @@ class RunCreated(Event, frozen=True, gc=False, kw_only=True):
     """FLORA accepted and billed an order."""
 
     run_id: str
-    type: GenerationType
-    """Type of the output."""
+    type: OrderKind
+    """Type of the output, or ``technique`` or ``action``."""
     model_id: str | None
+    """The model, technique or action."""
     charged_cost: float
     """USD; refunded if the run fails."""
     recovered: bool

@@ -7,8 +7,9 @@ or has another type raises an error that names it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeAlias, TypeGuard, TypeVar
 
 from msgspec import Struct, ValidationError, convert, field, to_builtins
@@ -28,52 +29,76 @@ RunStatus: TypeAlias = Literal["pending", "running", "completed", "failed"] | st
 RunType: TypeAlias = Literal["generation", "technique", "action"] | str
 """Kind of a started run. Open."""
 
+OrderKind: TypeAlias = GenerationType | Literal["technique", "action"]
+"""Kind of an order: the type of a generation, or the kind of run that the order starts."""
+
 OutputType: TypeAlias = Literal["imageUrl", "videoUrl", "audioUrl", "text", "documentUrl"] | str
 """Content of an output. Open. For ``"text"`` the output's ``url`` is the text itself."""
 
 ActionId: TypeAlias = (
     Literal[
-        "split-text",
-        "find-and-replace-text",
-        "concat-text",
-        "ken-burns-video",
-        "color-grade-image",
-        "change-image-ar",
-        "rotate-image",
-        "flip-image",
-        "color-filter-image",
-        "color-tint-image",
-        "filter-color-image",
-        "blur-image",
-        "duplicate-image",
-        "side-by-side-composite",
         "add-shape-to-image",
-        "generate-shape-image",
+        "add-shape-to-image-browser",
         "add-text-to-image",
-        "generate-text-image",
-        "qr-code-generator",
-        "stitch-videos",
-        "split-video",
-        "extract-video-frames",
-        "color-grade-video",
-        "video-to-frame-grid",
+        "add-text-to-image-browser",
+        "blur-image",
+        "blur-image-browser",
         "boomerang-video",
-        "reverse-video",
-        "video-to-long-exposure",
-        "video-effect",
-        "color-filter-video",
-        "speed-up-video",
-        "slow-down-video",
-        "duplicate-video",
-        "greenscreen-video",
-        "resize-video",
+        "change-image-ar",
+        "change-image-ar-browser",
         "change-video-ar",
-        "split-audio-from-video",
+        "color-filter-image",
+        "color-filter-image-browser",
+        "color-filter-video",
+        "color-grade-image",
+        "color-grade-image-browser",
+        "color-grade-video",
+        "color-tint-image",
+        "color-tint-image-browser",
+        "concat-text",
+        "concat-text-browser",
+        "crop-image-browser",
+        "draw-image-browser",
+        "duplicate-image",
+        "duplicate-image-browser",
+        "duplicate-video",
+        "extract-video-frames",
+        "filter-color-image",
+        "filter-color-image-browser",
+        "find-and-replace-text",
+        "find-and-replace-text-browser",
+        "flip-image",
+        "generate-shape-image",
+        "generate-text-image",
+        "greenscreen-video",
+        "ken-burns-video",
         "merge-audio-into-video",
+        "overlay-image-browser",
+        "qr-code-generator",
+        "qr-code-generator-browser",
+        "resize-image-browser",
+        "resize-video",
+        "reverse-video",
+        "rotate-image",
+        "rotate-image-browser",
+        "scene-3d-image-browser",
+        "shader-effect-browser",
+        "side-by-side-composite",
+        "side-by-side-composite-browser",
+        "slow-down-video",
+        "speed-up-video",
+        "split-audio-from-video",
+        "split-text",
+        "split-text-browser",
+        "split-video",
+        "stitch-videos",
+        "video-effect",
+        "video-to-frame-grid",
+        "video-to-long-exposure",
     ]
     | str
 )
-"""The 37 actions of the reference. Open: FLORA replaces actions between releases."""
+"""The 58 actions of the reference and of FLORA's npm client 0.11.0. Open: FLORA replaces actions between releases."""
 
 IDEMPOTENCY_KEY_TTL = 7200.0
 """Seconds for which FLORA remembers an idempotency key. Reference: "Start a generation"."""
@@ -200,16 +225,95 @@ class Order(Record, frozen=True, omit_defaults=True, kw_only=True):
     params: Mapping[str, Any] | None = None
     callback_url: str | None = None
 
+    @property
+    def kind(self) -> OrderKind:
+        """The type of the generation."""
+        return self.type
+
+    @property
+    def endpoint(self) -> str | None:
+        """The model; ``None``: FLORA's default for the type."""
+        return self.model
+
+
+class TechniqueOrder(Record, frozen=True, omit_defaults=True, kw_only=True):
+    """An order of one run of a technique, a saved workflow. OpenAPI: ``POST /runs/technique``."""
+
+    technique_id: str
+    inputs: Mapping[str, Any]
+    """Values by input id. ``flora.techniques.retrieve(technique_id).inputs`` declares the inputs."""
+    workspace_id: str
+    """The workspace that pays. With a *callback_url* FLORA takes no workspace, and the key's default workspace pays:
+    pass that one, because the run of a lost response is searched in this workspace."""
+    callback_url: str | None = None
+    """With it, the run starts by ``POST /techniques/{id}/runs``, the only operation that takes one."""
+
+    @property
+    def kind(self) -> OrderKind:
+        """``"technique"``."""
+        return "technique"
+
+    @property
+    def endpoint(self) -> str | None:
+        """The technique."""
+        return self.technique_id
+
+    @property
+    def project_id(self) -> None:
+        """``None``: a technique belongs to no project of the caller."""
+
+
+class ActionOrder(Record, frozen=True, omit_defaults=True, kw_only=True):
+    """An order of one run of an action, a fixed transformation. OpenAPI: ``POST /runs/action``."""
+
+    action_id: ActionId
+    inputs: Sequence[Mapping[str, Any]]
+    """At least one, each with its ``type`` (``image``, ``video``, ``audio`` or ``text``), a ``url`` or ``text``, and
+    optionally the ``name`` of a declared input, like ``{"type": "image", "url": "https://..."}``."""
+    workspace_id: str
+    project_id: str
+    params: Mapping[str, Any] | None = None
+
+    @property
+    def kind(self) -> OrderKind:
+        """``"action"``."""
+        return "action"
+
+    @property
+    def endpoint(self) -> str | None:
+        """The action."""
+        return self.action_id
+
+    @property
+    def callback_url(self) -> None:
+        """``None``: actions send no webhook."""
+
+
+AnyOrder: TypeAlias = Order | TechniqueOrder | ActionOrder
+"""An order of any kind of run: ``generate``, ``generate_many`` and durable batches take all of them, also mixed."""
+
+
+def convert_order(fields: Mapping[str, Any]) -> AnyOrder:
+    """Return the order of a JSON object. A ``technique_id`` or an ``action_id`` decides on its kind.
+
+    Raises:
+        msgspec.ValidationError: a field is missing or has another type.
+    """
+    if "technique_id" in fields:
+        return convert(fields, TechniqueOrder)
+    return convert(fields, ActionOrder) if "action_id" in fields else convert(fields, Order)
+
 
 class RunOrigin(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Facts about a run that this client created. With them, it can be polled well without the order itself."""
 
     created_at: float
     """Time of the response to the create, in Unix seconds by FLORA's clock."""
-    type: GenerationType
+    type: OrderKind
     model: str | None = None
+    """The model, technique or action."""
     workspace_id: str
-    project_id: str
+    project_id: str | None = None
     has_callback: bool = False
     """Whether the order had a ``callback_url``."""
 
@@ -326,6 +430,16 @@ class Generation(Run, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     model: ModelRef | None = None
 
 
+class TechniqueRun(Run, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """A run of a technique in its history. OpenAPI: ``GET /technique-runs``."""
+
+    technique_run_id: str
+    """The same value as ``run_id``."""
+    technique: TechniqueRef
+    workspace_id: str
+    project_id: str | None = None
+
+
 RunLike: TypeAlias = StartedRun | Run | str
 """A run, as one of its records (a :class:`Generation` is a :class:`Run`) or as its id."""
 
@@ -370,6 +484,20 @@ class GenerationPage(Record, frozen=True, gc=False, kw_only=True, omit_defaults=
     def _repr_html_(self) -> str:
         more = "older ones follow" if self.next_cursor else "the last page"
         return _as_table(self.generations, f"{len(self.generations)} generations, newest first; {more}")
+
+
+class TechniqueRunPage(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """One page of the history of techniques, newest runs first. OpenAPI: ``GET /technique-runs``."""
+
+    technique_runs: tuple[TechniqueRun, ...]
+    meta: PageMeta
+    broken: tuple[BrokenItem, ...] = field(default=(), name="broken_for_client")
+    """The items that could not be decoded."""
+
+    @property
+    def next_cursor(self) -> str | None:
+        """Cursor of the next page; ``None`` on the last."""
+        return self.meta.next_cursor
 
 
 class Response(Record, Generic[T], frozen=True, kw_only=True):
@@ -438,6 +566,89 @@ class Model(Record, frozen=True, kw_only=True):
     estimated_credits: float | None = None
     capabilities: tuple[str, ...] = ()
     params: tuple[ModelParam, ...] = ()
+
+
+class TechniqueInput(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """An input or output of a technique. OpenAPI: ``GET /techniques``."""
+
+    id: str
+    name: str
+    type: OutputType
+    description: str | None = None
+    optional: bool | None = None
+    allow_multiple: bool | None = None
+    """Whether a list of values is accepted: FLORA starts one run for each."""
+    accepts_element: bool | None = None
+    """Whether the value is the id of an element, not a URL."""
+    specified_aspect_ratio: str | None = None
+    specified_duration: float | str | None = None
+
+
+class Technique(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A technique, a saved workflow. OpenAPI: ``GET /techniques``."""
+
+    technique_id: str
+    name: str
+    run_cost: float | None = None
+    """USD for a run, however many outputs it has."""
+    inputs: tuple[TechniqueInput, ...] = ()
+    outputs: tuple[TechniqueInput, ...] = ()
+    description: str | None = None
+    slug: str | None = None
+
+
+class ActionCount(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """How many values an input of an action takes."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+class ActionInput(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """An input or output of an action. OpenAPI: ``GET /actions``."""
+
+    name: str
+    type: str
+    """``image``, ``video``, ``text`` or ``audio``. Open."""
+    multiple: bool | ActionCount | None = None
+    optional: bool | None = None
+
+    @property
+    def count_range(self) -> tuple[float, float]:
+        """Least and highest number of values."""
+        if isinstance(self.multiple, ActionCount):
+            least, most = self.multiple.min, self.multiple.max
+            return (1 if least is None else least), (inf if most is None else most)
+        return 1, inf if self.multiple else 1
+
+
+class ActionParam(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A parameter of an action. OpenAPI: ``GET /actions``."""
+
+    key: str
+    type: str
+    label: str | None = None
+    default_value: Any = None
+    available_values: tuple[ModelOption, ...] | None = None
+    min_number_value: float | None = None
+    max_number_value: float | None = None
+    number_step: float | None = None
+    info_tooltip: str | None = None
+
+
+class Action(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """An action, a fixed transformation. OpenAPI: ``GET /actions``."""
+
+    action_id: ActionId
+    name: str
+    description: str | None = None
+    charged_cost: float | None = None
+    """USD for a run; 0 as a rule."""
+    language: str | None = None
+    """``javascript`` or ``python``. Open."""
+    inputs: tuple[ActionInput, ...] = ()
+    outputs: tuple[ActionInput, ...] = ()
+    params: tuple[ActionParam, ...] = ()
 
 
 class FieldError(Record, frozen=True, gc=False, kw_only=True):

@@ -25,6 +25,7 @@ from flora_async import (
     InsufficientCreditsError,
     InternalServerError,
     NotFoundError,
+    Order,
     PermissionDeniedError,
     RateLimitError,
     Run,
@@ -143,7 +144,7 @@ def test_a_pipe(tmp_path: Path, text: str) -> None:
     os.mkfifo(pipe)
     writing = threading.Thread(target=pipe.write_text, args=[text])
     writing.start()
-    assert [line.order.prompt for line in lines_of(pipe) if line.order] == ["x"]
+    assert [line.order.prompt for line in lines_of(pipe) if isinstance(line.order, Order)] == ["x"]
     writing.join()
 
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from chaos import Chaos, Verdict, judged
 
-from flora_async import CreateOutcomeUnknownError, Flora, FloraError
+from flora_async import CreateOutcomeUnknownError, Flora, FloraError, Order
 from flora_async._http import retry
 from flora_async.sandbox import Sandbox
 
@@ -63,6 +63,7 @@ async def order_all(sandbox: Sandbox, chaos: Chaos, count: int) -> Verdict:
     became = {each.prompt: run_id for run_id, each in sandbox.orders.items()}
     created = {run_id: run.created for run_id, run in await history(sandbox)}
     for prompt, error in unknown.items():
+        assert isinstance(error.order, Order)
         assert error.order.prompt == prompt
         # What the proxy holds back may arrive when nobody waits for it any more.
         if prompt in became and (at := created[became[prompt]].timestamp()) < given_up[prompt]:

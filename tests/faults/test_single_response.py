@@ -29,6 +29,7 @@ from flora_async import (
     InsufficientCreditsError,
     InternalServerError,
     NotFoundError,
+    Order,
     PermissionDeniedError,
     ProtocolError,
     RateLimitError,
@@ -445,6 +446,7 @@ async def test_a_create_meets(fault: Fault, flora_at: Callable[..., Flora]) -> N
         keys = {asked.headers["idempotency-key"] for asked in server.asked if asked.method == "POST"}
         assert len(keys) == 1
         if isinstance(error, CreateOutcomeUnknownError):
+            assert isinstance(error.order, Order)
             assert (error.attempts, error.order.prompt, {error.idempotency_key}) == (2, "a mug", keys)
         # Once FLORA answers, the same order under the same key is its run.
         server.steps = [say(http(STARTED, status="201 Created"))]

@@ -63,7 +63,7 @@ def place(body: bytes, header: str, choice: int) -> None:
     assert target is None or target.startswith("https://app.flora.ai/api/v1/")
     urls.origin_of(header)
     http_date(header)
-    find_run_id(201, body)
+    find_run_id(retrieve_request(ORIGIN, "run_1"), 201, body)
     readers: tuple[Any, ...] = (
         partial(urls.media_url, ORIGIN),
         urls.parse_base_url,

@@ -207,7 +207,7 @@ async def test_a_key_of_ones_own_that_was_used_before(flora: Flora, server: Scri
     server.on("POST", "/generate", DUPLICATE).on("GET", "/generations", history(row(age=1800)))
     conflict = await fails(flora.generations.create(**ORDER, idempotency_key="batch-1:7"))
     assert isinstance(conflict, IdempotencyConflictError)
-    assert conflict.order is not None
+    assert isinstance(conflict.order, Order)
     assert (conflict.order.prompt, conflict.idempotency_key) == ("a mug", "batch-1:7")
     revived: IdempotencyConflictError = pickle.loads(pickle.dumps(conflict))
     found = await flora.recover_create(revived)

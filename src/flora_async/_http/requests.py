@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, get_args
 from urllib.parse import quote, urlencode
@@ -15,21 +15,22 @@ from msgspec import Struct
 from flora_async import errors
 from flora_async._http.urls import ENCODED_PATH, BaseURL, has_dot_segments, is_https_or_loopback
 from flora_async._validation import (
+    Json,
     check_id,
     check_idempotency_key,
     check_limit,
+    check_segment,
     check_text,
     encode,
     to_json_object,
     unwrap_number,
 )
-from flora_async.models import (
-    GenerationType,
-    Order,
-)
+from flora_async.models import ActionOrder, AnyOrder, GenerationType, Order, TechniqueOrder
 
 _TYPES: tuple[GenerationType, ...] = get_args(GenerationType)
 MAX_CURSOR = 4096
+WEBHOOK_TECHNIQUE = "/techniques/{id}/runs"
+"""Template of the create that starts a technique with a webhook. Its response is a Run, not a StartedRun."""
 _UNRESERVED = re.compile(r"[A-Za-z0-9_.~-]+")
 _ID_IN_PATH = re.compile(r"(?<=/)(?:run|ws|prj|tech|asset|whd)_[^/]+")
 
@@ -41,7 +42,7 @@ class Request(Struct, frozen=True, gc=False, kw_only=True):
     url: str
     body: bytes | None = None
     idempotency_key: str | None = None
-    order: Order | None = None
+    order: AnyOrder | None = None
     fresh: bool = False
     """Whether it is sent over a new connection, on which nothing from before can come."""
     template: str = "/runs/{id}"
@@ -68,10 +69,6 @@ def encode_order(origin: BaseURL, order: Order) -> Order:
 
     Reference: "Start a generation", Parameters.
     """
-    if order.callback_url is not None and not is_https_or_loopback(
-        origin, check_text("callback_url", order.callback_url)
-    ):
-        raise errors.ConfigurationError("callback_url must be an https URL, like https://example.com/flora")
     return Order(
         type=_check_type(order.type),
         prompt=check_text("prompt", order.prompt),
@@ -79,8 +76,54 @@ def encode_order(origin: BaseURL, order: Order) -> Order:
         project_id=check_id("project_id", order.project_id, "prj_"),
         model=None if order.model is None else check_text("model", order.model),
         params=None if order.params is None else to_json_object("params", order.params),
-        callback_url=None if order.callback_url is None else check_text("callback_url", order.callback_url),
+        callback_url=None if order.callback_url is None else _check_callback_url(origin, order.callback_url),
     )
+
+
+def encode_technique_order(origin: BaseURL, order: TechniqueOrder) -> TechniqueOrder:
+    """Check an order of a technique, and return it with plain JSON values. OpenAPI: ``POST /runs/technique``."""
+    return TechniqueOrder(
+        technique_id=check_id("technique_id", order.technique_id, "tech_"),
+        inputs=to_json_object("inputs", order.inputs),
+        workspace_id=check_id("workspace_id", order.workspace_id, "ws_"),
+        callback_url=None if order.callback_url is None else _check_callback_url(origin, order.callback_url),
+    )
+
+
+def encode_action_order(order: ActionOrder) -> ActionOrder:
+    """Check an order of an action, and return it with plain JSON values. OpenAPI: ``POST /runs/action``."""
+    return ActionOrder(
+        action_id=check_segment("action_id", order.action_id),
+        inputs=_check_action_inputs(order.inputs),
+        workspace_id=check_id("workspace_id", order.workspace_id, "ws_"),
+        project_id=check_id("project_id", order.project_id, "prj_"),
+        params=None if order.params is None else to_json_object("params", order.params),
+    )
+
+
+def encode_any_order(origin: BaseURL, order: AnyOrder) -> AnyOrder:
+    """Check an order of any kind, and return it with plain JSON values."""
+    if isinstance(order, Order):
+        return encode_order(origin, order)
+    return encode_technique_order(origin, order) if isinstance(order, TechniqueOrder) else encode_action_order(order)
+
+
+def _check_callback_url(origin: BaseURL, url: str) -> str:
+    if not is_https_or_loopback(origin, check_text("callback_url", url)):
+        raise errors.ConfigurationError("callback_url must be an https URL, like https://example.com/flora")
+    return str.__str__(url)
+
+
+def _check_action_inputs(inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Json]]:
+    if isinstance(inputs, str | Mapping) or not inputs:
+        raise errors.ConfigurationError(
+            'inputs must be a list of at least one object, like [{"type": "image", "url": "https://..."}]'
+        )
+    checked = [to_json_object(f"inputs[{index}]", each) for index, each in enumerate(inputs)]
+    for index, each in enumerate(checked):
+        if "type" not in each or not ("url" in each or "text" in each):
+            raise errors.ConfigurationError(f"inputs[{index}] must have a type, and a url or a text: {each!r:.200}")
+    return checked
 
 
 def _check_type(kind: object) -> GenerationType:
@@ -91,8 +134,18 @@ def _check_type(kind: object) -> GenerationType:
     raise errors.ConfigurationError(f"type must be one of {kinds}, not {kind!r}{fix}")
 
 
-def order_of(order: object, fields: Mapping[str, Any]) -> Order:
-    """Return the Order of a create: *order*, or a new one from *fields*. A field that was left out is ``None``."""
+def order_of(order: object, fields: Mapping[str, Any]) -> AnyOrder:
+    """Return the order of a create: *order*, or a new Order from *fields*. A field that was left out is ``None``."""
+    if order is None:
+        return generation_order_of(None, fields)
+    if not isinstance(order, AnyOrder):
+        return generation_order_of(order, fields)  # which raises
+    _refuse_fields(order, fields)
+    return order
+
+
+def generation_order_of(order: object, fields: Mapping[str, Any]) -> Order:
+    """Return the Order of a generation: *order*, or a new one from *fields*. A field that was left out is ``None``."""
     if order is None:
         if None in (fields["type"], fields["prompt"], fields["workspace_id"], fields["project_id"]):
             missing = [name for name in ("type", "prompt", "workspace_id", "project_id") if fields[name] is None]
@@ -101,36 +154,75 @@ def order_of(order: object, fields: Mapping[str, Any]) -> Order:
             )
         return Order(**fields)
     if not isinstance(order, Order):
-        raise errors.ConfigurationError(
-            f"the positional argument must be an Order, not {type(order).__name__}. "
-            "Pass an Order, or type=..., prompt=..., workspace_id=..., project_id=..."
+        fix = (
+            "Start it with flora.start_run(order)"
+            if isinstance(order, TechniqueOrder | ActionOrder)
+            else "Pass an Order, or type=..., prompt=..., workspace_id=..., project_id=..."
         )
-    given = [name for name, value in fields.items() if value is not None]
-    if given:
-        raise errors.ConfigurationError(
-            f"an Order has its fields already. Leave out {', '.join(given)}, or use msgspec.structs.replace(order, ...)"
-        )
+        raise errors.ConfigurationError(f"the positional argument must be an Order, not {type(order).__name__}. {fix}")
+    _refuse_fields(order, fields)
     return order
 
 
-def create_request(origin: BaseURL, order: Order, idempotency_key: str) -> Request:
-    """Build ``POST /generate``, with one idempotency key for all attempts."""
-    plain = encode_order(origin, order)
+def _refuse_fields(order: AnyOrder, fields: Mapping[str, Any]) -> None:
+    if given := [name for name, value in fields.items() if value is not None]:
+        raise errors.ConfigurationError(
+            f"an {type(order).__name__} has its fields already. Leave out {', '.join(given)}, or use "
+            "msgspec.structs.replace(order, ...)"
+        )
+
+
+_CREATE_PATHS = {Order: "/generate", TechniqueOrder: "/runs/technique", ActionOrder: "/runs/action"}
+
+
+def create_request(
+    origin: BaseURL, order: AnyOrder, idempotency_key: str, input_types: Mapping[str, str] | None = None
+) -> Request:
+    """Build the create of an order, with one idempotency key for all attempts.
+
+    *input_types* are the declared types of a technique's inputs: only the operation that takes a ``callback_url`` needs
+    them.
+    """
+    plain = encode_order(origin, order) if isinstance(order, Order) else encode_any_order(origin, order)
+    if isinstance(plain, TechniqueOrder) and plain.callback_url is not None:
+        return _webhook_technique_request(origin, plain, idempotency_key, input_types or {})
+    path = _CREATE_PATHS[type(plain)]
     return Request(
         method="POST",
-        url=f"{origin.url}/generate",
+        url=origin.url + path,
         body=msgspec.json.encode(plain),
         idempotency_key=idempotency_key,
         order=plain,
-        template="/generate",
+        template=path,
     )
+
+
+def _webhook_technique_request(
+    origin: BaseURL, order: TechniqueOrder, idempotency_key: str, input_types: Mapping[str, str]
+) -> Request:
+    """Build ``POST /techniques/{id}/runs``. FLORA reads its key from the body, and ignores the header there."""
+    inputs = [
+        {"id": name, "type": input_types.get(name, "text"), "value": value} for name, value in order.inputs.items()
+    ]
+    body = {"inputs": inputs, "mode": "async", "callback_url": order.callback_url, "idempotency_key": idempotency_key}
+    return Request(
+        method="POST",
+        url=f"{origin.url}/techniques/{quote_segment(order.technique_id)}/runs",
+        body=msgspec.json.encode(body),
+        idempotency_key=idempotency_key,
+        order=order,
+        template=WEBHOOK_TECHNIQUE,
+    )
+
+
+def quote_segment(segment: str) -> str:
+    """Return an id that is one segment of a path."""
+    return segment if _UNRESERVED.fullmatch(segment) else quote(segment, safe="")
 
 
 def retrieve_request(origin: BaseURL, run_id: str) -> Request:
     """Build ``GET /runs/{runId}``."""
-    place = check_id("run_id", run_id, "run_")
-    if not _UNRESERVED.fullmatch(place):
-        place = quote(place, safe="")
+    place = quote_segment(check_id("run_id", run_id, "run_"))
     return Request(method="GET", url=f"{origin.url}/runs/{place}")
 
 
@@ -142,8 +234,10 @@ def list_request(
     project_id: str | None,
     status: str | None,
     workspace_id: str | None,
+    path: str = "/generations",
+    technique_id: str | None = None,
 ) -> Request:
-    """Build ``GET /generations`` for one page."""
+    """Build ``GET /generations``, or ``GET /technique-runs``, for one page."""
     query: dict[str, str] = {}
     if cursor is not None:
         query["cursor"] = check_text("cursor", cursor, longest=MAX_CURSOR)
@@ -155,7 +249,9 @@ def list_request(
         query["status"] = check_text("status", status)
     if workspace_id is not None:
         query["workspace_id"] = check_id("workspace_id", workspace_id, "ws_")
-    return Request(method="GET", url=_with_query(f"{origin.url}/generations", query), template="/generations")
+    if technique_id is not None:
+        query["technique_id"] = check_id("technique_id", technique_id, "tech_")
+    return Request(method="GET", url=_with_query(origin.url + path, query), template=path)
 
 
 def custom_request(

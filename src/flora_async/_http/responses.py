@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 from functools import lru_cache
 from typing import TypeVar
@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from flora_async import errors
-from flora_async._http.requests import MAX_CURSOR, Request
+from flora_async._http.requests import MAX_CURSOR, WEBHOOK_TECHNIQUE, Request, quote_segment
 from flora_async._http.urls import origin_of
 from flora_async._validation import (
     check_id,
@@ -23,10 +23,14 @@ from flora_async.models import (
     FieldError,
     Generation,
     GenerationPage,
+    Order,
     PageMeta,
     Response,
     Run,
     StartedRun,
+    TechniqueRef,
+    TechniqueRun,
+    TechniqueRunPage,
 )
 
 T = TypeVar("T")
@@ -82,12 +86,20 @@ class _RawPage(Struct, frozen=True):
     meta: PageMeta
 
 
+class _RawTechniquePage(Struct, frozen=True):
+    technique_runs: tuple[msgspec.Raw, ...]
+    meta: PageMeta
+
+
 _envelope = msgspec.json.Decoder(_Envelope)
 _started_run = msgspec.json.Decoder(StartedRun)
 _run = msgspec.json.Decoder(Run)
 _page = msgspec.json.Decoder(GenerationPage)
 _raw_page = msgspec.json.Decoder(_RawPage)
 _generation = msgspec.json.Decoder(Generation)
+_technique_page = msgspec.json.Decoder(TechniqueRunPage)
+_raw_technique_page = msgspec.json.Decoder(_RawTechniquePage)
+_technique_run = msgspec.json.Decoder(TechniqueRun)
 
 _BY_STATUS: dict[int, type[errors.APIError]] = {
     400: errors.BadRequestError,
@@ -123,9 +135,9 @@ def decompress(response: RawResponse, limit: int) -> RawResponse:
     return msgspec.structs.replace(response, body=body)
 
 
-def find_run_id(status: int, beginning: bytes) -> str | None:
+def find_run_id(request: Request, status: int, beginning: bytes) -> str | None:
     """Return the run id in the *beginning* of a response to an accepted create; ``None`` if there is none."""
-    match = _RUN_ID.search(beginning) if status == 201 else None
+    match = _RUN_ID.search(beginning) if status == 201 or _is_accepted(request, status) else None
     if match is None:
         return None
     try:
@@ -134,18 +146,41 @@ def find_run_id(status: int, beginning: bytes) -> str | None:
         return None
 
 
+def _is_accepted(request: Request, status: int) -> bool:
+    return status == 200 and request.order is not None and not isinstance(request.order, Order)
+
+
 def parse_started_run(response: RawResponse) -> StartedRun:
-    """Parse the response to a create. Only status 201 with a valid run id proves that it was accepted."""
-    if response.status != 201:
+    """Parse the response to a create. Only its status and a valid run id prove that it was accepted.
+
+    An accepted generation is a 201. FLORA documents no status for other kinds of runs, so 200 is accepted for them too.
+    """
+    request = response.request
+    if response.status != 201 and not _is_accepted(request, response.status):
         _raise_for_status(response)
         raise _protocol_error(response, f"answered {response.status}, where an accepted create is a 201")
     try:
-        started = _decode(response, _started_run)
+        if request.template == WEBHOOK_TECHNIQUE:
+            started = _parse_technique_run(response)
+        else:
+            started = _decode(response, _started_run)
         _check_given_id(response, started.run_id)
     except errors.FloraError as error:
-        error.run_id = find_run_id(response.status, response.body)
+        error.run_id = find_run_id(response.request, response.status, response.body)
         raise
     return started
+
+
+def _parse_technique_run(response: RawResponse) -> StartedRun:
+    """Parse the Run that starts with a webhook. FLORA can answer 404 for it at ``/runs/{id}``."""
+    run, order = _decode(response, _run), response.request.order
+    return StartedRun(
+        run_id=run.run_id,
+        type="technique",
+        charged_cost=run.charged_cost or 0.0,
+        poll_url=run.poll_url or f"{response.request.url}/{quote_segment(run.run_id)}",
+        technique=TechniqueRef(technique_id=order.endpoint or "", name="") if order else None,
+    )
 
 
 def reused_run_error(response: RawResponse, run_id: str) -> errors.ProtocolError:
@@ -166,32 +201,51 @@ def parse_page(response: RawResponse) -> GenerationPage:
     try:
         page = _decode(response, _page)
     except errors.ResponseDecodeError:
-        page = _parse_items_one_by_one(response)
-    cursor = page.meta.next_cursor
-    if cursor is not None and len(cursor) > MAX_CURSOR:
-        raise _decode_error(response, f"a cursor of {len(cursor)} characters", field="$.meta.next_cursor")
+        raw = _decode(response, _raw_page)
+        generations, broken = _parse_items_one_by_one(response, "generations", raw.generations, _generation)
+        page = GenerationPage(generations=generations, meta=raw.meta, broken=broken)
+    _check_cursor(response, page.meta)
     return page
 
 
-def _parse_items_one_by_one(response: RawResponse) -> GenerationPage:
-    raw = _decode(response, _raw_page)
-    generations: list[Generation] = []
+def parse_technique_runs(response: RawResponse) -> TechniqueRunPage:
+    """Parse one page of ``GET /technique-runs``, like :func:`parse_page`."""
+    try:
+        page = _decode(response, _technique_page)
+    except errors.ResponseDecodeError:
+        raw = _decode(response, _raw_technique_page)
+        runs, broken = _parse_items_one_by_one(response, "technique_runs", raw.technique_runs, _technique_run)
+        page = TechniqueRunPage(technique_runs=runs, meta=raw.meta, broken=broken)
+    _check_cursor(response, page.meta)
+    return page
+
+
+def _check_cursor(response: RawResponse, meta: PageMeta) -> None:
+    cursor = meta.next_cursor
+    if cursor is not None and len(cursor) > MAX_CURSOR:
+        raise _decode_error(response, f"a cursor of {len(cursor)} characters", field="$.meta.next_cursor")
+
+
+def _parse_items_one_by_one(
+    response: RawResponse, name: str, items: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[T]
+) -> tuple[tuple[T, ...], tuple[BrokenItem, ...]]:
+    decoded: list[T] = []
     broken: list[BrokenItem] = []
-    for index, item in enumerate(raw.generations):
+    for index, item in enumerate(items):
         try:
-            generations.append(_generation.decode(item))
+            decoded.append(decoder.decode(item))
         except _UNDECODABLE as error:
             reason, field = _describe_decode_error(error)
             broken.append(
                 BrokenItem(
-                    field=f"$.generations[{index}]{(field or '$')[1:]}",
+                    field=f"$.{name}[{index}]{(field or '$')[1:]}",
                     reason=reason,
                     url=response.request.path,
                     request_id=response.request_id,
                     excerpt=_excerpt(bytes(item)),
                 )
             )
-    return GenerationPage(generations=tuple(generations), meta=raw.meta, broken=tuple(broken))
+    return tuple(decoded), tuple(broken)
 
 
 def check_decodable(kind: object) -> None:
@@ -207,7 +261,7 @@ def parse_response(kind: type[T], response: RawResponse) -> Response[T]:
     try:
         data = _decode(response, msgspec.json.Decoder(kind), response.body or b"{}")
     except errors.FloraError as error:
-        error.run_id = find_run_id(response.status, response.body)
+        error.run_id = find_run_id(response.request, response.status, response.body)
         raise
     return Response(
         data=data,
@@ -319,7 +373,7 @@ def _api_error(response: RawResponse) -> errors.APIError:
         kind = errors.IdempotencyConflictError
     message = error.message or _excerpt(response.body) or "empty response"
     order = response.request.order
-    if order is not None and (status, error.code) == (500, "unknown_error"):
+    if order is not None and order.project_id is not None and (status, error.code) == (500, "unknown_error"):
         message += f" FLORA returns this error for a malformed project_id. Check {order.project_id!r}."
     return kind(
         message,

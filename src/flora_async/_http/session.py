@@ -415,7 +415,7 @@ async def _read_body(response: aiohttp.ClientResponse, limit: int, request: Requ
         failure = errors.ResponseTooLargeError(
             f"{request.path} answered with more than {limit} bytes", request_id=response.headers.get("request-id")
         )
-    failure.run_id = find_run_id(response.status, b"".join(parts))
+    failure.run_id = find_run_id(request, response.status, b"".join(parts))
     raise failure
 
 

@@ -1,12 +1,19 @@
-"""Expected duration of runs, by type and model."""
+"""Expected duration of runs, by kind and model, technique or action."""
 
 from __future__ import annotations
 
 import math
 
-from flora_async.models import GenerationType
+from flora_async.models import OrderKind
 
-DEFAULT_SECONDS: dict[GenerationType, float] = {"text": 3.0, "audio": 6.0, "image": 8.0, "video": 60.0}
+DEFAULT_SECONDS: dict[OrderKind, float] = {
+    "text": 3.0,
+    "audio": 6.0,
+    "image": 8.0,
+    "video": 60.0,
+    "technique": 30.0,
+    "action": 5.0,
+}
 """Expected seconds of a run without an estimate from FLORA."""
 MAX_MODELS = 1000
 """Maximum number of (type, model) pairs with a stored correction."""
@@ -18,12 +25,12 @@ class DurationEstimator:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str | None], tuple[float, int]] = {}
 
-    def predict(self, run_type: GenerationType, model: str | None, estimate: float | None) -> float:
+    def predict(self, run_type: OrderKind, model: str | None, estimate: float | None) -> float:
         """Return the expected duration in seconds; *estimate* is FLORA's, or ``None``."""
         bias, _ = self._seen.get((run_type, model), (0.0, 0))
         return _valid_estimate(estimate, DEFAULT_SECONDS[run_type]) * math.exp(bias)
 
-    def update(self, run_type: GenerationType, model: str | None, estimate: float | None, seconds: float) -> None:
+    def update(self, run_type: OrderKind, model: str | None, estimate: float | None, seconds: float) -> None:
         """Update the correction with a run that took *seconds*."""
         key = run_type, model
         bias, runs = self._seen.pop(key, (0.0, 0))

@@ -35,6 +35,8 @@ class WaitTarget(Struct, frozen=True):
     run: Run | None = None
     """The last known record."""
     scope: Scope = (None, None)
+    in_history: bool = True
+    """Whether pages of the history can show it. They show generations only."""
     created: float = math.inf
     """Creation time in Unix seconds by the server's clock; infinity if unknown."""
     webhook_expected: bool = False

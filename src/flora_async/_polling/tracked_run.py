@@ -167,9 +167,9 @@ class TrackedRun:
         self.poll_url: str | None = None
         self.ignore_poll_url: bool = False
         """Whether its ``poll_url`` has failed."""
-        self.poll_individually: bool = False
+        self.poll_individually: bool = not target.in_history
         """Whether the next poll uses the run's own URL, not a history page."""
-        self.misses: int = 0
+        self.misses: float = 0 if target.in_history else math.inf
         """Number of history pages that should have contained the run."""
         self.poll_task: asyncio.Task[None] | None = None
         self.sweep: Sweep | None = None

@@ -16,13 +16,32 @@ from msgspec.structs import replace
 
 from flora_async import errors
 from flora_async._http import retry
-from flora_async._http.requests import Request, create_request, list_request
-from flora_async._http.responses import RawResponse, parse_page, parse_started_run, reused_run_error
+from flora_async._http.requests import Request, create_request, list_request, retrieve_request
+from flora_async._http.responses import (
+    RawResponse,
+    parse_page,
+    parse_run,
+    parse_started_run,
+    parse_technique_runs,
+    reused_run_error,
+)
 from flora_async._http.transport import Attempt, Transport
 from flora_async._http.urls import BaseURL
-from flora_async._resources.matching import Claim, candidate_runs, match_creates
-from flora_async._resources.pagination import GenerationList
-from flora_async.models import IDEMPOTENCY_KEY_TTL, Generation, GenerationPage, Order, StartedRun
+from flora_async._resources.declarations import Declarations
+from flora_async._resources.matching import Claim, HistoryRow, candidate_runs, match_creates
+from flora_async._resources.pagination import PageIterator
+from flora_async.models import (
+    IDEMPOTENCY_KEY_TTL,
+    ActionOrder,
+    AnyOrder,
+    Generation,
+    GenerationPage,
+    Order,
+    StartedRun,
+    TechniqueOrder,
+    TechniqueRun,
+    TechniqueRunPage,
+)
 
 log = logging.getLogger("flora_async")
 
@@ -36,12 +55,13 @@ MAX_IDLE_SCOPES = 100
 class CreateRecovery:
     """The creates of one client: those in flight, those with a lost response, and the runs assigned to them."""
 
-    def __init__(self, origin: BaseURL, transport: Transport, *, adopt: bool) -> None:
+    def __init__(self, origin: BaseURL, transport: Transport, declarations: Declarations, *, adopt: bool) -> None:
         self._origin = origin
         self._transport = transport
+        self._declarations = declarations
         self._adopt = adopt
         self._assigned: dict[str, str] = {}
-        self._scopes: dict[tuple[str, str], _ProjectCreates] = {}
+        self._scopes: dict[tuple[str, str | None], _ProjectCreates] = {}
         self._max_scopes = MAX_IDLE_SCOPES
 
     def now(self) -> float:
@@ -56,7 +76,7 @@ class CreateRecovery:
         """Return whether this client created the run, or found it for one of its orders."""
         return run_id in self._assigned
 
-    async def create(self, request: Request, order: Order, key: str) -> StartedRun:
+    async def create(self, request: Request, order: AnyOrder, key: str) -> StartedRun:
         """Send an order until FLORA accepts it. If its outcome is unknown, search the history for its run."""
         scope = self._scope(order)
         attempts: list[Attempt] = []
@@ -75,7 +95,7 @@ class CreateRecovery:
             scope.end_create(finished)
             attempts.clear()  # an error refers to this frame
         try:
-            return _as_started(await self._find(unknown, scope, known=(), plain=plain))
+            return await self._find(unknown, scope, known=(), plain=plain)
         finally:
             del unknown, plain
 
@@ -96,7 +116,7 @@ class CreateRecovery:
                     scope.end_create(finished)
                 if started is not None:
                     return started
-            return _as_started(await self._find(unknown, scope, known))
+            return await self._find(unknown, scope, known)
         finally:
             scope.remove_claim(unknown.idempotency_key)
             del unknown
@@ -110,7 +130,11 @@ class CreateRecovery:
     async def _resend(self, unknown: errors.CreateOutcomeUnknownError) -> StartedRun | None:
         key = unknown.idempotency_key
         attempts: list[Attempt] = []
-        request = create_request(self._origin, unknown.order, key)
+        order = unknown.order
+        if isinstance(order, Order):
+            request = create_request(self._origin, order, key)
+        else:
+            request = await self._declarations.create_request(order, key, check=False)
         try:
             return await self._transport.send(request, partial(self._read, key), attempts=attempts)
         except errors.FloraError as failure:
@@ -141,7 +165,7 @@ class CreateRecovery:
         return retry.CLOCK_SKEW if self._transport.clock.known else retry.CLOCK_SKEW_WITHOUT_DATE
 
     def _unknown_outcome(
-        self, order: Order, key: str, attempts: Sequence[Attempt]
+        self, order: AnyOrder, key: str, attempts: Sequence[Attempt]
     ) -> errors.CreateOutcomeUnknownError | None:
         """Return the error of a create that may have been accepted; ``None`` if no attempt can have been."""
         if not any(attempt.error.outcome_unknown for attempt in attempts):
@@ -176,13 +200,13 @@ class CreateRecovery:
         # A response that was read whole, and whose connection broke or timed out in the same moment.
         return next((run_id for run_id, owner in self._assigned.items() if owner == key), None)
 
-    def _attach_order(self, error: errors.IdempotencyConflictError, order: Order, key: str) -> None:
+    def _attach_order(self, error: errors.IdempotencyConflictError, order: AnyOrder, key: str) -> None:
         now, skew = self.now(), self._skew()
         error.order, error.idempotency_key = order, key
         error.window = now - IDEMPOTENCY_KEY_TTL - skew, now + skew
 
-    def _scope(self, order: Order) -> _ProjectCreates:
-        place = order.workspace_id, order.project_id
+    def _scope(self, order: AnyOrder) -> _ProjectCreates:
+        place = order.workspace_id, order.project_id if isinstance(order, Order) else order.endpoint
         scope = self._scopes.get(place)
         if scope is None:
             if len(self._scopes) >= self._max_scopes:
@@ -199,13 +223,15 @@ class CreateRecovery:
         scope: _ProjectCreates,
         known: Collection[str],
         plain: errors.InternalServerError | None = None,
-    ) -> Generation:
+    ) -> StartedRun:
         """Return the run of a create, or raise *unknown*. Without proof that the run exists: raise.
 
         The history may lag, so the first read assigns no run by elimination and clears no create. A single response can
         be wrong, so two reads in sequence must agree. *plain* is raised instead if a later read shows no candidate run.
         """
         key = unknown.idempotency_key
+        if isinstance(unknown.order, ActionOrder):
+            return await self._find_action(unknown, scope)
         pauses = deque(retry.RECOVERY_PAUSES)
         lagging = True
         before: list[str] = []
@@ -237,16 +263,35 @@ class CreateRecovery:
             scope.remove_claim(key)
             del unknown, plain
 
+    async def _find_action(self, unknown: errors.CreateOutcomeUnknownError, scope: _ProjectCreates) -> StartedRun:
+        """Return the run that a truncated response named, or raise *unknown*: FLORA has no history of actions."""
+        try:
+            self._extend_window(unknown)
+            named = unknown.run_id
+            if named is None or not self._adopt:
+                raise unknown
+            with suppress(errors.FloraError):
+                run = await self._transport.send(retrieve_request(self._origin, named), partial(parse_run, named))
+                if unknown.window[0] <= run.created.timestamp() <= unknown.window[1]:
+                    self._assign(named, unknown.idempotency_key)
+                    return StartedRun(
+                        run_id=named, type="action", charged_cost=0.0, poll_url=run.poll_url, recovered=True
+                    )
+            raise unknown
+        finally:
+            scope.remove_claim(unknown.idempotency_key)
+            del unknown
+
     def _extend_window(self, unknown: errors.CreateOutcomeUnknownError) -> None:
         """Extend the window until now: a proxy can deliver an attempt after its client has given up."""
         if not unknown.accepted:
             unknown.window = unknown.window[0], max(unknown.window[1], self._latest_now() + self._skew())
 
-    def _assign_from_history(self, key: str, row: Generation) -> Generation:
+    def _assign_from_history(self, key: str, row: HistoryRow) -> StartedRun:
         self._assign(row.run_id, key)
         extra = {"idempotency_key": key, "run_id": row.run_id}
         log.warning("the response to the create under key %s was lost; %s is its run", key, row.run_id, extra=extra)
-        return replace(row, recovered=True)
+        return _as_started(row)
 
     async def _read_unassigned(
         self, scope: _ProjectCreates, unknown: errors.CreateOutcomeUnknownError, known: Collection[str]
@@ -281,19 +326,25 @@ class CreateRecovery:
         ]
         return _History(rows, history.broken)
 
-    async def _read_history(self, order: Order, earliest: float) -> _History:
-        rows: list[Generation] = []
+    async def _read_history(self, order: AnyOrder, earliest: float) -> _History:
+        rows: list[HistoryRow] = []
         broken = False
-        async with GenerationList(partial(self._read_page, order), None).pages() as pages:
+        async with PageIterator(partial(self._read_rows, order), None) as pages:
             async for page in pages:
                 broken = broken or bool(page.broken)
-                rows += page.generations
-                if any(row.created.timestamp() < earliest for row in page.generations):
+                items = page.generations if isinstance(page, GenerationPage) else page.technique_runs
+                rows += items
+                if any(row.created.timestamp() < earliest for row in items):
                     break
         fresh = {row.run_id: row for row in rows if row.created.timestamp() >= earliest}
         return _History(list(fresh.values()), broken)
 
-    async def _read_page(self, order: Order, cursor: str | None) -> GenerationPage:
+    async def _read_rows(self, order: AnyOrder, cursor: str | None) -> GenerationPage | TechniqueRunPage:
+        if isinstance(order, TechniqueOrder):
+            return await self._read_technique_runs(order, cursor)
+        return await self._read_page(order, cursor)
+
+    async def _read_page(self, order: AnyOrder, cursor: str | None) -> GenerationPage:
         request = list_request(
             self._origin,
             cursor=cursor,
@@ -304,11 +355,24 @@ class CreateRecovery:
         )
         return await self._transport.send(replace(request, fresh=True), parse_page)
 
+    async def _read_technique_runs(self, order: TechniqueOrder, cursor: str | None) -> TechniqueRunPage:
+        request = list_request(
+            self._origin,
+            path="/technique-runs",
+            cursor=cursor,
+            limit=100,
+            project_id=None,
+            status=None,
+            workspace_id=order.workspace_id,
+            technique_id=order.technique_id,
+        )
+        return await self._transport.send(replace(request, fresh=True), parse_technique_runs)
+
 
 class _History(Struct, frozen=True):
     """The runs of a project since some time, and whether items among them could not be decoded."""
 
-    rows: Sequence[Generation]
+    rows: Sequence[HistoryRow]
     broken: bool
 
 
@@ -375,13 +439,14 @@ def _unknown(conflict: errors.IdempotencyConflictError) -> errors.CreateOutcomeU
     )
 
 
-def _as_started(run: Generation) -> StartedRun:
+def _as_started(row: HistoryRow) -> StartedRun:
     return StartedRun(
-        run_id=run.run_id,
-        type="generation",
-        charged_cost=run.charged_cost or 0.0,
-        poll_url=run.poll_url,
-        project_id=run.project_id,
-        model=run.model,
+        run_id=row.run_id,
+        type="generation" if isinstance(row, Generation) else "technique",
+        charged_cost=row.charged_cost or 0.0,
+        poll_url=row.poll_url,
+        project_id=row.project_id,
+        model=row.model if isinstance(row, Generation) else None,
+        technique=row.technique if isinstance(row, TechniqueRun) else None,
         recovered=True,
     )

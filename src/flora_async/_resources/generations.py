@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, overload
 
-from flora_async._http.requests import Request, encode_order, list_request, order_of, retrieve_request
+from flora_async._http.requests import Request, encode_any_order, generation_order_of, list_request, retrieve_request
 from flora_async._http.responses import parse_page, parse_run
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
 from flora_async._resources.pagination import GenerationList
 from flora_async._resources.starting import RunStarter
 from flora_async._validation import check_run
-from flora_async.models import GenerationPage, GenerationType, Order, Run, RunLike, RunStatus, StartedRun
+from flora_async.models import AnyOrder, GenerationPage, GenerationType, Order, Run, RunLike, RunStatus, StartedRun
 
 
 class Generations:
@@ -73,7 +73,7 @@ class Generations:
             APIError: FLORA refused the order; nothing was started.
             APIConnectionError: the request did not reach FLORA; nothing was started.
         """
-        order = order_of(
+        order = generation_order_of(
             order,
             {
                 "type": type,
@@ -87,13 +87,15 @@ class Generations:
         )
         return await self._starter.start(order, idempotency_key)
 
-    def validate(self, order: Order) -> Order:
-        """Check an order as ``create`` does, without a request, and return it as it would be sent.
+    def validate(self, order: AnyOrder) -> AnyOrder:
+        """Check an order of any kind as its create does, without a request, and return it as it would be sent.
+
+        The inputs of techniques and actions are compared with the declared ones only when they start.
 
         Raises:
             ConfigurationError: the order is invalid.
         """
-        return encode_order(self._origin, order)
+        return encode_any_order(self._origin, order)
 
     async def retrieve(self, run_id: RunLike) -> Run:
         """Return the current state of a run, with its outputs if it has completed. Reference: "Get a run".

@@ -7,17 +7,21 @@ the create, and of all runs without a known create only this one matches.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TypeAlias
 
 from msgspec import Struct
 
-from flora_async.models import Generation, Order
+from flora_async.models import AnyOrder, Generation, Order, TechniqueOrder, TechniqueRun
+
+HistoryRow: TypeAlias = Generation | TechniqueRun
+"""An item of the history of generations, or of techniques."""
 
 
 class Claim(Struct, frozen=True):
     """A create whose run is searched in the history."""
 
     key: str
-    order: Order
+    order: AnyOrder
     window: tuple[float, float]
     """Earliest and latest time of the run's creation, in Unix seconds."""
     named: str | None = None
@@ -26,23 +30,28 @@ class Claim(Struct, frozen=True):
     """Whether FLORA is known to have accepted the create, so that its run exists."""
 
 
-def candidate_runs(claim: Claim, rows: Iterable[Generation]) -> list[str]:
+def candidate_runs(claim: Claim, rows: Iterable[HistoryRow]) -> list[str]:
     """Return the ids of runs that can belong to a create, newest first."""
-    order, (first, last) = claim.order, claim.window
-    return [
-        row.run_id
-        for row in rows
-        if first <= row.created.timestamp() <= last
-        and (row.workspace_id, row.project_id) == (order.workspace_id, order.project_id)
-        and _models_match(order.model, row.model.model_id if row.model else None)
-    ]
+    first, last = claim.window
+    return [row.run_id for row in rows if first <= row.created.timestamp() <= last and _order_matches(claim.order, row)]
+
+
+def _order_matches(order: AnyOrder, row: HistoryRow) -> bool:
+    """Return whether the row can be a run of the order, by all that the history shows of it."""
+    if isinstance(order, Order) and isinstance(row, Generation):
+        place = row.workspace_id, row.project_id
+        reported = row.model.model_id if row.model else None
+        return place == (order.workspace_id, order.project_id) and _models_match(order.model, reported)
+    if isinstance(order, TechniqueOrder) and isinstance(row, TechniqueRun):
+        return (row.workspace_id, row.technique.technique_id) == (order.workspace_id, order.technique_id)
+    return False
 
 
 def _models_match(ordered: str | None, reported: str | None) -> bool:
     return ordered is None or reported is None or ordered == reported
 
 
-def match_creates(claims: Collection[Claim], rows: Collection[Generation]) -> dict[str, list[str]]:
+def match_creates(claims: Collection[Claim], rows: Collection[HistoryRow]) -> dict[str, list[str]]:
     """Return the possible run ids of each accepted create, by idempotency key.
 
     One id: the run is certain, in every assignment of the others. Several: the run cannot be determined. No id: there
@@ -73,7 +82,7 @@ def _connected_groups(options: Mapping[str, Collection[str]]) -> Iterator[list[s
         yield group
 
 
-def _match_group(options: Mapping[str, list[str]], orders: Mapping[str, Order]) -> dict[str, list[str]]:
+def _match_group(options: Mapping[str, list[str]], orders: Mapping[str, AnyOrder]) -> dict[str, list[str]]:
     left = {key: list(runs) for key, runs in options.items()}
     matches: dict[str, list[str]] = {}
     while forced := _single_candidate(left) or _identical_orders(left, orders):
@@ -94,7 +103,7 @@ def _single_candidate(left: Mapping[str, list[str]]) -> dict[str, str]:
     return {}
 
 
-def _identical_orders(left: Mapping[str, list[str]], orders: Mapping[str, Order]) -> dict[str, str]:
+def _identical_orders(left: Mapping[str, list[str]], orders: Mapping[str, AnyOrder]) -> dict[str, str]:
     """Return an assignment for identical orders with as many candidate runs as orders: any assignment is correct."""
     for key in left:
         identical = [other for other in left if orders[other] == orders[key]]

@@ -1,4 +1,4 @@
-"""The history: iterators over pages and items, which prefetch one page.
+"""Histories: iterators over pages and items, which prefetch one page.
 
 No iterator yields inside a task group or a cancel scope, and the prefetch never refers to its iterator. So ``break``,
 ``aclose()`` and the garbage collector each end it.
@@ -10,23 +10,27 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, Self, TypeAlias
+from operator import attrgetter
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 from weakref import WeakSet, ref
 
 from flora_async import errors
 from flora_async._aio import AsyncCloseable
-from flora_async.models import BrokenItem, Generation, GenerationPage
+from flora_async.models import BrokenItem, Generation, GenerationPage, Run, TechniqueRun, TechniqueRunPage
 
 log = logging.getLogger("flora_async")
 
-FetchPage: TypeAlias = Callable[[str | None], Coroutine[Any, Any, GenerationPage]]
+PageT = TypeVar("PageT", bound=GenerationPage | TechniqueRunPage)
+RowT = TypeVar("RowT", bound=Run)
+
+FetchPage: TypeAlias = Callable[[str | None], Coroutine[Any, Any, PageT]]
 
 MAX_REMEMBERED_ITEMS = 20_000
 """Number of item ids kept to skip duplicates. New generations shift items to later pages, but not by more than this."""
 
 
-class PageIterator(AsyncCloseable):
-    """The pages of the history as FLORA returns them, newest first. An item that shifts between two pages is on both.
+class PageIterator(AsyncCloseable, Generic[PageT]):
+    """The pages of a history as FLORA returns them, newest first. An item that shifts between two pages is on both.
 
     The next page is prefetched while the caller reads the current one. ``aclose()``, the end of ``async with`` and the
     garbage collector cancel the prefetch. After an error, the next call requests the same page again. Several tasks may
@@ -35,23 +39,23 @@ class PageIterator(AsyncCloseable):
 
     usage = "async for page in flora.generations.list(...).pages(), or await anext(...) for one page"
 
-    def __init__(self, fetch: FetchPage, cursor: str | None) -> None:
+    def __init__(self, fetch: FetchPage[PageT], cursor: str | None) -> None:
         self._fetch = fetch
         self._cursor = cursor
         self._visited_cursors = {cursor}
         self._soon: asyncio.Handle | None = None
-        self._prefetch: asyncio.Task[GenerationPage] | None = None
+        self._prefetch: asyncio.Task[PageT] | None = None
         self._over = self._cursor_repeated = False
         self._turn = asyncio.Lock()
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> GenerationPage:
+    async def __anext__(self) -> PageT:
         async with self._turn:
             return await self.next_page()
 
-    async def next_page(self) -> GenerationPage:
+    async def next_page(self) -> PageT:
         """Return the next page to the one task that reads."""
         if self._over:
             raise StopAsyncIteration
@@ -70,7 +74,7 @@ class PageIterator(AsyncCloseable):
         else:
             self._visited_cursors.add(self._cursor)
             # Not at once: a reader that requests the page before other callbacks run gains nothing from a task.
-            me: ref[PageIterator] = ref(self)
+            me: ref[PageIterator[PageT]] = ref(self)
             self._soon = asyncio.get_running_loop().call_soon(_look_ahead, me)
         return page
 
@@ -96,13 +100,13 @@ class PageIterator(AsyncCloseable):
             ahead.get_loop().call_soon_threadsafe(ahead.cancel)
 
 
-def _look_ahead(pages: ref[PageIterator]) -> None:
+def _look_ahead(pages: ref[PageIterator[PageT]]) -> None:
     iterator = pages()
     if iterator is not None:
         iterator.look_ahead()
 
 
-def _retrieve_exception(ahead: asyncio.Task[GenerationPage]) -> None:
+def _retrieve_exception(ahead: asyncio.Task[PageT]) -> None:
     # Mark the exception of an unused prefetch as retrieved.
     if not ahead.cancelled():
         ahead.exception()
@@ -115,31 +119,31 @@ class Deduplicator:
         self._seen: set[str] = set()
         self._seen_by_page: deque[set[str]] = deque()
 
-    def filter_new(self, generations: Sequence[Generation]) -> Sequence[Generation]:
-        """Return the generations that were on no earlier page."""
-        ids = {generation.run_id for generation in generations}
-        if len(ids) < len(generations) or not ids.isdisjoint(self._seen):
-            unseen: dict[str, Generation] = {}
-            for generation in generations:
-                if generation.run_id not in self._seen:
-                    unseen.setdefault(generation.run_id, generation)
-            generations, ids = list(unseen.values()), set(unseen)
+    def filter_new(self, runs: Sequence[RowT]) -> Sequence[RowT]:
+        """Return the runs that were on no earlier page."""
+        ids = {run.run_id for run in runs}
+        if len(ids) < len(runs) or not ids.isdisjoint(self._seen):
+            unseen: dict[str, RowT] = {}
+            for run in runs:
+                if run.run_id not in self._seen:
+                    unseen.setdefault(run.run_id, run)
+            runs, ids = list(unseen.values()), set(unseen)
         self._seen |= ids
         self._seen_by_page.append(ids)
         if len(self._seen) > MAX_REMEMBERED_ITEMS:
             self._seen -= self._seen_by_page.popleft()
-        return generations
+        return runs
 
 
-def log_broken_items(page: GenerationPage) -> None:
+def log_broken_items(page: GenerationPage | TechniqueRunPage) -> None:
     """Log the items of a page that cannot be decoded."""
     for item in page.broken:
         extra = {"field": item.field, "request_id": item.request_id}
         log.warning("cannot decode an item of the history, at %s (%s)", item.field, item.request_id, extra=extra)
 
 
-class GenerationIterator(AsyncCloseable):
-    """The items of the history, newest first, each once: an item that shifts to a later page is not yielded again.
+class HistoryIterator(AsyncCloseable, Generic[PageT, RowT]):
+    """The items of a history, newest first, each once: an item that shifts to a later page is not yielded again.
 
     An item that cannot be decoded raises after all others were yielded. Several tasks may share an iterator: each item
     reaches exactly one of them.
@@ -147,9 +151,10 @@ class GenerationIterator(AsyncCloseable):
 
     usage = "async for generation in ..., or await anext(...) for one item"
 
-    def __init__(self, pages: PageIterator) -> None:
+    def __init__(self, pages: PageIterator[PageT], rows_of: Callable[[PageT], Sequence[RowT]]) -> None:
         self._pages = pages
-        self._items: Iterator[Generation] = iter(())
+        self._rows_of = rows_of
+        self._items: Iterator[RowT] = iter(())
         self._once = Deduplicator()
         self._broken: BrokenItem | None = None
         self._turn = asyncio.Lock()
@@ -157,13 +162,13 @@ class GenerationIterator(AsyncCloseable):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Generation:
-        generation = next(self._items, None)
-        return await self._next_item() if generation is None else generation
+    async def __anext__(self) -> RowT:
+        run = next(self._items, None)
+        return await self._next_item() if run is None else run
 
-    async def _next_item(self) -> Generation:
+    async def _next_item(self) -> RowT:
         async with self._turn:  # The first task reads the page. Tasks that waited use its items.
-            while (generation := next(self._items, None)) is None:
+            while (run := next(self._items, None)) is None:
                 try:
                     page = await self._pages.next_page()
                 except StopAsyncIteration:
@@ -172,8 +177,8 @@ class GenerationIterator(AsyncCloseable):
                 log_broken_items(page)
                 if page.broken:
                     self._broken = self._broken or page.broken[0]
-                self._items = iter(self._once.filter_new(page.generations))
-            return generation
+                self._items = iter(self._once.filter_new(self._rows_of(page)))
+            return run
 
     def _raise_for_broken_item(self) -> None:
         item, self._broken = self._broken, None
@@ -192,8 +197,8 @@ class GenerationIterator(AsyncCloseable):
         await self._pages.aclose()
 
 
-class GenerationList(AsyncCloseable):
-    """The history, which can be read several times: each ``async for`` over it starts at the beginning.
+class HistoryList(AsyncCloseable, Generic[PageT, RowT]):
+    """A history, which can be read several times: each ``async for`` over it starts at the beginning.
 
     ``async with`` cancels the prefetches of all its iterators.
 
@@ -203,22 +208,24 @@ class GenerationList(AsyncCloseable):
             ``page.broken`` instead.
     """
 
-    usage = (
-        "async for generation in flora.generations.list(...), "
-        "or await anext(flora.generations.list(...).pages()) for one page"
-    )
-
-    def __init__(self, fetch: FetchPage, cursor: str | None, url: str = "") -> None:
+    def __init__(
+        self,
+        fetch: FetchPage[PageT],
+        cursor: str | None,
+        url: str,
+        rows_of: Callable[[PageT], Sequence[RowT]],
+    ) -> None:
         self.url = url
         """URL of its first page: the same for the same arguments."""
         self._fetch = fetch
         self._cursor = cursor
-        self._walks: WeakSet[PageIterator] = WeakSet()
+        self._rows_of = rows_of
+        self._walks: WeakSet[PageIterator[PageT]] = WeakSet()
 
-    def __aiter__(self) -> GenerationIterator:
-        return GenerationIterator(self.pages())
+    def __aiter__(self) -> HistoryIterator[PageT, RowT]:
+        return HistoryIterator(self.pages(), self._rows_of)
 
-    def pages(self, *, cursor: str | None = None) -> PageIterator:
+    def pages(self, *, cursor: str | None = None) -> PageIterator[PageT]:
         """Return an iterator over pages, from a saved *cursor* or from the beginning.
 
         Save ``page.next_cursor`` to continue later with ``list(cursor=...)``.
@@ -231,3 +238,27 @@ class GenerationList(AsyncCloseable):
         """Close all iterators over this list."""
         for pages in list(self._walks):
             await pages.aclose()
+
+
+class GenerationList(HistoryList[GenerationPage, Generation]):
+    """The history of generations; see :class:`HistoryList`."""
+
+    usage = (
+        "async for generation in flora.generations.list(...), "
+        "or await anext(flora.generations.list(...).pages()) for one page"
+    )
+
+    def __init__(self, fetch: FetchPage[GenerationPage], cursor: str | None, url: str = "") -> None:
+        super().__init__(fetch, cursor, url, attrgetter("generations"))
+
+
+class TechniqueRunList(HistoryList[TechniqueRunPage, TechniqueRun]):
+    """The history of techniques; see :class:`HistoryList`."""
+
+    usage = (
+        "async for run in flora.technique_runs.list(...), "
+        "or await anext(flora.technique_runs.list(...).pages()) for one page"
+    )
+
+    def __init__(self, fetch: FetchPage[TechniqueRunPage], cursor: str | None, url: str = "") -> None:
+        super().__init__(fetch, cursor, url, attrgetter("technique_runs"))

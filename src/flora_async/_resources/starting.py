@@ -15,13 +15,14 @@ from flora_async._http.requests import create_request
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
 from flora_async._resources.create_recovery import CreateRecovery
+from flora_async._resources.declarations import Declarations
 from flora_async._validation import check_idempotency_key
 from flora_async.events import Emit, RunCreated
-from flora_async.models import Order, RunOrigin, StartedRun
+from flora_async.models import AnyOrder, Order, RunOrigin, StartedRun
 
 log = logging.getLogger("flora_async")
 
-OnCreate: TypeAlias = Callable[[str, Order], None]
+OnCreate: TypeAlias = Callable[[str, AnyOrder], None]
 """Called with the idempotency key and the order before the request is sent. Its exceptions stop the create."""
 
 
@@ -33,6 +34,7 @@ class RunStarter:
         origin: BaseURL,
         transport: Transport,
         recovery: CreateRecovery,
+        declarations: Declarations,
         *,
         on_create: OnCreate | None,
         emit: Emit | None,
@@ -40,22 +42,27 @@ class RunStarter:
         self._origin = origin
         self._transport = transport
         self._recovery = recovery
+        self._declarations = declarations
         self._on_create = on_create
         self._emit = emit
 
-    async def start(self, order: Order, idempotency_key: str | None = None) -> StartedRun:
+    async def start(self, order: AnyOrder, idempotency_key: str | None = None) -> StartedRun:
         """Check an order, record its key with ``on_create``, send it, and return the started run with its origin."""
         key = str(uuid.uuid4()) if idempotency_key is None else check_idempotency_key(idempotency_key)
-        request = create_request(self._origin, order, key)
+        if isinstance(order, Order):
+            request = create_request(self._origin, order, key)
+        else:
+            request = await self._declarations.create_request(order, key)
         if self._on_create is not None:
             _record_key(self._on_create, key, order)
         sent = request.order or order
+        kind, endpoint = (sent.type, sent.model) if isinstance(sent, Order) else (sent.kind, sent.endpoint)
         if log.isEnabledFor(logging.INFO):
-            log.info("create of an %s under idempotency key %s", sent.type, key, extra={"idempotency_key": key})
+            log.info("create of an %s under idempotency key %s", kind, key, extra={"idempotency_key": key})
         try:
             started = await self._recovery.create(request, sent, key)
         except asyncio.CancelledError as error:
-            error.add_note(f"FLORA may have accepted the {sent.type} under idempotency key {key}")
+            error.add_note(f"FLORA may have accepted the {kind} under idempotency key {key}")
             raise
         if log.isEnabledFor(logging.INFO):
             extra = {"run_id": started.run_id, "charged_cost": started.charged_cost, "idempotency_key": key}
@@ -65,8 +72,8 @@ class RunStarter:
             self._emit(
                 RunCreated(
                     run_id=started.run_id,
-                    type=sent.type,
-                    model_id=model_id or sent.model,
+                    type=kind,
+                    model_id=model_id or endpoint,
                     charged_cost=started.charged_cost,
                     recovered=started.recovered,
                 )
@@ -75,8 +82,8 @@ class RunStarter:
             return started
         origin = RunOrigin(
             created_at=self._transport.server_time(),
-            type=sent.type,
-            model=model_id or sent.model,
+            type=kind,
+            model=model_id or endpoint,
             workspace_id=sent.workspace_id,
             project_id=sent.project_id,
             has_callback=sent.callback_url is not None,
@@ -84,7 +91,7 @@ class RunStarter:
         return replace(started, origin=origin)
 
 
-def _record_key(on_create: Callable[[str, Order], object], key: str, order: Order) -> None:
+def _record_key(on_create: Callable[[str, AnyOrder], object], key: str, order: AnyOrder) -> None:
     """Call on_create. Raise if it returns a coroutine: nothing was recorded, so nothing may be sent."""
     pending = on_create(key, order)
     if isinstance(pending, Coroutine):

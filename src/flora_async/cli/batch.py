@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from flora_async import Flora, Order, errors
+from flora_async import AnyOrder, Flora, errors
 from flora_async._aio import run_in_thread
 from flora_async.cli import arguments, batch_progress, batch_results, output
 from flora_async.cli.order_files import STDIN, OrderFile, open_orders
@@ -201,7 +201,7 @@ def _count(source: OrderFile, flora: Flora, options: argparse.Namespace) -> Coun
             if wrong <= MAX_FAULTS:
                 faults.append(f"line {line.number}: {line.fault}")
         else:
-            counts[line.order.type, line.order.model] += 1
+            counts[line.order.kind, line.order.endpoint] += 1
     if wrong:
         more = [f"and {wrong - MAX_FAULTS} more"] if wrong > MAX_FAULTS else []
         raise arguments.UsageError("\n  ".join([f"{options.orders}: nothing was ordered", *faults, *more]))
@@ -212,7 +212,7 @@ def _count(source: OrderFile, flora: Flora, options: argparse.Namespace) -> Coun
 
 async def _orders(
     source: OrderFile, flora: Flora, options: argparse.Namespace
-) -> AsyncIterator[tuple[Order, Mapping[str, Any]]]:
+) -> AsyncIterator[tuple[AnyOrder, Mapping[str, Any]]]:
     for line in source.read(flora.generations.validate, _defaults(options)):
         if line.order is None:
             raise arguments.UsageError(f"{options.orders} has changed: line {line.number}: {line.fault}")

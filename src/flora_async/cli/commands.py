@@ -11,7 +11,7 @@ import webbrowser
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from flora_async import Flora, Model, Order, Project, Run, Workspace, errors
+from flora_async import AnyOrder, Flora, Model, Project, Run, Workspace, errors
 from flora_async.cli import arguments, demo, gallery, output
 from flora_async.export._tables import COLUMNS
 
@@ -41,7 +41,7 @@ class CommandContext:
         """Open a client that records each order before it is sent."""
         return Flora(options.api_key, on_create=self._record_order)
 
-    def _record_order(self, key: str, _order: Order) -> None:
+    def _record_order(self, key: str, _order: AnyOrder) -> None:
         self.ordering[key] = None
 
     def record_created(self, run_id: str) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from flora_async import errors
-from flora_async.models import Order
+from flora_async.models import ActionOrder, AnyOrder, Order, TechniqueOrder, convert_order
 
 MAX_LINE = 2**20
 """Bytes of a line of JSON; FLORA takes no longer order."""
@@ -26,7 +26,12 @@ MAX_CELL = 2**24
 """Characters of a cell of CSV."""
 STDIN = Path("-")
 
-_FIELDS = frozenset(Order.__struct_fields__)
+_FIELDS = {kind: frozenset(kind.__struct_fields__) for kind in (Order, TechniqueOrder, ActionOrder)}
+_REQUIRED: dict[type[AnyOrder], tuple[str, ...]] = {
+    Order: ("type", "prompt", "workspace_id", "project_id"),
+    TechniqueOrder: ("inputs", "workspace_id"),
+    ActionOrder: ("inputs", "workspace_id", "project_id"),
+}
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}\n]{1,100})\}")
 _line: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
 
@@ -36,7 +41,7 @@ class OrderLine(Struct, frozen=True):
 
     number: int
     """Number of the line in its file, from 1."""
-    order: Order | None
+    order: AnyOrder | None
     columns: Mapping[str, Any] = {}
     """Columns of the line that are no fields of an order."""
     fault: str = ""
@@ -50,7 +55,7 @@ class OrderFile:
         self._stream = stream
         self._is_csv = is_csv
 
-    def read(self, validate: Callable[[Order], Order], defaults: Mapping[str, Any]) -> Iterator[OrderLine]:
+    def read(self, validate: Callable[[AnyOrder], AnyOrder], defaults: Mapping[str, Any]) -> Iterator[OrderLine]:
         """Yield the lines; *defaults* holds fields for lines that do not have them.
 
         A line has an order's fields by name; its other columns can be used in the prompt, ``{like_this}``. Blank lines,
@@ -93,24 +98,34 @@ def open_orders(path: Path) -> Generator[OrderFile]:
             yield OrderFile(path, copied, is_csv=path.suffix.lower() == ".csv" or not start.startswith(b"{"))
 
 
-def _read(row: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[Order, Mapping[str, Any]]:
+def _read(row: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[AnyOrder, Mapping[str, Any]]:
     fields = dict(defaults)
     fields.update((name, value) for name, value in row.items() if value is not None and value != "")
-    if isinstance(params := fields.get("params"), str):
-        try:
-            fields["params"] = _line.decode(params)
-        except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
-            raise errors.ConfigurationError(f"params is no JSON object: {params[:80]!r}") from None
-    if isinstance(prompt := fields.get("prompt"), str):
+    for name in ("params", "inputs"):
+        if isinstance(text := fields.get(name), str):
+            fields[name] = _decode_cell(name, text)
+    kind = TechniqueOrder if "technique_id" in fields else ActionOrder if "action_id" in fields else Order
+    if kind is Order and isinstance(prompt := fields.get("prompt"), str):
         fields["prompt"] = fill(prompt, {**row, **fields})
-    for name in ("type", "prompt", "workspace_id", "project_id"):
+    for name in _REQUIRED[kind]:
         if name not in fields:
             raise errors.ConfigurationError(f"{name} is missing")
+    known = _FIELDS[kind]
     try:
-        order = msgspec.convert({name: value for name, value in fields.items() if name in _FIELDS}, Order)
+        order = convert_order({name: value for name, value in fields.items() if name in known})
     except msgspec.ValidationError as error:
         raise errors.ConfigurationError(str(error)) from None
-    return order, {name: value for name, value in row.items() if name not in _FIELDS}
+    return order, {name: value for name, value in row.items() if name not in known}
+
+
+def _decode_cell(name: str, text: str) -> object:
+    try:
+        value: object = msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
+        value = None
+    if not isinstance(value, dict | list) or (name == "params" and not isinstance(value, dict)):
+        raise errors.ConfigurationError(f"{name} is no JSON object: {text[:80]!r}")
+    return value
 
 
 def fill(prompt: str, columns: Mapping[str, Any]) -> str:

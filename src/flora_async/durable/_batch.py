@@ -17,10 +17,10 @@ from flora_async._validation import check_count, check_seconds, check_usd
 from flora_async.durable._store import batches
 from flora_async.durable._store.batches import BatchSettings, BatchStatus, BatchWriter
 from flora_async.durable._store.database import Database, execute, select
-from flora_async.durable._store.outcomes import decode_outcome, restore_error, store_error
+from flora_async.durable._store.outcomes import decode_order, decode_outcome, restore_error, store_error
 from flora_async.durable._store.schema import ENDED, State
 from flora_async.durable._worker.worker import Worker
-from flora_async.models import Order, Run
+from flora_async.models import AnyOrder, Run
 
 T = TypeVar("T")
 
@@ -29,15 +29,13 @@ POLL_INTERVAL = 0.25
 COMMIT_DELAY = 5.0
 """Seconds for which an end can be invisible to others after its time: its transaction is not committed."""
 
-_order: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Order)
-
 
 class BatchOutcome(Struct, frozen=True, kw_only=True):
     """The outcome of an order of a batch: :attr:`run` if it completed, else :attr:`error`."""
 
     index: int
     """Its place in input order, from 0."""
-    order: Order
+    order: AnyOrder
     columns: Mapping[str, Any]
     """The other columns of its line."""
     key: str
@@ -79,7 +77,7 @@ class Batch:
 
     async def run(
         self,
-        orders: Iterable[Order] | AsyncIterable[Order],
+        orders: Iterable[AnyOrder] | AsyncIterable[AnyOrder],
         *,
         max_cost: float | None = None,
         rate: float | None = None,
@@ -112,7 +110,7 @@ class Batch:
 
     async def add(
         self,
-        orders: AsyncIterable[tuple[Order, Mapping[str, Any]]],
+        orders: AsyncIterable[tuple[AnyOrder, Mapping[str, Any]]],
         *,
         max_cost: float | None = None,
         settings: BatchSettings | None = None,
@@ -312,7 +310,7 @@ class BatchOutcomes:
 
 
 def _to_outcome(row: sa.Row[Any]) -> BatchOutcome:
-    order, outcome = _order.decode(row.body), decode_outcome(row.outcome)
+    order, outcome = decode_order(row.body), decode_outcome(row.outcome)
     return BatchOutcome(
         index=row.number,
         order=order,
@@ -327,8 +325,8 @@ def _to_outcome(row: sa.Row[Any]) -> BatchOutcome:
 
 
 async def _without_columns(
-    orders: Iterable[Order] | AsyncIterable[Order],
-) -> AsyncIterable[tuple[Order, Mapping[str, Any]]]:
+    orders: Iterable[AnyOrder] | AsyncIterable[AnyOrder],
+) -> AsyncIterable[tuple[AnyOrder, Mapping[str, Any]]]:
     if isinstance(orders, AsyncIterable):
         async for order in orders:
             yield order, {}
@@ -337,8 +335,8 @@ async def _without_columns(
             yield order, {}
 
 
-def _check_order(flora: Flora, order: object, number: int) -> Order:
-    if not isinstance(order, Order):
+def _check_order(flora: Flora, order: object, number: int) -> AnyOrder:
+    if not isinstance(order, AnyOrder):
         raise errors.ConfigurationError(f"order {number}: a batch takes Orders, not {type(order).__name__}")
     try:
         return flora.generations.validate(order)

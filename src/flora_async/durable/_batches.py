@@ -13,7 +13,7 @@ from flora_async.durable._store import batches, orders
 from flora_async.durable._store.batches import BatchStatus, BatchWriter
 from flora_async.durable._store.database import DEFAULT_DATABASE, Database
 from flora_async.durable._worker.worker import Worker
-from flora_async.models import Order
+from flora_async.models import AnyOrder
 
 CONCURRENCY = 1000
 
@@ -85,7 +85,9 @@ class Batches:
         """Return where all batches stand, oldest first."""
         return await self._database.read(batches.list_statuses)
 
-    async def find_same_orders(self, total: int, orders: AsyncIterable[tuple[Order, Mapping[str, Any]]]) -> str | None:
+    async def find_same_orders(
+        self, total: int, orders: AsyncIterable[tuple[AnyOrder, Mapping[str, Any]]]
+    ) -> str | None:
         """Return the name of an unfinished batch of the same *total* orders, each with its other columns."""
         if not await self._database.read(lambda c: batches.find_unfinished(c, total)):
             return None

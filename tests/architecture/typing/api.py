@@ -22,8 +22,8 @@ from flora_async import (
     Flora,
     FloraError,
     Generation,
-    GenerationIterator,
     GenerationPage,
+    HistoryIterator,
     ModelRef,
     Order,
     Outcome,
@@ -88,8 +88,8 @@ async def use(flora: Flora, anything: RunLike) -> None:
     )
 
     listing = flora.generations.list(cursor=None, limit=100, status="completed", project_id="prj_1")
-    assert_type(aiter(listing), GenerationIterator)
-    assert_type(listing.pages(), PageIterator)
+    assert_type(aiter(listing), HistoryIterator[GenerationPage, Generation])
+    assert_type(listing.pages(), PageIterator[GenerationPage])
     async for generation in listing:
         assert_type(generation, Generation)
         assert_type(await flora.wait_for_run(generation), Run)

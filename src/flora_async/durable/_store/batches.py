@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from flora_async import errors
 from flora_async.durable._store.database import execute, prepare, select
 from flora_async.durable._store.schema import IN_FLIGHT, hold_name_lock
-from flora_async.models import Order
+from flora_async.models import AnyOrder
 
 STORE_PAGE = 2000
 """Orders that are stored in one transaction."""
@@ -109,15 +109,15 @@ class BatchWriter:
         )
         execute(connection, sql, id=self.id, storer=self._process, now=time.time())
 
-    def row(self, order: Order, columns: Mapping[str, Any]) -> dict[str, object]:
+    def row(self, order: AnyOrder, columns: Mapping[str, Any]) -> dict[str, object]:
         """Return the next order as a row, numbered, with its key."""
         body, extra = msgspec.json.encode(order), msgspec.json.encode(columns) if columns else b""
         self._digest.update(body + b"\n" + extra + b"\n")
         row: dict[str, object] = {"batch": self.id, "number": self.total, "key": f"{self.name}.{self.id}.{self.total}"}
         self.total += 1
         return row | {
-            "kind": order.type,
-            "model": order.model,
+            "kind": order.kind,
+            "model": order.endpoint,
             "body": body.decode(),
             "columns": extra.decode() or None,
         }

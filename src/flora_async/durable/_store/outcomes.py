@@ -1,4 +1,4 @@
-"""Pure: how an order ended, as plain JSON and back."""
+"""Pure: an order, and how it ended, as plain JSON and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from flora_async import errors
-from flora_async.models import FieldError, Order, Run
+from flora_async.models import AnyOrder, FieldError, Run, convert_order
 
 
 class StoredError(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -45,6 +45,11 @@ _RESTORED = (errors.APIError, errors.RunFailedError, errors.RunTimeoutError, err
 _decoder: msgspec.json.Decoder[StoredOutcome] = msgspec.json.Decoder(StoredOutcome)
 
 
+def decode_order(body: str) -> AnyOrder:
+    """Return a stored order."""
+    return convert_order(msgspec.json.decode(body))
+
+
 def encode_outcome(run: Run | None, error: errors.FloraError | None) -> str:
     """Return an outcome as the database stores it."""
     return msgspec.json.encode(StoredOutcome(run, None if error is None else store_error(error))).decode()
@@ -63,7 +68,7 @@ def store_error(error: errors.FloraError) -> StoredError:
     return StoredError(**{name: value for name, value in fields.items() if value is not None})
 
 
-def restore_error(stored: StoredError, order: Order, key: str) -> errors.FloraError:
+def restore_error(stored: StoredError, order: AnyOrder, key: str) -> errors.FloraError:
     """Return the error again; one of a class that is not restored keeps its text."""
     kind: Any = getattr(errors, stored.type, errors.FloraError)
     if not issubclass(kind, _RESTORED):

@@ -16,10 +16,10 @@ from flora_async.durable._store import batches, orders
 from flora_async.durable._store.batches import BatchSettings
 from flora_async.durable._store.database import Database, select
 from flora_async.durable._store.orders import LOST_AFTER, Item
-from flora_async.durable._store.outcomes import encode_outcome
+from flora_async.durable._store.outcomes import decode_order, encode_outcome
 from flora_async.durable._store.schema import State
 from flora_async.durable._worker import policy
-from flora_async.models import Order, Run, StartedRun
+from flora_async.models import AnyOrder, Run, StartedRun
 
 log = logging.getLogger("flora_async")
 
@@ -31,8 +31,6 @@ CHARGE_PAUSES = (1.0, 4.0, 10.0, 20.0, 30.0)
 """Seconds between polls of a completed run of unknown price that shows no charge yet."""
 MAX_FORBIDDEN = 5
 """Number of orders that are refused with 403, and none accepted, after which the key is taken to be refused."""
-
-_order: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Order)
 
 
 class ClaimLostError(Exception):
@@ -96,7 +94,7 @@ class OrderProcessor:
 
     async def _create(self, item: Item) -> StartedRun | str | None:
         """Send an order until FLORA's answer is clear; return its run. ``None``: its new state is recorded."""
-        order, doubtful = _order.decode(item.body), not item.is_new
+        order, doubtful = decode_order(item.body), not item.is_new
         while True:
             fresh = policy.key_is_fresh(item.sent, time.time())
             if doubtful and not fresh:
@@ -126,10 +124,10 @@ class OrderProcessor:
         while self.pause > 0 or self.closing:  # noqa: ASYNC110 - it may be put off again
             await asyncio.sleep(max(LOOK_INTERVAL, self.pause))
 
-    async def _send(self, item: Item, order: Order) -> StartedRun | str | errors.FloraError | None:
+    async def _send(self, item: Item, order: AnyOrder) -> StartedRun | str | errors.FloraError | None:
         self.creating += 1
         try:
-            started = await self._flora.generations.create(order, idempotency_key=item.key)
+            started = await self._flora.start_run(order, idempotency_key=item.key)
         except errors.ClientClosedError:
             raise
         except errors.FloraError as error:
@@ -159,11 +157,11 @@ class OrderProcessor:
     async def _leave(self, item: Item, *, doubtful: bool) -> None:
         await self._database.write(lambda c: orders.leave(c, item, doubtful=doubtful))
 
-    async def _judge_forbidden(self, item: Item, order: Order) -> policy.Verdict:
+    async def _judge_forbidden(self, item: Item, order: AnyOrder) -> policy.Verdict:
         """Return whether a 403 concerns this order or the key: wait for the responses to other orders."""
         waiting = "SELECT 1 FROM flora_orders WHERE batch = :batch AND state = 'waiting' LIMIT 1"
         suspects = self.forbidden.setdefault(item.batch, {})
-        suspects[item.number] = f"{order.type} {order.model}"
+        suspects[item.number] = f"{order.kind} {order.endpoint}"
         try:
             while not self._accepted:
                 if len(set(suspects.values())) > 1 or len(suspects) >= MAX_FORBIDDEN:
@@ -252,7 +250,7 @@ class OrderProcessor:
 
 
 def _unknown(
-    item: Item, order: Order, reason: str, failure: errors.FloraError | None = None, *, accepted: bool = False
+    item: Item, order: AnyOrder, reason: str, failure: errors.FloraError | None = None, *, accepted: bool = False
 ) -> errors.CreateOutcomeUnknownError:
     """Return the error of a create whose outcome is unknown, with the window that is stored."""
     known = failure if isinstance(failure, errors.CreateOutcomeUnknownError) else None
