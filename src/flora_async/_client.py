@@ -20,7 +20,15 @@ from flora_async._downloads import Downloads
 from flora_async._generate_many import OrderRunner, Outcomes
 from flora_async._http import urls
 from flora_async._http.auth import load_api_key
-from flora_async._http.requests import Request, custom_request, list_request, order_of, retrieve_request
+from flora_async._http.requests import (
+    Request,
+    check_headers,
+    custom_request,
+    list_request,
+    order_of,
+    retrieve_request,
+    with_timeout,
+)
 from flora_async._http.responses import RawResponse, check_decodable, http_date, parse_page, parse_response, parse_run
 from flora_async._http.transport import Transport
 from flora_async._lazy import LazyModule
@@ -98,6 +106,8 @@ class Flora:
         ssl: which servers are trusted, and this client's certificate: an ``ssl.SSLContext`` for reads, creates and
             downloads alike; else Python's default one, which reads ``SSL_CERT_FILE`` once, as the process starts.
             With *session*, reads go as that session says.
+        default_headers: further headers of each API request, for a gateway. They go to *base_url* only, not to the
+            hosts of outputs. Headers that this client sets itself, or that change how HTTP is read, are refused.
         max_response_bytes: largest response that is read, in bytes after decompression.
         max_download_bytes: largest output that is saved.
         batch_polling: poll several runs by one page of the history, if that needs fewer requests.
@@ -134,6 +144,7 @@ class Flora:
         session: aiohttp.ClientSession | None = None,
         proxy: str | None = None,
         ssl: SSLContext | None = None,
+        default_headers: Mapping[str, str] | None = None,
         max_response_bytes: int = 8 * 2**20,
         max_download_bytes: int = 2**30,
         batch_polling: bool = True,
@@ -171,6 +182,7 @@ class Flora:
             session=session,
             may_connect=self._may_connect,
             ssl=None if ssl is None else check_ssl(ssl),
+            default_headers=check_headers(default_headers or {}),
             emit=emit,
         )
         self._awaited: dict[str, StartedRun] = {}
@@ -306,12 +318,14 @@ class Flora:
         *,
         concurrency: int = 32,
         max_cost: float | None = None,
+        timeout: float | None = 600.0,
+        poll: PollFactory | None = None,
     ) -> Outcomes[OrderT]:
         """Start many orders, of any kinds, and yield their outcomes in completion order.
 
         Each :data:`Outcome` has the caller's own ``order`` and either the completed ``run`` or the ``error``.
         ``outcome.result()`` returns the run or raises the error. A failure does not affect the other orders. Orders are
-        read one by one, as *concurrency* allows. Each run is awaited as in ``wait_for_run``, for 600 seconds.
+        read one by one, as *concurrency* allows. Each run is awaited as in ``wait_for_run``.
 
         Args:
             orders: the orders; any iterable or asynchronous iterable. An asynchronous generator is closed at the end.
@@ -321,16 +335,20 @@ class Flora:
                 quote counts fourfold. Failed runs are free. A create with an unknown outcome counts as billed. An order
                 that is not started has no outcome. A 402 stops further orders too: ``outcomes.stop_reason`` has the
                 reason, ``outcomes.unstarted`` the order that was read but not started.
+            timeout: seconds for the wait for each run; ``None``: no limit. Then its outcome is a
+                :class:`RunTimeoutError`, and the run continues.
+            poll: a schedule for these waits, in place of the client's.
 
         Raises:
             ConfigurationError: *orders* is not iterable, or yields an object that is not an Order.
         """
-        if self._poll is not None:
-            check_schedule(self._poll)
+        check_timeout(timeout)
+        if (schedule := _check_poll(poll) or self._poll) is not None:
+            check_schedule(schedule)
         runner = OrderRunner(
             orders,
             start=self._starter.start,
-            finish=self.wait_for_run,
+            finish=partial(self.wait_for_run, timeout=timeout, poll=poll),
             concurrency=check_count("concurrency", concurrency, least=1),
             max_cost=None if max_cost is None else check_usd("max_cost", max_cost),
         )
@@ -511,6 +529,7 @@ class Flora:
         params: Mapping[str, str | int | float | bool] | None = None,
         json: object = None,
         idempotency_key: str | None = None,
+        timeout: float | None = None,
     ) -> Response[dict[str, object]]: ...
 
     @overload
@@ -523,6 +542,7 @@ class Flora:
         json: object = None,
         decode_as: type[T],
         idempotency_key: str | None = None,
+        timeout: float | None = None,
     ) -> Response[T]: ...
 
     async def request(
@@ -534,19 +554,21 @@ class Flora:
         json: object = None,
         decode_as: type[object] = dict,
         idempotency_key: str | None = None,
+        timeout: float | None = None,
     ) -> Response[Any]:
         """Send a request for which this package has no method, like ``request("GET", "/models")``.
 
         *path* is below the base URL, *params* is the query, *json* the body. The response is decoded as *decode_as*,
         any type that msgspec supports. GETs are retried like all reads. Other methods are sent once, unless the request
-        has an *idempotency_key*. A POST without *json* sends ``{}``.
+        has an *idempotency_key*. A POST without *json* sends ``{}``. *timeout* are the seconds for one HTTP exchange,
+        in place of the client's.
 
         Raises:
             ConfigurationError: an argument is invalid, *decode_as* included; nothing was sent.
         """
         request = custom_request(self._origin, method, path, params=params, json=json, idempotency_key=idempotency_key)
         check_decodable(decode_as)
-        return await self._transport.send(request, partial(parse_response, decode_as))
+        return await self._transport.send(with_timeout(request, timeout), partial(parse_response, decode_as))
 
     def _may_connect(self, address: str) -> bool:
         if self._allow_private_hosts or urls.is_public(address):

@@ -179,12 +179,16 @@ class OrderRunner(Generic[OrderT]):
         except errors.CreateOutcomeUnknownError:
             costs.record_doubtful(key)
             raise
-        except errors.FloraError as error:
+        except Exception as failure:
+            # Every other exception is one of the caller's on_create, and nothing was sent.
+            error = failure if isinstance(failure, errors.FloraError) else _on_create_error(failure)
             costs.record_refused(key)
             if isinstance(error, errors.InsufficientCreditsError):
                 self.stop_reason = self.stop_reason or "insufficient_credits"
                 self._stop_reading()
-            raise
+            if error is failure:
+                raise
+            raise error from failure
         quote = started.charged_cost
         costs.record_started(key, quote)
         self._slot_free.set()
@@ -249,6 +253,10 @@ async def _iterate(orders: Iterable[OrderT]) -> AsyncIterator[OrderT]:
 async def _close_generator(orders: Iterable[AnyOrder] | AsyncIterable[AnyOrder]) -> None:
     if isinstance(orders, AsyncGenerator):
         await orders.aclose()
+
+
+def _on_create_error(error: Exception) -> errors.FloraError:
+    return errors.ConfigurationError(f"the order was not sent: on_create raised {type(error).__name__}: {error}")
 
 
 def _check_iterable(orders: object) -> None:
