@@ -21,7 +21,10 @@ import nox
 LOCK = "requirements.lock"
 ROOT = Path(__file__).parent
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
-PEERS = ("runwayml[aiohttp]==5.24.0", "replicate==1.0.7", "httpx==0.28.1", "pydantic>=2.14")
+PEERS = (
+    *("openai==3.57.0", "runwayml[aiohttp]==5.24.0", "elevenlabs==2.78.0", "fal-client==1.0.3", "replicate==1.0.7"),
+    *("httpx==0.28.1", "pydantic>=2.14"),
+)
 OFFICIAL_CLIENT = "@flora-ai/flora@0.11.0"
 # Bytecode is kept, whatever the machine says: else each process that a test starts compiles all it imports.
 STRICT = {"PYTHONDEVMODE": "1", "PYTHONDONTWRITEBYTECODE": ""}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import platform
 import random
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -38,14 +40,23 @@ CONTESTANTS = {
     "floor, uvloop": ["floor", "--uvloop"],
     "flora-async, uvloop": ["flora", "--uvloop"],
     "FLORA's npm client": ["npm"],
-    "runwayml (Stainless)": ["stainless"],
-    "runwayml on aiohttp": ["stainless_aiohttp"],
+    "openai (Stainless)": ["openai_client"],
+    "runwayml (Stainless)": ["runwayml_client"],
+    "runwayml on aiohttp": ["runwayml_aiohttp"],
     "replicate": ["replicate_client"],
+    "fal": ["fal"],
+    "elevenlabs": ["elevenlabs_client"],
     "httpx + pydantic": ["httpx_pydantic"],
 }
+WAITERS = ("fal", "elevenlabs")
+"""Contestants that have only a waiter: their calls do not reach another API."""
 CLOSE = ("floor", "flora-async")
 """Contestants that differ by a few per cent. They get several turns in each round."""
 TURNS = 5
+
+AWAITED = {1: 3, 1000: 1}
+"""Number of runs that are awaited at once, with the number of rounds."""
+MIXED = 10_000
 
 WORKLOADS = {"retrieve": 150, "crowd": 512, "history": 1, "create": 512, "decode": 20}
 """Number of calls in a turn, by workload."""
@@ -59,7 +70,8 @@ TITLES = {
     "import": "import",
 }
 PACKAGES = (
-    "flora-async", "aiohttp", "msgspec", "anyio", "backoff", "uvloop", "runwayml", "replicate", "httpx",
+    "flora-async", "aiohttp", "msgspec", "anyio", "backoff", "uvloop", "openai", "runwayml", "replicate",
+    "fal-client", "elevenlabs", "httpx",
     "httpx-aiohttp", "pydantic",
 )  # fmt: skip
 
@@ -92,6 +104,7 @@ class Worker:
         ready = self._answer()
         self.missing = ready.get("missing")
         self.imports: str | None = ready.get("imports")
+        self.api: str | None = ready.get("api")
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -101,7 +114,7 @@ class Worker:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def do(self, workload: str, calls: int) -> dict[str, float]:
+    def do(self, workload: str, calls: int) -> dict[str, Any]:
         """Run a workload and return its cost."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([workload, calls]) + "\n")
@@ -117,8 +130,8 @@ class Worker:
 @contextmanager
 def canned(cpu: int | None) -> Iterator[tuple[str, int]]:
     """Run the stub server. Yield its base URL and process id."""
-    command = [sys.executable, str(HERE / "server.py"), *(["--cpu", str(cpu)] if cpu is not None else [])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "benchmarks.calls.server", *(["--cpu", str(cpu)] if cpu is not None else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stdout is not None
             yield f"http://127.0.0.1:{int(process.stdout.readline())}", process.pid
@@ -139,7 +152,8 @@ def race(workers: list[Worker], rounds: int, scale: float, server_pid: int) -> d
     load: dict[str, list[float]] = {workload: [] for workload in WORKLOADS}
     for number in range(rounds):
         for workload, calls in WORKLOADS.items():
-            turns = [worker for worker in workers for _ in range(TURNS if worker.name in CLOSE else 1)]
+            able = [worker for worker in workers if worker.name not in WAITERS]
+            turns = [worker for worker in able for _ in range(TURNS if worker.name in CLOSE else 1)]
             costs: dict[str, list[dict[str, float]]] = {}
             for worker in random.sample(turns, len(turns)):
                 before, began = busy(server_pid), time.monotonic()
@@ -161,6 +175,47 @@ def memory(names: list[str], url: str, cpus: tuple[int | None, int | None], page
             worker = Worker(name, url, cpus, page)
             figures.setdefault(name, []).append(worker.do("waiting", runs)["bytes"])
             worker.close()
+    return figures
+
+
+def counts(url: str) -> dict[str, Any]:
+    """Return the requests to the runs of the server and the times at which they end."""
+    with urllib.request.urlopen(f"{url}/await/counts") as response:
+        answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+def await_runs(names: list[str], url: str, cpus: tuple[int | None, int | None], page: Path) -> dict[str, Any]:
+    """Await runs of ten seconds by each client's own waiter. Return CPU, requests and lag of a run by contestant."""
+    figures: dict[str, Any] = {}
+    for runs, rounds in AWAITED.items():
+        for _ in range(rounds):
+            for name in random.sample(names, len(names)):
+                worker = Worker(name, url, cpus, page)
+                if worker.api is not None and "uvloop" not in name:
+                    before = counts(url)
+                    figure = worker.do("await", runs)
+                    after = counts(url)
+                    ends = sorted(after["ends"][len(before["ends"]) :])
+                    lags = [known - end for known, end in zip(sorted(figure["ended"]), ends, strict=False)]
+                    row = {
+                        "cpu": figure["cpu"],
+                        "requests": (after["requests"] - before["requests"]) / runs,
+                        "lag": statistics.fmean(lags) if lags else None,
+                        "failures": figure["failures"],
+                    }
+                    figures.setdefault(str(runs), {}).setdefault(name, []).append(row)
+                worker.close()
+    return figures
+
+
+def mixed_waits(url: str, cpus: tuple[int | None, int | None], page: Path, rounds: int) -> dict[str, list[float]]:
+    """Return the share of a core that ten thousand mixed waits take, by contestant."""
+    figures: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        worker = Worker("flora-async", url, cpus, page)
+        figures.setdefault("flora-async", []).append(worker.do("mixed", MIXED)["share"])
+        worker.close()
     return figures
 
 
@@ -230,6 +285,38 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def await_table(results: dict[str, Any]) -> str:
+    """Format the figures of awaited runs as a Markdown table."""
+    columns = list(results["await"])
+    titles = [f"{int(runs):,} {'run' if runs == '1' else 'runs'}: CPU ms, requests, lag s" for runs in columns]
+    lines = ["| | " + " | ".join(titles) + " |", "| --- |" + " --- |" * len(columns)]
+    for name in results["contestants"]:
+        cells = []
+        for runs in columns:
+            rows = results["await"][runs].get(name, [])
+            if not rows:
+                continue
+            cpu, requests = (statistics.median(row[what] for row in rows) for what in ("cpu", "requests"))
+            lags = [row["lag"] for row in rows if row["lag"] is not None]
+            failed = sum(sum(row["failures"].values()) for row in rows)
+            kinds = ", ".join(sorted({kind for row in rows for kind in row["failures"]}))
+            cell = f"{1000 * cpu:.1f}, {requests:.1f}, {statistics.median(lags) if lags else math.nan:.1f}"
+            cells.append(cell + (f" ({failed} of {int(runs) * len(rows)} failed: {kinds})" if failed else ""))
+        if cells:
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _awaited(results: dict[str, Any]) -> list[str]:
+    if not results["await"]:
+        return []
+    share = 100 * statistics.median(results["mixed"]["flora-async"])
+    intro = (
+        "Runs of 10 seconds (median, log-normal), started at once, awaited by the client's own waiter; for each run:"
+    )
+    return [intro, await_table(results), f"{MIXED:,} mixed waits of flora-async take {share:.1f} % of a core."]
+
+
 def report(results: dict[str, Any]) -> str:
     """Format the conditions of a run."""
     floor = results["cpu"]
@@ -247,6 +334,7 @@ def report(results: dict[str, Any]) -> str:
             table(results),
             f"The floor itself, CPU: {costs}.",
             f"The server was busy, while flora-async was measured, for: {share}.",
+            *_awaited(results),
             (
                 f"{late['pages']} pages, 50 ms each at the server and 50 ms at the reader: {late['with']:.2f} s with "
                 f"the look-ahead of flora-async, {late['without']:.2f} s without: {late['with'] / late['without']:.2f}."
@@ -320,7 +408,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="how many rounds")
     parser.add_argument("--only", nargs="*", choices=list(CONTESTANTS), help="these contestants, and the floor")
     parser.add_argument("--node-modules", type=Path, default=Path(), help="folder of node_modules")
-    parser.add_argument("--write", action="store_true", help="save the results: results/compare.json, .md and .png")
+    parser.add_argument("--write", action="store_true", help="save the results: results/calls.json, .md and .png")
     arguments = parser.parse_args()
     Worker.node_modules = arguments.node_modules
     rounds = arguments.rounds or (1 if arguments.quick else 9)
@@ -342,6 +430,7 @@ def main() -> None:
             else:
                 workers.append(worker)
         names = [worker.name for worker in workers]
+        callers = [name for name in names if name not in WAITERS]
         pages = 20 if arguments.quick else server.PAGES
         results = {
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -351,14 +440,16 @@ def main() -> None:
             "contestants": names,
             **race(workers, rounds, scale, server_pid),
             "import": imports(workers, rounds),
-            "waiting": {} if arguments.quick else memory(names, base_url, cpus, page, runs=2000, rounds=3),
+            "waiting": {} if arguments.quick else memory(callers, base_url, cpus, page, runs=2000, rounds=3),
+            "await": {} if arguments.quick else await_runs(names, base_url, cpus, page),
+            "mixed": {} if arguments.quick else mixed_waits(base_url, cpus, page, rounds=1),
             "prefetch": {"pages": pages, **asyncio.run(prefetch(f"{base_url}/late", pages))},
         }
     print(report(results))
     if arguments.write:
-        (RESULTS / "compare.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        (RESULTS / "compare.md").write_text(report(results) + "\n", encoding="utf-8")
-        draw(results, RESULTS / "compare.png")
+        (RESULTS / "calls.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (RESULTS / "calls.md").write_text(report(results) + "\n", encoding="utf-8")
+        draw(results, RESULTS / "calls.png")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 It parses only the path and the length of a body, and validates nothing. The first hundred pages of the history are
 prepared. Runs whose id starts with ``run_slow`` never end; all others have completed. Responses below ``/late`` take
-50 ms.
+50 ms. Runs below ``/await`` take time (``awaited.py``).
+
+Records have the fields of FLORA's reference, nulls where it allows them, two fields that it does not name, and one to
+four outputs.
 """
 
 from __future__ import annotations
@@ -12,21 +15,25 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import Sequence
+from email.utils import formatdate
+
+from benchmarks.calls import awaited
 
 PAGES = 100
 ITEMS = 100
 LATE = 0.05
 
 
-def _head(status: str, request: int, length: int) -> bytes:
+def _head(status: str, request: int, length: int, date: str = "Tue, 24 Nov 2026 12:00:00 GMT") -> bytes:
     return (
         f"HTTP/1.1 {status}\r\nContent-Type: application/json; charset=utf-8\r\n"
-        f"Content-Length: {length}\r\nRequest-Id: req_{request:012}\r\nDate: Tue, 24 Nov 2026 12:00:00 GMT\r\n\r\n"
+        f"Content-Length: {length}\r\nRequest-Id: req_{request:012}\r\nDate: {date}\r\n\r\n"
     ).encode()
 
 
-def run(run_id: str, status: str) -> dict[str, object]:
+def run(run_id: str, status: str, outputs: int = 1) -> dict[str, object]:
     """Return a run as in the response of ``GET /runs/{runId}``."""
     return {
         "run_id": run_id,
@@ -37,9 +44,20 @@ def run(run_id: str, status: str) -> dict[str, object]:
         "completed_at": 1790000012000 if status == "completed" else None,
         "charged_cost": 0.04,
         "poll_url": f"https://app.flora.ai/api/v1/runs/{run_id}",
-        "outputs": [{"output_id": "output_1", "type": "imageUrl", "url": f"https://media.flora.ai/{run_id}.png"}],
+        "outputs": [
+            {
+                "output_id": f"output_{number}",
+                "type": "imageUrl",
+                "url": f"https://media.flora.ai/node-inputs/2026-11-24/anonymous/{run_id}-{number}.png",
+            }
+            for number in range(1, outputs + 1)
+        ]
+        if status == "completed"
+        else None,
         "error_code": None,
         "error_message": None,
+        "node_id": "7c1f0a52-9d0e-4f6b-a3a1-0d5f4a1f2b8e",
+        "queue": {"position": None, "tier": "standard"},
     }
 
 
@@ -47,7 +65,7 @@ def page(number: int, pages: int = PAGES) -> bytes:
     """Return a page of a history of *pages* pages, as FLORA sends it."""
     items = [
         {
-            **run(f"run_{number:06}{item:06}", "completed"),
+            **run(f"run_{number:06}{item:06}", "completed", 1 + item % 4),
             "generation_id": f"run_{number:06}{item:06}",
             "project_id": "prj_bench",
             "workspace_id": "ws_bench",
@@ -70,12 +88,18 @@ def _started(run_id: str) -> bytes:
             "poll_url": f"https://app.flora.ai/api/v1/runs/{run_id}",
             "project_id": "prj_bench",
             "model": {"model_id": "t2i-flux-2-pro"},
+            "technique": None,
+            "action": None,
+            "node_id": "7c1f0a52-9d0e-4f6b-a3a1-0d5f4a1f2b8e",
         }
     ).encode()
 
 
 _STARTED = _started("run_slow%010d").replace(b"%010d", b"%(id)010d")
-_RUN = {status: json.dumps(run("%s", status)).encode().replace(b"%s", b"%(id)s") for status in ("completed", "pending")}
+_RUN = {
+    status: [json.dumps(run("%s", status, outputs)).encode().replace(b"%s", b"%(id)s") for outputs in (1, 2, 3, 4)]
+    for status in ("completed", "pending")
+}
 
 
 class Canned(asyncio.Protocol):
@@ -99,13 +123,26 @@ class Canned(asyncio.Protocol):
                 end += int(received[length : received.index(b"\r", length)])
                 if len(received) < end:
                     break
-            path = received[received.index(b" ") + 1 : received.index(b" HTTP/")]
-            received = received[end:]
+            method, path, _ = received.split(b" ", 2)
+            request, received = received[:end], received[end:]
             if path.startswith(b"/late"):
                 asyncio.get_running_loop().call_later(LATE, self._answer, path)
+            elif path.startswith(b"/await/"):
+                self._answer_awaited(method, path.removeprefix(b"/await/"), request)
             else:
                 self._answer(path)
         self._received = received
+
+    def _answer_awaited(self, method: bytes, path: bytes, request: bytes) -> None:
+        Canned.answered += 1
+        host, port = self._transport.get_extra_info("sockname")
+        base = f"http://{host}:{port}/await/{path.partition(b'/')[0].decode()}"
+        answer = awaited.respond(method, path, request.partition(b"\r\n\r\n")[2], time.monotonic(), base)
+        body = json.dumps(answer).encode()
+        status = "201 Created" if method == b"POST" else "200 OK"
+        if not self._transport.is_closing():
+            head = _head(status, Canned.answered, len(body), formatdate(usegmt=True))
+            self._transport.write(head + body)
 
     def _answer(self, path: bytes) -> None:
         Canned.answered += 1
@@ -119,7 +156,9 @@ class Canned(asyncio.Protocol):
             body = self.prepared[number] if number < len(self.prepared) else page(number, self.pages)
         else:
             run_id = where.rpartition(b"/")[2]
-            body = _RUN["pending" if run_id.startswith(b"run_slow") else "completed"] % {b"id": run_id}
+            body = _RUN["pending" if run_id.startswith(b"run_slow") else "completed"][Canned.answered % 4] % {
+                b"id": run_id
+            }
         if not self._transport.is_closing():
             self._transport.write(_head(status, Canned.answered, len(body)) + body)
 

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 
 const AT_ONCE = 64;
-const LOOK_EVERY = 30_000;
+const POLL_INTERVAL = 30_000;
 const [contestantPath, baseURL, pagePath] = process.argv.slice(2);
 
 const spent = () => {
@@ -28,7 +28,7 @@ const crowd = async (calls, call) => {
 
 const waiting = async (client, runs) => {
   const wait = async (runId) => {
-    while ((await client.retrieve(runId)).status !== 'completed') await sleep(LOOK_EVERY);
+    while ((await client.retrieve(runId)).status !== 'completed') await sleep(POLL_INTERVAL);
   };
   await crowd(4 * AT_ONCE, () => client.retrieve('run_bench'));
   const before = resident();
@@ -50,14 +50,14 @@ const measure = async ({ connect, decodePage }, client, workload, calls) => {
     for (let time = 0; time < times; time += 1) decodePage(page);
   };
   if (workload === 'decode') decode(2);
-  else if (workload === 'create') await crowd(AT_ONCE, (number) => client.create(`a mug, ${number}`));
+  else if (workload === 'create') await crowd(AT_ONCE, (number) => client.create(number));
   else await crowd(workload === 'crowd' ? AT_ONCE : 1, () => client.retrieve('run_bench'));
   globalThis.gc();
   const began = performance.now();
   const before = spent();
   if (workload === 'decode') decode(calls);
   else if (workload === 'history') calls = await client.history();
-  else if (workload === 'create') await crowd(calls, (number) => client.create(`a mug, ${number}`));
+  else if (workload === 'create') await crowd(calls, (number) => client.create(number));
   else if (workload === 'crowd') await crowd(calls, () => client.retrieve('run_bench'));
   else for (let call = 0; call < calls; call += 1) await client.retrieve('run_bench');
   return { cpu: (spent() - before) / calls, wall: (performance.now() - began) / 1000 / calls };
@@ -70,7 +70,7 @@ try {
   console.log(JSON.stringify({ missing: error.message.split('\n')[0] }));
   process.exit(0);
 }
-console.log(JSON.stringify({ imports: null }));
+console.log(JSON.stringify({ imports: null, api: null }));
 const client = contestant.connect(baseURL);
 for await (const line of createInterface({ input: process.stdin })) {
   const [workload, calls] = JSON.parse(line);

@@ -8,6 +8,7 @@ import gc
 import importlib
 import json
 import os
+import random
 import resource
 import sys
 import time
@@ -51,9 +52,7 @@ async def _waiting(contestant: Any, runs: int) -> float:
             await asyncio.sleep(POLL_INTERVAL)
 
     wait = getattr(contestant, "wait", poll_and_sleep)
-    ids: list[Any] = [f"run_slow{number:010}" for number in range(runs)]
-    if hasattr(contestant, "wait"):
-        ids = [await contestant.create(f"a mug, {number}") for number in range(runs)]
+    ids = [f"run_slow{number:010}" for number in range(runs)]
     await _crowd(4 * AT_ONCE, lambda _: contestant.retrieve("run_bench"))
     before = resident()
     waits: list[asyncio.Task[object]] = []
@@ -68,32 +67,74 @@ async def _waiting(contestant: Any, runs: int) -> float:
     return (after - before) / runs
 
 
+async def _await_runs(module: Any, base_url: str, runs: int) -> dict[str, Any]:
+    """Start *runs* runs at once and await each by the client's own waiter. Return CPU seconds and end times."""
+    ended: list[float] = []
+
+    async def one(contestant: Any, number: int) -> None:
+        try:
+            await contestant.await_run(number)
+        except Exception as error:  # noqa: BLE001 - counted, whatever a client raises
+            failures[type(error).__name__] = failures.get(type(error).__name__, 0) + 1
+        else:
+            ended.append(time.monotonic())
+
+    failures: dict[str, int] = {}
+    async with module.connect(f"{base_url}/await/{module.API}") as contestant:
+        before = spent()
+        await asyncio.gather(*(one(contestant, number) for number in range(runs)))
+        return {"cpu": (spent() - before) / runs, "ended": ended, "failures": failures}
+
+
+async def _mixed_waits(module: Any, base_url: str, runs: int) -> dict[str, float]:
+    """Return the share of a core that *runs* waits take in their first minute, once all have started."""
+    kinds = random.Random(1).choices(("image", "video", "audio", "text"), (60, 25, 10, 5), k=runs)
+    async with module.connect(f"{base_url}/await/{module.API}") as contestant:
+        started = [await contestant.create(number, type=kind) for number, kind in enumerate(kinds)]
+        waits = [asyncio.create_task(contestant.wait(run)) for run in started]
+        await asyncio.sleep(1)
+        began, before = time.monotonic(), spent()
+        await asyncio.sleep(60)
+        share = (spent() - before) / (time.monotonic() - began)
+        for task in waits:
+            task.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+        return {"share": share}
+
+
 def _decode(decode: Callable[[bytes], object], calls: int) -> None:
     body = server.page(0)
     for _ in range(calls):
         decode(body)
 
 
-async def _measure(module: Any, contestant: Any, workload: str, calls: int) -> dict[str, float]:
-    """Run a workload after a warm-up. Return CPU and wall seconds per call, or per item of the history."""
+async def _measure(module: Any, base_url: str, contestant: Any, workload: str, calls: int) -> dict[str, Any]:
+    """Run a workload. Return its figures."""
     if workload == "waiting":
         return {"bytes": await _waiting(contestant, calls)}
+    if workload == "await":
+        return await _await_runs(module, base_url, calls)
+    if workload == "mixed":
+        return await _mixed_waits(module, base_url, calls)
     if workload == "decode":
         _decode(module.decode_page, 2)
-    elif workload == "history":
-        await contestant.retrieve("run_bench")
-    elif workload == "create":
-        await _crowd(AT_ONCE, lambda number: contestant.create(f"a mug, {number}"))
-    else:
-        await _crowd(AT_ONCE if workload == "crowd" else 1, lambda _: contestant.retrieve("run_bench"))
+        began, before = time.perf_counter(), spent()
+        _decode(module.decode_page, calls)
+        return {"cpu": (spent() - before) / calls, "wall": (time.perf_counter() - began) / calls}
+    return await _call(contestant, workload, calls)
+
+
+async def _call(contestant: Any, workload: str, calls: int) -> dict[str, float]:
+    """Make calls after a warm-up. Return CPU and wall seconds per call, or per item of the history."""
+    await _crowd(AT_ONCE if workload in ("create", "crowd") else 1, lambda _: contestant.retrieve("run_bench"))
+    if workload == "create":
+        await _crowd(AT_ONCE, contestant.create)
     gc.collect()
     began, before = time.perf_counter(), spent()
-    if workload == "decode":
-        _decode(module.decode_page, calls)
-    elif workload == "history":
+    if workload == "history":
         calls = await contestant.history()
     elif workload == "create":
-        await _crowd(calls, lambda number: contestant.create(f"a mug, {number}"))
+        await _crowd(calls, contestant.create)
     elif workload == "crowd":
         await _crowd(calls, lambda _: contestant.retrieve("run_bench"))
     else:
@@ -106,7 +147,7 @@ async def _work(module: Any, base_url: str) -> None:
     async with module.connect(base_url) as contestant:
         while line := await asyncio.to_thread(sys.stdin.readline):
             workload, calls = json.loads(line)
-            print(json.dumps(await _measure(module, contestant, workload, calls)), flush=True)
+            print(json.dumps(await _measure(module, base_url, contestant, workload, calls)), flush=True)
 
 
 def main() -> None:
@@ -125,7 +166,7 @@ def main() -> None:
     except ImportError as error:
         print(json.dumps({"missing": str(error)}), flush=True)
         return
-    print(json.dumps({"imports": module.IMPORTS}), flush=True)
+    print(json.dumps({"imports": module.IMPORTS, "api": getattr(module, "API", None)}), flush=True)
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(_work(module, arguments.base_url))
 

@@ -1,14 +1,20 @@
-"""The floor: aiohttp and msgspec by hand, without a retry, a check or a deadline of its own."""
+"""The floor: aiohttp and msgspec by hand, with a timeout and a check of the status, without retries."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
 import msgspec
 
+from benchmarks.clients import order
+
 IMPORTS = "aiohttp"
+API = "flora"
+POLL_INTERVAL = 2.0
+"""Seconds between polls: the shortest that FLORA advises."""
 
 
 class Output(msgspec.Struct):
@@ -65,6 +71,7 @@ class StartedRun(msgspec.Struct):
 _run = msgspec.json.Decoder(Run)
 _page = msgspec.json.Decoder(Page)
 _started = msgspec.json.Decoder(StartedRun)
+_encode = msgspec.json.Encoder().encode
 decode_page = _page.decode
 
 
@@ -75,32 +82,50 @@ class Contestant:
 
     async def retrieve(self, run_id: str) -> Run:
         async with self._session.get(f"{self._base_url}/runs/{run_id}") as response:
+            response.raise_for_status()
             return _run.decode(await response.read())
 
-    async def create(self, prompt: str) -> str:
-        order = {"type": "image", "prompt": prompt, "workspace_id": "ws_bench", "project_id": "prj_bench"}
-        async with self._session.post(f"{self._base_url}/generate", data=msgspec.json.encode(order)) as response:
+    async def create(self, number: int, **fields: str) -> str:
+        async with self._session.post(f"{self._base_url}/generate", data=_encode(order(number, **fields))) as response:
+            response.raise_for_status()
             return _started.decode(await response.read()).run_id
+
+    async def wait(self, run_id: str) -> Run:
+        while (run := await self.retrieve(run_id)).status not in ("completed", "failed"):  # noqa: ASYNC110 - polls
+            await asyncio.sleep(POLL_INTERVAL)
+        return run
+
+    async def await_run(self, number: int) -> object:
+        return await self.wait(await self.create(number))
 
     async def page(self, cursor: str | None) -> Page:
         query = {"limit": "100", "cursor": cursor} if cursor else {"limit": "100"}
         async with self._session.get(f"{self._base_url}/generations", params=query) as response:
+            response.raise_for_status()
             return _page.decode(await response.read())
 
-    async def history(self) -> int:
-        items = 0
+    async def generations(self) -> AsyncIterator[Generation]:
         cursor: str | None = ""
         while cursor is not None:
             page = await self.page(cursor)
-            for _ in page.generations:
-                items += 1
+            for generation in page.generations:
+                yield generation
             cursor = page.meta.next_cursor
+
+    async def history(self) -> int:
+        items = 0
+        async for _ in self.generations():
+            items += 1
         return items
 
 
 @asynccontextmanager
 async def connect(base_url: str) -> AsyncIterator[Contestant]:
     headers = {"Authorization": "Bearer sk_live_bench", "Content-Type": "application/json"}
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        headers=headers,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=60),
+    ) as session:
         yield Contestant(base_url, session)

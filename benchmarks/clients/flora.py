@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
+from benchmarks.clients import order
 from flora_async import Flora, GenerationPage, Run, StartedRun
 
 IMPORTS = "flora_async"
+API = "flora"
 
 decode_page = msgspec.json.Decoder(GenerationPage).decode
 
@@ -21,10 +23,8 @@ class Contestant:
     async def retrieve(self, run_id: str) -> Run:
         return await self._flora.generations.retrieve(run_id)
 
-    async def create(self, prompt: str) -> StartedRun:
-        return await self._flora.generations.create(
-            type="image", prompt=prompt, workspace_id="ws_bench", project_id="prj_bench"
-        )
+    async def create(self, number: int, **fields: str) -> StartedRun:
+        return await self._flora.generations.create(**order(number, **fields))
 
     async def history(self) -> int:
         items = 0
@@ -32,8 +32,11 @@ class Contestant:
             items += 1
         return items
 
-    async def wait(self, run_id: str | StartedRun) -> Run:
-        return await self._flora.wait_for_run(run_id, timeout=None)
+    async def wait(self, run: str | StartedRun) -> Run:
+        return await self._flora.wait_for_run(run, timeout=None)
+
+    async def await_run(self, number: int) -> object:
+        return await self.wait(await self.create(number))
 
 
 @asynccontextmanager

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 import httpx
 import pydantic
 
+from benchmarks.clients import order
+
 IMPORTS = "httpx, pydantic"
 
 
@@ -72,19 +74,23 @@ class Contestant:
     async def retrieve(self, run_id: str) -> Run:
         return Run.model_validate_json((await self._client.get(f"/runs/{run_id}")).content)
 
-    async def create(self, prompt: str) -> str:
-        order = {"type": "image", "prompt": prompt, "workspace_id": "ws_bench", "project_id": "prj_bench"}
-        return StartedRun.model_validate_json((await self._client.post("/generate", json=order)).content).run_id
+    async def create(self, number: int) -> str:
+        response = await self._client.post("/generate", json=order(number))
+        return StartedRun.model_validate_json(response.content).run_id
 
-    async def history(self) -> int:
-        items = 0
+    async def generations(self) -> AsyncIterator[Generation]:
         cursor: str | None = ""
         while cursor is not None:
             query = {"limit": "100", "cursor": cursor} if cursor else {"limit": "100"}
             page = Page.model_validate_json((await self._client.get("/generations", params=query)).content)
-            for _ in page.generations:
-                items += 1
+            for generation in page.generations:
+                yield generation
             cursor = page.meta.next_cursor
+
+    async def history(self) -> int:
+        items = 0
+        async for _ in self.generations():
+            items += 1
         return items
 
 

@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 
 import replicate
 
-from benchmarks.clients.httpx_pydantic import Page, Run, StartedRun
+from benchmarks.clients import order
+from benchmarks.clients.httpx_pydantic import Generation, Page, Run, StartedRun
 
 IMPORTS = "replicate"
+API = "replicate"
 
 
 def decode_page(body: bytes) -> Page:
@@ -25,19 +27,28 @@ class Contestant:
     async def retrieve(self, run_id: str) -> Run:
         return Run(**(await self._client._async_request("GET", f"/runs/{run_id}")).json())
 
-    async def create(self, prompt: str) -> str:
-        order = {"type": "image", "prompt": prompt, "workspace_id": "ws_bench", "project_id": "prj_bench"}
-        return StartedRun(**(await self._client._async_request("POST", "/generate", json=order)).json()).run_id
+    async def create(self, number: int) -> str:
+        response = await self._client._async_request("POST", "/generate", json=order(number))
+        return StartedRun(**response.json()).run_id
 
-    async def history(self) -> int:
-        items = 0
+    async def await_run(self, number: int) -> object:
+        prediction = await self._client.models.predictions.async_create(("bench", "model"), input=order(number))
+        await prediction.async_wait()
+        return prediction.output
+
+    async def generations(self) -> AsyncIterator[Generation]:
         cursor: str | None = ""
         while cursor is not None:
             query = {"limit": "100", "cursor": cursor} if cursor else {"limit": "100"}
             page = Page(**(await self._client._async_request("GET", "/generations", params=query)).json())
-            for _ in page.generations:
-                items += 1
+            for generation in page.generations:
+                yield generation
             cursor = page.meta.next_cursor
+
+    async def history(self) -> int:
+        items = 0
+        async for _ in self.generations():
+            items += 1
         return items
 
 

@@ -617,9 +617,8 @@ asyncio.run(main())
 @pytest.fixture
 def long_history(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
     """Serve a long history in a separate process; return its URL and its number of items."""
-    script = ROOT / "benchmarks" / "calls" / "server.py"
-    command = [sys.executable, str(script), "--pages", str(request.param // 100)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    command = [sys.executable, "-m", "benchmarks.calls.server", "--pages", str(request.param // 100)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
         try:
             assert server.stdout is not None
             yield f"http://127.0.0.1:{int(server.stdout.readline())}", request.param

@@ -1,4 +1,4 @@
-"""A Stainless client in Python, on its aiohttp back end."""
+"""runwayml, on its aiohttp back end."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 from runwayml import AsyncRunwayML, DefaultAioHttpClient
 
-from benchmarks.clients.stainless import Contestant, decode_page
+from benchmarks.clients.runwayml_client import API, RUNTIME, Contestant, decode_page
 
-__all__ = ["IMPORTS", "connect", "decode_page"]
+__all__ = ["API", "IMPORTS", "connect", "decode_page"]
 
 IMPORTS = "runwayml, httpx_aiohttp"
 
@@ -17,4 +17,4 @@ IMPORTS = "runwayml, httpx_aiohttp"
 @asynccontextmanager
 async def connect(base_url: str) -> AsyncIterator[Contestant]:
     async with AsyncRunwayML(api_key="bench", base_url=base_url, http_client=DefaultAioHttpClient()) as client:
-        yield Contestant(client)
+        yield Contestant(client, RUNTIME)
