@@ -3,15 +3,10 @@
 import pytest
 from msgspec.structs import replace
 
-from flora_async import Order
-from flora_async._costs import QUOTE_MARGIN, CostTracker, KindCosts, decide_read, decide_start, price_key
+from flora_async import Order, Run
+from flora_async._costs import QUOTE_MARGIN, CostEntry, CostTracker, KindCosts, decide_read, decide_start, price_key
 
 TEXT, VIDEO = ("text", None), ("video", None)
-
-
-def spent(tracker: CostTracker) -> float:
-    """Return the expected cost of everything so far."""
-    return sum(kind.expected for kind in tracker.costs.values())
 
 
 def test_the_key_of_a_price_is_type_and_model() -> None:
@@ -82,35 +77,78 @@ def test_no_order_is_read_that_cannot_fit() -> None:
     assert decide_read({VIDEO: dear, TEXT: KindCosts(highest_charge=0.6, running=1)}, max_cost=0.9) == "wait"
 
 
+def ended(charge: float | None, status: str = "completed") -> Run:
+    """Return a finished run."""
+    return Run(run_id="run_1", status=status, progress=100, created_at=1, charged_cost=charge)
+
+
 def test_a_charge_replaces_the_quote() -> None:
     """Too low a quote and too high a quote both end as the charge, and the price follows."""
     tracker = CostTracker()
-    tracker.record_sent(VIDEO)
-    tracker.record_started(VIDEO, 0.253)
-    assert spent(tracker) == pytest.approx(QUOTE_MARGIN * 0.253)
-    tracker.record_completed(VIDEO, 0.253, 0.873)
-    assert spent(tracker) == pytest.approx(0.873)
+    video = CostEntry(VIDEO, [tracker])
+    video.start(0.253)
+    assert tracker.expected == pytest.approx(QUOTE_MARGIN * 0.253)
+    assert (tracker.quoted, tracker.spent) == (0.253, 0)
+    video.finish(ended(0.873))
+    video.finish(ended(5.0))  # it has its charge
+    assert tracker.expected == tracker.spent == pytest.approx(0.873)
     assert tracker.costs[VIDEO].price == pytest.approx(0.873)
-    tracker.record_sent(TEXT)
-    tracker.record_started(TEXT, 1.0)
-    tracker.record_completed(TEXT, 1.0, 0.1)
+    text = CostEntry(TEXT, [tracker])
+    text.start(1.0)
+    text.finish(ended(0.1))
     assert tracker.costs[TEXT].price == pytest.approx(0.1)
+    assert tracker.unsettled == 0
+
+
+def test_a_later_quote_counts_by_the_ratio_that_was_seen() -> None:
+    """A dearer order of the same type and model counts its quote by the highest factor that was charged before."""
+    tracker = CostTracker()
+    first, dear = CostEntry(VIDEO, [tracker]), CostEntry(VIDEO, [tracker])
+    first.start(0.1)
+    first.finish(ended(0.35))
+    dear.start(1.0)
+    assert tracker.costs[VIDEO].price == pytest.approx(3.5)
+    assert tracker.expected == pytest.approx(0.35 + 3.5)
+
+
+def test_a_missing_charge_is_no_small_charge() -> None:
+    """A completed run without a charge counts at its expected cost until the charge is there, and in the end too."""
+    tracker = CostTracker()
+    entry = CostEntry(VIDEO, [tracker])
+    entry.start(0.25)
+    entry.finish(ended(None))
+    assert (tracker.expected, tracker.costs[VIDEO].in_flight) == (1.0, True)
+    entry.abandon()
+    assert (tracker.expected, tracker.costs[VIDEO].in_flight, tracker.unsettled) == (1.0, False, 1)
+    entry.finish(ended(0.7))
+    assert (tracker.expected, tracker.spent, tracker.unsettled) == (0.7, 0.7, 0)
 
 
 def test_what_is_free_and_what_may_not_be() -> None:
     """Failed and refused orders cost nothing; doubtful, abandoned and unpriced ones count."""
     tracker = CostTracker()
-    for _ in range(5):
-        tracker.record_sent(TEXT)
-    tracker.record_refused(TEXT)
-    tracker.record_started(TEXT, 0.1)
-    tracker.record_failed(TEXT, 0.1)
-    assert (spent(tracker), tracker.costs[TEXT].price) == (0.0, None)
-    tracker.record_started(TEXT, 0.1)
-    tracker.record_completed(TEXT, 0.1, None)  # its charge is missing: the quote is kept
-    tracker.record_doubtful(TEXT)
-    tracker.record_started(TEXT, 0)
-    assert spent(tracker) == pytest.approx(0.3)
-    tracker.record_abandoned(TEXT, 0)
-    assert spent(tracker) == pytest.approx(0.3)
+    refused, failed, unpriced, doubtful, lost = (CostEntry(TEXT, [tracker]) for _ in range(5))
+    refused.release()
+    failed.start(0.1)
+    failed.finish(ended(None, "failed"))
+    assert (tracker.expected, tracker.costs[TEXT].price) == (0.0, None)
+    unpriced.start(0.1)
+    unpriced.abandon()
+    doubtful.abandon()
+    lost.start(0)
+    lost.abandon()
+    lost.release()  # too late
+    assert tracker.expected == pytest.approx(3 * QUOTE_MARGIN * 0.1)
     assert not tracker.costs[TEXT].in_flight
+    assert tracker.unsettled == 3
+
+
+def test_an_order_counts_in_each_of_its_budgets() -> None:
+    """A limit of its own and a shared one count the same order; a share that is set aside leaves less to the others."""
+    own, shared = CostTracker(1.0), CostTracker(3.0)
+    CostEntry(TEXT, [own, shared]).start(0.2)
+    assert own.expected == shared.expected == pytest.approx(0.8)
+    assert (own.decide(TEXT), shared.decide(TEXT)) == ("wait", "start")
+    shared.reserved = 2.0
+    assert shared.decide(TEXT) == "wait"
+    assert shared.expected == pytest.approx(2.8)

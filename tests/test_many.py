@@ -164,7 +164,7 @@ async def test_what_may_have_been_billed_counts() -> None:
     """An unknown create is taken to have cost what the dearest did."""
     async with Scripted() as server, Flora("sk_1", base_url=server.base_url, max_retries=0) as flora:
         server.on("POST", "/generate", answer(started(charged_cost=1.0), 201), error(500), answer(started(), 201))
-        server.on("GET", "/runs/run_abc123", answer(run()))
+        server.on("GET", "/runs/run_abc123", answer(run(charged_cost=1.0)))
         outcomes = [outcome async for outcome in flora.generate_many(orders(9), concurrency=1, max_cost=2.5)]
     assert [type(outcome.error) for outcome in outcomes] == [type(None), CreateOutcomeUnknownError]
 

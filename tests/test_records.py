@@ -82,7 +82,13 @@ def test_every_record_has_it() -> None:
 def test_outcomes_are_plain_json() -> None:
     """Both kinds of outcome have the same keys: the order, the run or its error, and the id of the run."""
     completed = CompletedOutcome(order=ORDER, run=RUN).to_dict()
-    assert completed == {"order": ORDER.to_dict(), "run_id": "run_1", "run": RUN.to_dict(), "error": None}
+    assert completed == {
+        "order": ORDER.to_dict(),
+        "run_id": "run_1",
+        "run": RUN.to_dict(),
+        "error": None,
+        "attempts": [],
+    }
     gone = Run(run_id="run_3", status="failed", progress=0, created_at=1, error_code="safety_blocked")
     failed = FailedOutcome(order=None, error=RunFailedError(gone), run_id="run_3").to_dict()
     assert failed.keys() == completed.keys()

@@ -2,6 +2,7 @@
 
 import logging
 
+from flora_async._budget import Budget, OnThreshold
 from flora_async._client import Flora
 from flora_async._failures import Advice
 from flora_async._generate_many import Outcomes
@@ -25,6 +26,7 @@ from flora_async.errors import (
     APITimeoutError,
     AuthenticationError,
     BadRequestError,
+    BudgetExceededError,
     ClientClosedError,
     ConfigurationError,
     ConflictError,
@@ -121,6 +123,8 @@ __all__ = [
     "AuthenticationError",
     "BadRequestError",
     "BrokenItem",
+    "Budget",
+    "BudgetExceededError",
     "ClientClosedError",
     "CompletedOutcome",
     "ConfigurationError",
@@ -153,6 +157,7 @@ __all__ = [
     "NotFoundError",
     "OnCreate",
     "OnEvent",
+    "OnThreshold",
     "OnUpdate",
     "Order",
     "OrderKind",

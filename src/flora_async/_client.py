@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from inspect import iscoroutine
 from pathlib import Path
@@ -16,28 +15,23 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, overloa
 from msgspec.structs import replace
 
 from flora_async import errors
+from flora_async._budget import Budget, check_budget
+from flora_async._costs import CostEntry, CostTracker
 from flora_async._downloads import Downloads
 from flora_async._generate_many import OrderRunner, Outcomes
 from flora_async._http import urls
 from flora_async._http.auth import load_api_key
-from flora_async._http.requests import (
-    Request,
-    check_headers,
-    custom_request,
-    list_request,
-    order_of,
-    retrieve_request,
-    with_timeout,
-)
+from flora_async._http.requests import Request, custom_request, list_request, order_of, retrieve_request
 from flora_async._http.responses import RawResponse, check_decodable, http_date, parse_page, parse_response, parse_run
 from flora_async._http.transport import Transport
 from flora_async._lazy import LazyModule
+from flora_async._ordering import Ordering, ReorderPolicy, reserve_cost, start_counted
 from flora_async._outcomes import CompletedOutcome, OrderT
 from flora_async._polling.durations import DurationEstimator
 from flora_async._polling.poller import Poller, PollOperations
 from flora_async._polling.schedule import PollFactory, check_schedule
 from flora_async._polling.targets import PollResult, WaitTarget
-from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch, wait_for_run
+from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch, add_charge_waiter, wait_for_run
 from flora_async._resources.catalog import Models, Projects, Workspaces
 from flora_async._resources.create_recovery import CreateRecovery
 from flora_async._resources.declarations import Declarations
@@ -69,6 +63,7 @@ from flora_async.models import (
     RunLike,
     StartedRun,
     TechniqueRun,
+    lacks_charge,
     lacks_outputs,
 )
 from flora_async.webhooks import Inbox
@@ -81,6 +76,8 @@ else:
 T = TypeVar("T")
 
 DEFAULT_BASE_URL = "https://app.flora.ai/api/v1"
+UNSETTLED_RUNS = 100_000
+"""Maximum number of runs that are not awaited and whose charge still counts in a budget when it is seen."""
 AWAITED_RUNS = 10_000
 """Maximum number of awaited runs of this client whose duration is recorded when they finish."""
 PLAUSIBLE_AGE = 86400.0
@@ -106,8 +103,6 @@ class Flora:
         ssl: which servers are trusted, and this client's certificate: an ``ssl.SSLContext`` for reads, creates and
             downloads alike; else Python's default one, which reads ``SSL_CERT_FILE`` once, as the process starts.
             With *session*, reads go as that session says.
-        default_headers: further headers of each API request, for a gateway. They go to *base_url* only, not to the
-            hosts of outputs. Headers that this client sets itself, or that change how HTTP is read, are refused.
         max_response_bytes: largest response that is read, in bytes after decompression.
         max_download_bytes: largest output that is saved.
         batch_polling: poll several runs by one page of the history, if that needs fewer requests.
@@ -144,7 +139,6 @@ class Flora:
         session: aiohttp.ClientSession | None = None,
         proxy: str | None = None,
         ssl: SSLContext | None = None,
-        default_headers: Mapping[str, str] | None = None,
         max_response_bytes: int = 8 * 2**20,
         max_download_bytes: int = 2**30,
         batch_polling: bool = True,
@@ -182,10 +176,11 @@ class Flora:
             session=session,
             may_connect=self._may_connect,
             ssl=None if ssl is None else check_ssl(ssl),
-            default_headers=check_headers(default_headers or {}),
             emit=emit,
         )
         self._awaited: dict[str, StartedRun] = {}
+        self._unsettled: dict[str, CostEntry] = {}
+        self._reorder_policy = ReorderPolicy()
         self._estimates = DurationEstimator()
         self._poller = Poller(
             PollOperations(
@@ -260,6 +255,7 @@ class Flora:
         timeout: float | None = 600.0,
         on_update: OnUpdate | None = None,
         poll: PollFactory | None = None,
+        settle: bool = False,
     ) -> Run:
         """Wait until *run* has completed and return it with its outputs.
 
@@ -274,6 +270,8 @@ class Flora:
             on_update: called with each change of the run, the last one included. Its exceptions end the wait.
             poll: a schedule for this wait, in place of the client's. If several waits for one run have their own
                 schedules, the run is polled whenever one of them is due. A wait that ends removes its schedule.
+            settle: wait until the completed run shows its ``charged_cost`` too, which FLORA adds up to a minute after
+                the end; at most 90 seconds after it, and not beyond *timeout*. Then the run is returned without it.
 
         Raises:
             RunFailedError: the run failed; ``error.run`` has the reason. Failed runs are not charged.
@@ -291,6 +289,7 @@ class Flora:
             poll=_check_poll(poll) or self._poll,
             timeout=check_timeout(timeout),
             on_update=on_update,
+            settle=check_flag("settle", settle),
         )
         recovered = isinstance(run, StartedRun | Run) and run.recovered
         return replace(finished, recovered=True) if recovered else finished
@@ -303,14 +302,23 @@ class Flora:
         """
         return RunWatch(self._poller, self._wait_targets(run), poll=self._poll, timeout=check_timeout(timeout))
 
-    def as_completed(self, runs: Iterable[RunLike], *, timeout: float | None = None) -> RunOutcomes:
+    def as_completed(
+        self, runs: Iterable[RunLike], *, timeout: float | None = None, settle: bool = False
+    ) -> RunOutcomes:
         """Yield runs in completion order: ``async for outcome in flora.as_completed(runs)``.
 
         Each :data:`Outcome` has a ``run_id``, no order, and either the completed ``run`` or the ``error``. The error is
         a :class:`RunFailedError` if the run failed, a :class:`RunTimeoutError` *timeout* seconds after the first
         iteration. A thousand runs need few requests more than ten, because a page of the history has a hundred runs.
+        With *settle*, a completed run is yielded with its ``charged_cost``, as in ``wait_for_run``.
         """
-        return RunOutcomes(self._poller, self._wait_targets(runs), poll=self._poll, timeout=check_timeout(timeout))
+        return RunOutcomes(
+            self._poller,
+            self._wait_targets(runs),
+            poll=self._poll,
+            timeout=check_timeout(timeout),
+            settle=check_flag("settle", settle),
+        )
 
     def generate_many(
         self,
@@ -318,14 +326,15 @@ class Flora:
         *,
         concurrency: int = 32,
         max_cost: float | None = None,
-        timeout: float | None = 600.0,
-        poll: PollFactory | None = None,
+        budget: Budget | None = None,
+        settle: bool = False,
+        retry_failed: int = 0,
     ) -> Outcomes[OrderT]:
         """Start many orders, of any kinds, and yield their outcomes in completion order.
 
         Each :data:`Outcome` has the caller's own ``order`` and either the completed ``run`` or the ``error``.
         ``outcome.result()`` returns the run or raises the error. A failure does not affect the other orders. Orders are
-        read one by one, as *concurrency* allows. Each run is awaited as in ``wait_for_run``.
+        read one by one, as *concurrency* allows. Each run is awaited as in ``wait_for_run``, for 600 seconds.
 
         Args:
             orders: the orders; any iterable or asynchronous iterable. An asynchronous generator is closed at the end.
@@ -333,36 +342,72 @@ class Flora:
             max_cost: limit in USD for the expected cost of all started orders. The price of a type and model is learned
                 from the charges of its runs, so the first order of each starts alone. Before its charge is known, its
                 quote counts fourfold. Failed runs are free. A create with an unknown outcome counts as billed. An order
-                that is not started has no outcome. A 402 stops further orders too: ``outcomes.stop_reason`` has the
-                reason, ``outcomes.unstarted`` the order that was read but not started.
-            timeout: seconds for the wait for each run; ``None``: no limit. Then its outcome is a
-                :class:`RunTimeoutError`, and the run continues.
-            poll: a schedule for these waits, in place of the client's.
+                that is not started has no outcome. A 402, and a failed run with the advice ``"stop"``, stop further
+                orders too: ``outcomes.stop_reason`` has the reason, ``outcomes.unstarted`` the order that was read but
+                not started.
+            budget: a limit that other calls share, by the same rule.
+            settle: yield a completed run when its ``charged_cost`` is known, as in ``wait_for_run``.
+            retry_failed: how often an order whose run failed is ordered again, under a new key, if the advice of the
+                failure is ``"retry"``, or after a pause ``"retry_later"``. It costs as a new order does, within the
+                same limits. ``outcome.attempts`` has the failures before. Nothing else is ordered again.
 
         Raises:
             ConfigurationError: *orders* is not iterable, or yields an object that is not an Order.
         """
-        check_timeout(timeout)
-        if (schedule := _check_poll(poll) or self._poll) is not None:
-            check_schedule(schedule)
+        if self._poll is not None:
+            check_schedule(self._poll)
         runner = OrderRunner(
             orders,
-            start=self._starter.start,
-            finish=partial(self.wait_for_run, timeout=timeout, poll=poll),
+            ordering=partial(
+                self._ordering,
+                partial(self.wait_for_run, settle=check_flag("settle", settle)),
+                check_count("retry_failed", retry_failed, least=0),
+            ),
             concurrency=check_count("concurrency", concurrency, least=1),
             max_cost=None if max_cost is None else check_usd("max_cost", max_cost),
+            budget=check_budget(budget),
         )
         return Outcomes(runner)
 
-    async def start_run(self, order: AnyOrder, *, idempotency_key: str | None = None) -> StartedRun:
+    async def start_run(
+        self, order: AnyOrder, *, idempotency_key: str | None = None, budget: Budget | None = None
+    ) -> StartedRun:
         """Start the run of any order exactly once, as ``generations.create`` does, with its errors.
 
-        The inputs of a technique or an action are compared with the declared ones before anything is sent.
+        The inputs of a technique or an action are compared with the declared ones before anything is sent. In a
+        *budget*, the run counts at its expected cost until a wait of this client sees its charge.
 
         Raises:
             ConfigurationError: the order is invalid, or its inputs do not match the declaration. Nothing was sent.
+            BudgetExceededError: the order could exceed *budget*. Nothing was sent.
         """
-        return await self._starter.start(order_of(order, {}), idempotency_key)
+        order, shared = order_of(order, {}), check_budget(budget)
+        if shared is None:
+            return await self._starter.start(order, idempotency_key)
+        entry = await reserve_cost([shared.tracker], order)
+        return await start_counted(entry, self._starter.start(order, idempotency_key), self._hold_entry)
+
+    def _ordering(
+        self,
+        finish: Callable[[StartedRun], Coroutine[Any, Any, Run]],
+        retry_failed: int,
+        trackers: Sequence[CostTracker],
+    ) -> Ordering:
+        return Ordering(
+            start=self._starter.start,
+            finish=finish,
+            settle=lambda started, run: add_charge_waiter(self._poller, self._wait_target(started), run),
+            hold=self._hold_entry,
+            trackers=trackers,
+            retry_failed=retry_failed,
+            policy=self._reorder_policy,
+        )
+
+    def _hold_entry(self, run_id: str, entry: CostEntry) -> None:
+        """Keep the entry of a run without a charge: a record that a later wait sees settles it."""
+        self._unsettled[run_id] = entry
+        if len(self._unsettled) > UNSETTLED_RUNS:
+            del self._unsettled[next(iter(self._unsettled))]
 
     @overload
     async def generate(
@@ -374,6 +419,9 @@ class Flora:
         timeout: float | None = 600.0,
         on_update: OnUpdate | None = None,
         poll: PollFactory | None = None,
+        budget: Budget | None = None,
+        settle: bool = False,
+        retry_failed: int = 0,
     ) -> Run: ...
 
     @overload
@@ -392,6 +440,9 @@ class Flora:
         timeout: float | None = 600.0,
         on_update: OnUpdate | None = None,
         poll: PollFactory | None = None,
+        budget: Budget | None = None,
+        settle: bool = False,
+        retry_failed: int = 0,
     ) -> Run: ...
 
     async def generate(
@@ -410,15 +461,26 @@ class Flora:
         timeout: float | None = 600.0,
         on_update: OnUpdate | None = None,
         poll: PollFactory | None = None,
+        budget: Budget | None = None,
+        settle: bool = False,
+        retry_failed: int = 0,
     ) -> Run:
         """Start a run and wait for it: ``start_run`` and ``wait_for_run`` in one, with their errors.
 
         Pass an order of any kind, or the fields of an :class:`Order`: ``generate(order)``, or ``generate(type=...,
         prompt=..., ...)``.
 
-        Every error after the start has the ``run_id``: the run is billed, and can be awaited again.
+        Every error after the start has the ``run_id``: the run is billed, and can be awaited again. *budget*, *settle*
+        and *retry_failed* are those of ``generate_many``; *timeout* counts for each attempt.
+
+        Raises:
+            BudgetExceededError: the order could exceed *budget*; nothing was sent.
         """
         check_timeout(timeout)
+        check_flag("settle", settle)
+        check_count("retry_failed", retry_failed, least=0)
+        shared = check_budget(budget)
+        trackers = [] if shared is None else [shared.tracker]
         if on_update is not None:
             check_callback("on_update", on_update, "a Run")
         schedule = _check_poll(poll) or self._poll
@@ -436,15 +498,13 @@ class Flora:
                 "callback_url": callback_url,
             },
         )
-        started = await self._starter.start(order, idempotency_key)
-        try:
-            return await self.wait_for_run(started, timeout=timeout, on_update=on_update, poll=poll)
-        except errors.FloraError as error:
-            error.run_id = started.run_id
-            raise
-        except (Exception, asyncio.CancelledError) as error:  # A cancellation, or an exception of on_update.
-            error.add_note(f"{started.run_id} was started and continues at FLORA: flora.wait_for_run() awaits it again")
-            raise
+        ordering = self._ordering(
+            partial(self.wait_for_run, timeout=timeout, on_update=on_update, poll=poll, settle=settle),
+            retry_failed,
+            trackers,
+        )
+        entry = await reserve_cost(trackers, order)
+        return await ordering.run(order, entry, key=idempotency_key, attempts=[])
 
     def inbox(self, secret: str | None = None) -> Inbox:
         """Return an inbox for webhooks. Create runs with a ``callback_url``, and pass its requests to the inbox.
@@ -529,7 +589,6 @@ class Flora:
         params: Mapping[str, str | int | float | bool] | None = None,
         json: object = None,
         idempotency_key: str | None = None,
-        timeout: float | None = None,
     ) -> Response[dict[str, object]]: ...
 
     @overload
@@ -542,7 +601,6 @@ class Flora:
         json: object = None,
         decode_as: type[T],
         idempotency_key: str | None = None,
-        timeout: float | None = None,
     ) -> Response[T]: ...
 
     async def request(
@@ -554,21 +612,19 @@ class Flora:
         json: object = None,
         decode_as: type[object] = dict,
         idempotency_key: str | None = None,
-        timeout: float | None = None,
     ) -> Response[Any]:
         """Send a request for which this package has no method, like ``request("GET", "/models")``.
 
         *path* is below the base URL, *params* is the query, *json* the body. The response is decoded as *decode_as*,
         any type that msgspec supports. GETs are retried like all reads. Other methods are sent once, unless the request
-        has an *idempotency_key*. A POST without *json* sends ``{}``. *timeout* are the seconds for one HTTP exchange,
-        in place of the client's.
+        has an *idempotency_key*. A POST without *json* sends ``{}``.
 
         Raises:
             ConfigurationError: an argument is invalid, *decode_as* included; nothing was sent.
         """
         request = custom_request(self._origin, method, path, params=params, json=json, idempotency_key=idempotency_key)
         check_decodable(decode_as)
-        return await self._transport.send(with_timeout(request, timeout), partial(parse_response, decode_as))
+        return await self._transport.send(request, partial(parse_response, decode_as))
 
     def _may_connect(self, address: str) -> bool:
         if self._allow_private_hosts or urls.is_public(address):
@@ -632,6 +688,11 @@ class Flora:
         return None if target == retrieve_request(self._origin, run_id).url else target
 
     def _update_estimate(self, run: Run, age: float) -> None:
+        entry = self._unsettled.get(run.run_id)
+        if entry is not None:
+            entry.finish(run)
+            if not lacks_charge(run):
+                del self._unsettled[run.run_id]
         started = self._awaited.pop(run.run_id, None)
         if started is not None and started.origin is not None and run.succeeded:
             took = (run.completed - run.created).total_seconds() if run.completed else age

@@ -1,17 +1,19 @@
 """Pure: costs of orders by type and model, and the decision whether one more order fits a limit.
 
-All amounts are USD. The ``charged_cost`` of a create is a quote. The charge of the finished run replaces it.
+All amounts are USD. The ``charged_cost`` of a create is a quote. The charge of the completed run replaces it; it can
+appear up to a minute after the end of the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flora_async.models import AnyOrder
+from flora_async.models import AnyOrder, Run
 
 PriceKey: TypeAlias = tuple[str, str | None]
 """Kind of an order, and its model, technique or action: orders with the same key are expected to cost the same."""
@@ -19,8 +21,12 @@ PriceKey: TypeAlias = tuple[str, str | None]
 BudgetDecision: TypeAlias = Literal["start", "wait", "stop"]
 """``start``: the order fits. ``wait``: an order in flight may still show a lower cost. ``stop``: it never fits."""
 
-StopReason: TypeAlias = Literal["max_cost", "insufficient_credits"]
-"""Reason why no further order was started: the cost limit was reached, or FLORA responded with 402."""
+StopReason: TypeAlias = Literal["max_cost", "budget", "insufficient_credits", "run_failed"]
+"""Reason why no further order was started.
+
+``max_cost``, ``budget``: the next order could exceed the limit. ``insufficient_credits``: FLORA responded with 402.
+``run_failed``: a run failed with the advice ``"stop"`` (credits, access, entitlement).
+"""
 
 QUOTE_MARGIN = 4.0
 """Factor for a quote before the first charge of its type and model: FLORA has charged 0.873 for a quote of 0.253."""
@@ -31,40 +37,56 @@ class KindCosts(Struct, frozen=True, kw_only=True):
     """Costs of all orders of one type and model, as sums and counts that a database can return too."""
 
     charged: float = 0.0
-    """Sum of the charges of finished runs. A failed run adds 0; a completed run without a charge adds its quote."""
+    """Sum of the charges of finished runs. A failed run adds 0, unless FLORA shows a charge for it."""
     highest_charge: float | None = None
     """Highest charge of a completed run; ``None`` before the first."""
     unanswered: int = 0
     """Creates in flight: sent, or about to be sent, without a response."""
     running: int = 0
-    """Runs that were created and have not finished."""
+    """Runs that were created and whose charge is awaited: they run, or have completed a short time ago."""
     quoted: float = 0.0
-    """Sum of the quotes of the running ones."""
+    """Sum of the quotes of the running and the unsettled ones."""
     highest_quote: float | None = None
-    """Highest quote of the running ones; ``None`` without a quote above 0."""
+    """Highest quote of the running and the unsettled ones; ``None`` without a quote above 0."""
     doubtful: int = 0
     """Creates that ended without a known outcome: they may have been billed."""
+    unsettled: int = 0
+    """Runs whose charge is not awaited any more: it did not appear, or the wait for the run ended early."""
+    highest_ratio: float | None = None
+    """Highest charge of a completed run divided by its quote; ``None`` before the first run with both."""
+
+    @property
+    def quote_factor(self) -> float:
+        """Factor from a quote to the expected charge, at least 1."""
+        if self.highest_ratio is not None:
+            return max(1.0, self.highest_ratio)
+        return QUOTE_MARGIN if self.highest_charge is None else 1.0
 
     @property
     def price(self) -> float | None:
         """Expected cost of one more order; ``None`` if neither a charge nor a quote is known."""
-        if self.highest_charge is not None:
-            return max(self.highest_charge, self.highest_quote or 0.0)
-        return QUOTE_MARGIN * self.highest_quote if self.highest_quote else None
+        if self.highest_charge is None and not self.highest_quote:
+            return None
+        return max(self.highest_charge or 0.0, self.quote_factor * (self.highest_quote or 0.0))
 
     @property
     def expected(self) -> float:
         """Charges so far, plus the expected cost of all orders whose charge is not known."""
-        price = self.price or 0.0
-        running = self.running * price
+        price, started = self.price or 0.0, self.running + self.unsettled
+        cost = started * price
         if self.highest_charge is not None:
-            running = max(self.quoted, self.running * self.highest_charge)
-        return self.charged + running + (self.unanswered + self.doubtful) * price
+            cost = max(self.quote_factor * self.quoted, started * self.highest_charge)
+        return self.charged + cost + (self.unanswered + self.doubtful) * price
 
     @property
     def in_flight(self) -> bool:
         """Whether an order is in flight whose cost can still become known."""
         return self.unanswered > 0 or self.running > 0
+
+    @property
+    def open(self) -> int:
+        """Number of orders whose charge is not known."""
+        return self.unanswered + self.running + self.unsettled + self.doubtful
 
 
 def price_key(order: AnyOrder) -> PriceKey:
@@ -96,26 +118,64 @@ def decide_read(costs: Mapping[PriceKey, KindCosts], *, max_cost: float) -> Budg
 
 
 class CostTracker:
-    """Costs of orders in memory, updated when each is sent, accepted and finished."""
+    """Costs of orders in memory, updated when each is sent, accepted and settled, with the limit that they share."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_cost: float | None = None) -> None:
         self.costs: dict[PriceKey, KindCosts] = {}
+        self.max_cost: float | None = max_cost
+        """USD; ``None``: no limit."""
+        self.reserved: float = 0.0
+        """USD of the limit that are set aside for orders that are counted elsewhere."""
+        self.listeners: dict[Callable[[], object], None] = {}
+        """Functions that are called after each change."""
         self._quotes: dict[PriceKey, list[float]] = {}
+
+    @property
+    def spent(self) -> float:
+        """USD that FLORA has charged."""
+        return math.fsum(kind.charged for kind in self.costs.values())
+
+    @property
+    def quoted(self) -> float:
+        """Sum in USD of the quotes of all runs whose charge is not known."""
+        return math.fsum(kind.quoted for kind in self.costs.values())
+
+    @property
+    def expected(self) -> float:
+        """USD that the limit counts: charges, and the expected cost of all orders whose charge is not known."""
+        return math.fsum(kind.expected for kind in self.costs.values()) + self.reserved
+
+    @property
+    def unsettled(self) -> int:
+        """Number of orders whose charge is not known."""
+        return sum(kind.open for kind in self.costs.values())
+
+    def decide(self, key: PriceKey | None) -> BudgetDecision:
+        """Decide whether an order of a type and model may start; ``None`` stands for one that was not read yet."""
+        if self.max_cost is None:
+            return "start"
+        limit = self.max_cost - self.reserved
+        return decide_read(self.costs, max_cost=limit) if key is None else decide_start(self.costs, key, max_cost=limit)
+
+    def notify(self) -> None:
+        """Call all listeners."""
+        for listener in list(self.listeners):
+            listener()
 
     def record_sent(self, key: PriceKey) -> None:
         """Count a create that is about to be sent."""
         kind = self.costs.get(key, KindCosts())
-        self.costs[key] = replace(kind, unanswered=kind.unanswered + 1)
+        self._set(key, replace(kind, unanswered=kind.unanswered + 1))
 
     def record_refused(self, key: PriceKey) -> None:
         """Remove a create that was refused or never sent: it costs nothing."""
         kind = self.costs[key]
-        self.costs[key] = replace(kind, unanswered=kind.unanswered - 1)
+        self._set(key, replace(kind, unanswered=kind.unanswered - 1))
 
     def record_doubtful(self, key: PriceKey) -> None:
         """Count a create whose outcome stays unknown: it counts with the price of its kind."""
         kind = self.costs[key]
-        self.costs[key] = replace(kind, unanswered=kind.unanswered - 1, doubtful=kind.doubtful + 1)
+        self._set(key, replace(kind, unanswered=kind.unanswered - 1, doubtful=kind.doubtful + 1))
 
     def record_started(self, key: PriceKey, quote: float) -> None:
         """Count a created run with its quote; 0 if that is unknown, as for a recovered run."""
@@ -123,26 +183,80 @@ class CostTracker:
         self._quotes.setdefault(key, []).append(quote)
         self._update(key, replace(kind, unanswered=kind.unanswered - 1, running=kind.running + 1))
 
-    def record_completed(self, key: PriceKey, quote: float, charge: float | None) -> None:
-        """Replace the quote of a completed run by its charge. Without a charge the quote is kept."""
+    def record_charge(
+        self, key: PriceKey, quote: float, charge: float, *, completed: bool = True, unsettled: bool = False
+    ) -> None:
+        """Replace the quote of a run by its charge. The charge of a completed run is a price of its kind."""
         kind = self.costs[key]
-        charge = quote or None if charge is None else charge
-        highest = kind.highest_charge if charge is None else max(charge, kind.highest_charge or 0.0)
-        self._finish(key, quote, replace(kind, charged=kind.charged + (charge or 0.0), highest_charge=highest))
-
-    def record_failed(self, key: PriceKey, quote: float) -> None:
-        """Remove the quote of a failed run: failed runs are not charged."""
-        self._finish(key, quote, self.costs[key])
-
-    def record_abandoned(self, key: PriceKey, quote: float) -> None:
-        """Count a run that is no longer awaited at its expected cost: it continues, and its charge stays unknown."""
-        kind = self.costs[key]
-        self._finish(key, quote, replace(kind, charged=kind.charged + max(quote, kind.price or 0.0)))
-
-    def _finish(self, key: PriceKey, quote: float, kind: KindCosts) -> None:
         self._quotes[key].remove(quote)
-        self._update(key, replace(kind, running=kind.running - 1))
+        kind = replace(
+            kind,
+            charged=kind.charged + charge,
+            running=kind.running - (not unsettled),
+            unsettled=kind.unsettled - unsettled,
+        )
+        if completed:
+            ratio = max(charge / quote, kind.highest_ratio or 0.0) if quote > 0 else kind.highest_ratio
+            kind = replace(kind, highest_charge=max(charge, kind.highest_charge or 0.0), highest_ratio=ratio)
+        self._update(key, kind)
+
+    def record_unsettled(self, key: PriceKey) -> None:
+        """Count a run whose charge is not awaited any more at its expected cost."""
+        kind = self.costs[key]
+        self._set(key, replace(kind, running=kind.running - 1, unsettled=kind.unsettled + 1))
 
     def _update(self, key: PriceKey, kind: KindCosts) -> None:
         quotes = self._quotes[key]
-        self.costs[key] = replace(kind, quoted=sum(quotes), highest_quote=max(quotes, default=None) or None)
+        self._set(key, replace(kind, quoted=math.fsum(quotes), highest_quote=max(quotes, default=None) or None))
+
+    def _set(self, key: PriceKey, kind: KindCosts) -> None:
+        self.costs[key] = kind
+        self.notify()
+
+
+class CostEntry:
+    """One order in all trackers that count it, from the reservation of its cost to its charge."""
+
+    __slots__ = ("_key", "_quote", "_state", "_trackers")
+
+    def __init__(self, key: PriceKey, trackers: Sequence[CostTracker]) -> None:
+        self._key = key
+        self._trackers = trackers
+        self._quote = 0.0
+        self._state: Literal["reserved", "running", "unsettled", "ended"] = "reserved"
+        for tracker in trackers:
+            tracker.record_sent(key)
+
+    def release(self) -> None:
+        """Remove an order that was refused or never sent."""
+        if self._state == "reserved":
+            self._state = "ended"
+            for tracker in self._trackers:
+                tracker.record_refused(self._key)
+
+    def start(self, quote: float) -> None:
+        """Count the created run with its quote."""
+        if self._state == "reserved":
+            self._state, self._quote = "running", quote
+            for tracker in self._trackers:
+                tracker.record_started(self._key, quote)
+
+    def finish(self, run: Run) -> None:
+        """Count the charge of a finished run. A completed run without a charge stays as it is."""
+        charge = run.charged_cost if run.succeeded else run.charged_cost or 0.0
+        if charge is None or self._state not in ("running", "unsettled"):
+            return
+        unsettled, self._state = self._state == "unsettled", "ended"
+        for tracker in self._trackers:
+            tracker.record_charge(self._key, self._quote, charge, completed=run.succeeded, unsettled=unsettled)
+
+    def abandon(self) -> None:
+        """Count an order that is not awaited any more at its expected cost. A later charge replaces it."""
+        if self._state == "running":
+            self._state = "unsettled"
+            for tracker in self._trackers:
+                tracker.record_unsettled(self._key)
+        elif self._state == "reserved":
+            self._state = "ended"
+            for tracker in self._trackers:
+                tracker.record_doubtful(self._key)

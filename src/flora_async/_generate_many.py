@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
-from typing import Any, Generic, Self
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from typing import Generic, Self
 
 from flora_async import errors
 from flora_async._aio import AsyncCloseable, require_loop
-from flora_async._costs import BudgetDecision, CostTracker, StopReason, decide_read, decide_start, price_key
+from flora_async._budget import Budget
+from flora_async._costs import BudgetDecision, CostEntry, CostTracker, StopReason, price_key
+from flora_async._ordering import Ordering, decide
 from flora_async._outcomes import CompletedOutcome, FailedOutcome, OrderT, Outcome
-from flora_async.models import AnyOrder, Run, StartedRun
+from flora_async.models import AnyOrder
 
 
 class OrderRunner(Generic[OrderT]):
@@ -21,20 +23,19 @@ class OrderRunner(Generic[OrderT]):
         self,
         orders: Iterable[OrderT] | AsyncIterable[OrderT],
         *,
-        start: Callable[[AnyOrder], Coroutine[Any, Any, StartedRun]],
-        finish: Callable[[StartedRun], Coroutine[Any, Any, Run]],
+        ordering: Callable[[Sequence[CostTracker]], Ordering],
         concurrency: int,
         max_cost: float | None,
+        budget: Budget | None,
     ) -> None:
         _check_iterable(orders)
         self._orders = orders
-        self._start = start
-        self._finish = finish
         self._concurrency = concurrency
-        self._max_cost = max_cost
-        self._costs = CostTracker()
+        self.costs: CostTracker = CostTracker(max_cost)
+        self._trackers = [self.costs] if budget is None else [self.costs, budget.tracker]
+        self._ordering = ordering(self._trackers)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], CostEntry] = {}
         self._reader: asyncio.Task[None] | None = None
         self._open = 0
         self._closed = False
@@ -54,6 +55,8 @@ class OrderRunner(Generic[OrderT]):
         """
         if self._reader is None and not self._closed:
             self._loop = require_loop(None)
+            for tracker in self._trackers:
+                tracker.listeners[self._slot_free.set] = None
             self._reader = self._loop.create_task(self._read_orders())
             self._reader.add_done_callback(self._on_done)
         while not self._closed:
@@ -99,6 +102,10 @@ class OrderRunner(Generic[OrderT]):
         self._outcomes.clear()
         for task in self._tasks:
             task.cancel()
+        for tracker in self._trackers:
+            tracker.listeners.pop(self._slot_free.set, None)
+        if len(self._trackers) == 1:  # the charges of a shared budget are of interest to others
+            self._ordering.stop_settling()
         self._stop_reading()
         self._changed.set()
 
@@ -123,37 +130,36 @@ class OrderRunner(Generic[OrderT]):
     async def _wait_for_slot(self, order: AnyOrder | None) -> bool:
         """Return ``True`` when *order* may start, ``False`` if no order may. ``None`` stands for an unread order."""
         while not (self._closed or self.stop_reason or self._failure):
-            decision = self._decide(order)
+            decision, limit = self._decide(order)
             if decision == "start":
                 return True
             if decision == "stop":
-                self.stop_reason = "max_cost"
+                self.stop_reason = "max_cost" if limit is self.costs else "budget"
                 break
             self._slot_free.clear()
             await self._slot_free.wait()
         return False
 
-    def _decide(self, order: AnyOrder | None) -> BudgetDecision:
+    def _decide(self, order: AnyOrder | None) -> tuple[BudgetDecision, CostTracker | None]:
         if self._open >= self._concurrency:
-            return "wait"
-        if self._max_cost is None:
-            return "start"
-        if order is None:
-            return decide_read(self._costs.costs, max_cost=self._max_cost)
-        return decide_start(self._costs.costs, price_key(order), max_cost=self._max_cost)
+            return "wait", None
+        return decide(self._trackers, None if order is None else price_key(order))
 
     def _start_order(self, order: OrderT) -> None:
         self._open += 1
-        self._costs.record_sent(price_key(order))
-        task = asyncio.get_running_loop().create_task(self._run_order(order))
-        self._tasks.add(task)
-        task.add_done_callback(self._on_done)
+        entry = CostEntry(price_key(order), self._trackers)
+        task = asyncio.get_running_loop().create_task(self._run_order(order, entry))
+        self._tasks[task] = entry
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task).release()  # the place of an order that was cancelled before its first step
+        self._on_done(task)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
         if not task.cancelled() and (failure := task.exception()) is not None:
             self._failure = self._failure or failure
-            self._stop_reading()
+            self._stop_ordering()
         self._slot_free.set()
         self._changed.set()
 
@@ -162,47 +168,28 @@ class OrderRunner(Generic[OrderT]):
         if self._reader is not None:
             self._reader.cancel()
 
+    def _stop_ordering(self, reason: StopReason | None = None) -> None:
+        """Start no further order, and order nothing again."""
+        self.stop_reason = self.stop_reason or reason
+        self._stop_reading()
+        self._ordering.stop()
+
     # -- one order
 
-    async def _run_order(self, order: OrderT) -> None:
+    async def _run_order(self, order: OrderT, entry: CostEntry) -> None:
+        attempts: list[errors.RunFailedError] = []
         try:
-            run = await self._create_and_wait(order)
+            run = await self._ordering.run(order, entry, attempts=attempts)
         except errors.FloraError as error:
-            self._outcomes.append(FailedOutcome(order=order, error=error, run_id=error.run_id))
-        else:
-            self._outcomes.append(CompletedOutcome(order=order, run=run))
-
-    async def _create_and_wait(self, order: AnyOrder) -> Run:
-        costs, key = self._costs, price_key(order)
-        try:
-            started = await self._start(order)
-        except errors.CreateOutcomeUnknownError:
-            costs.record_doubtful(key)
-            raise
-        except Exception as failure:
-            # Every other exception is one of the caller's on_create, and nothing was sent.
-            error = failure if isinstance(failure, errors.FloraError) else _on_create_error(failure)
-            costs.record_refused(key)
             if isinstance(error, errors.InsufficientCreditsError):
-                self.stop_reason = self.stop_reason or "insufficient_credits"
-                self._stop_reading()
-            if error is failure:
-                raise
-            raise error from failure
-        quote = started.charged_cost
-        costs.record_started(key, quote)
-        self._slot_free.set()
-        try:
-            run = await self._finish(started)
-        except errors.RunFailedError:
-            costs.record_failed(key, quote)
-            raise
-        except errors.FloraError as error:
-            costs.record_abandoned(key, quote)
-            error.run_id = started.run_id
-            raise
-        costs.record_completed(key, quote, run.charged_cost)
-        return run
+                self._stop_ordering("insufficient_credits")
+            elif isinstance(error, errors.RunFailedError) and error.advice == "stop":
+                self._stop_ordering("run_failed")
+            self._outcomes.append(
+                FailedOutcome(order=order, error=error, run_id=error.run_id, attempts=tuple(attempts))
+            )
+        else:
+            self._outcomes.append(CompletedOutcome(order=order, run=run, attempts=tuple(attempts)))
 
 
 class Outcomes(AsyncCloseable, Generic[OrderT]):
@@ -220,8 +207,30 @@ class Outcomes(AsyncCloseable, Generic[OrderT]):
 
     @property
     def stop_reason(self) -> StopReason | None:
-        """Reason why reading stopped: ``"max_cost"`` or ``"insufficient_credits"`` (402); ``None`` if all were read."""
+        """Reason why reading stopped; ``None`` if all were read.
+
+        ``"max_cost"`` or ``"budget"``: the next order could exceed it. ``"insufficient_credits"``: FLORA responded
+        with 402. ``"run_failed"``: a run failed with the advice ``"stop"``, like ``BILLING_NOT_ENOUGH_CREDITS``.
+        """
         return self._runner.stop_reason
+
+    @property
+    def spent(self) -> float:
+        """USD that FLORA has charged for these orders so far."""
+        return self._runner.costs.spent
+
+    @property
+    def quoted(self) -> float:
+        """Sum in USD of FLORA's quotes for all runs whose charge is not known. FLORA can charge more."""
+        return self._runner.costs.quoted
+
+    @property
+    def unsettled(self) -> int:
+        """Number of orders whose charge is not known: in flight, without a charge so far, or of unknown outcome.
+
+        At 0, :attr:`spent` is final.
+        """
+        return self._runner.costs.unsettled
 
     @property
     def unstarted(self) -> OrderT | None:
@@ -253,10 +262,6 @@ async def _iterate(orders: Iterable[OrderT]) -> AsyncIterator[OrderT]:
 async def _close_generator(orders: Iterable[AnyOrder] | AsyncIterable[AnyOrder]) -> None:
     if isinstance(orders, AsyncGenerator):
         await orders.aclose()
-
-
-def _on_create_error(error: Exception) -> errors.FloraError:
-    return errors.ConfigurationError(f"the order was not sent: on_create raised {type(error).__name__}: {error}")
 
 
 def _check_iterable(orders: object) -> None:

@@ -22,6 +22,8 @@ class CompletedOutcome(Struct, Generic[_OrderT_co], frozen=True, kw_only=True):
     run: Run
     """The completed run, with its outputs."""
     error: None = None
+    attempts: tuple[errors.RunFailedError, ...] = ()
+    """The failed attempts before this run, oldest first: each was ordered again under a new key (``retry_failed``)."""
 
     @property
     def run_id(self) -> str:
@@ -33,9 +35,10 @@ class CompletedOutcome(Struct, Generic[_OrderT_co], frozen=True, kw_only=True):
         return self.run
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the outcome as plain JSON types: ``order``, ``run_id``, ``run`` and ``error``, which is ``None``."""
+        """Return plain JSON types: ``order``, ``run_id``, ``run``, ``error``, which is ``None``, and ``attempts``."""
         order = None if self.order is None else self.order.to_dict()
-        return {"order": order, "run_id": self.run_id, "run": self.run.to_dict(), "error": None}
+        record = {"order": order, "run_id": self.run_id, "run": self.run.to_dict(), "error": None}
+        return record | {"attempts": [attempt.to_dict() for attempt in self.attempts]}
 
 
 class FailedOutcome(Struct, Generic[_OrderT_co, _RunIdT_co], frozen=True, kw_only=True):
@@ -48,15 +51,18 @@ class FailedOutcome(Struct, Generic[_OrderT_co, _RunIdT_co], frozen=True, kw_onl
     run_id: _RunIdT_co
     """The id of the run; ``None`` if no run was started or its id is unknown."""
     run: None = None
+    attempts: tuple[errors.RunFailedError, ...] = ()
+    """The failed attempts before this one, oldest first: each was ordered again under a new key (``retry_failed``)."""
 
     def result(self) -> NoReturn:
         """Raise the error."""
         raise self.error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the outcome as plain JSON types: ``order``, ``run_id``, ``run``, which is ``None``, and ``error``."""
+        """Return plain JSON types: ``order``, ``run_id``, ``run``, which is ``None``, ``error`` and ``attempts``."""
         order = None if self.order is None else self.order.to_dict()
-        return {"order": order, "run_id": self.run_id, "run": None, "error": self.error.to_dict()}
+        record = {"order": order, "run_id": self.run_id, "run": None, "error": self.error.to_dict()}
+        return record | {"attempts": [attempt.to_dict() for attempt in self.attempts]}
 
 
 Outcome: TypeAlias = CompletedOutcome[_OrderT_co] | FailedOutcome[_OrderT_co, "str | None"]

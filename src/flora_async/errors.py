@@ -4,6 +4,7 @@
 
     FloraError
     ├─ ConfigurationError (ValueError)   a bad argument, key, base_url or id; nothing was sent
+    ├─ BudgetExceededError               an order that does not fit its Budget; nothing was sent
     ├─ ClientClosedError                 used after close
     ├─ APIError                          FLORA responded with an error
     │   ├─ BadRequestError 400           ├─ AuthenticationError 401   ├─ InsufficientCreditsError 402
@@ -97,6 +98,19 @@ def _restore(kind: type[FloraError], args: tuple[object, ...], state: dict[str, 
 
 class ConfigurationError(FloraError, ValueError):
     """A setting or an argument cannot be used. Nothing was sent. The text names the fix."""
+
+
+class BudgetExceededError(FloraError):
+    """The order could cost more than its ``Budget`` has left. Nothing was sent."""
+
+    def __init__(self, usd: float, expected: float) -> None:
+        super().__init__(
+            f"order not sent: it could exceed the budget of {usd:g} USD, of which {expected:g} are spent or expected"
+        )
+        self.usd = usd
+        """The amount of the budget in USD."""
+        self.expected = expected
+        """USD that are spent or expected for other orders."""
 
 
 class ClientClosedError(FloraError):

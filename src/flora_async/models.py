@@ -327,7 +327,7 @@ class StartedRun(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True
     run_id: str
     type: RunType
     charged_cost: float
-    """USD."""
+    """USD. It is a quote: see :attr:`quoted_cost`."""
     estimated_seconds: float | None = None
     """Expected duration of the run in seconds; ``None`` if FLORA reports none."""
     poll_url: str | None = None
@@ -339,6 +339,15 @@ class StartedRun(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True
     """Whether the response to the create was lost and the run was found in the history (``Flora(recover=...)``)."""
     origin: RunOrigin | None = field(default=None, name="origin_by_client")
     """Set by the client that created the run, never by FLORA; ``None`` for a recovered run."""
+
+    @property
+    def quoted_cost(self) -> float:
+        """USD: FLORA's quote, the same number as ``charged_cost`` of this record.
+
+        FLORA can charge another amount: 0.873 was charged for a quote of 0.253. The final charge is the
+        ``charged_cost`` of the completed :class:`Run`, up to a minute after its end.
+        """
+        return self.charged_cost
 
 
 class Run(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
@@ -353,7 +362,7 @@ class Run(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     started_at: float | None = None
     completed_at: float | None = None
     charged_cost: float | None = None
-    """USD."""
+    """USD, final. ``None`` for up to a minute after the run has completed: ``wait_for_run(run, settle=True)``."""
     outputs: Outputs = ()
     """The outputs of the run, each an :class:`Output`; empty until it has completed."""
     error_code: str | None = None
@@ -409,6 +418,11 @@ class Run(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
 def lacks_outputs(run: Run) -> bool:
     """Return whether a finished record has neither outputs nor an error: an item of the history can be incomplete."""
     return run.finished and not run.outputs and (run.succeeded or not run.error_code)
+
+
+def lacks_charge(run: Run) -> bool:
+    """Return whether a completed run shows no charge: FLORA adds it up to a minute after the end of the run."""
+    return run.succeeded and run.charged_cost is None
 
 
 def _as_table(runs: Iterable[Run], caption: str) -> str:

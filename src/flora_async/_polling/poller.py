@@ -31,7 +31,7 @@ from flora_async._polling.sweep import MARK_LIFETIME, PACE_HALF_LIFE, Mark, Swee
 from flora_async._polling.targets import PollResult, Scope, WaitTarget
 from flora_async._polling.tracked_run import Agenda, Interest, Plan, TrackedRun, Waiter, is_change, to_run
 from flora_async.events import Emit, PollFinished, PollStarted
-from flora_async.models import Generation, GenerationPage, Run, lacks_outputs
+from flora_async.models import Generation, GenerationPage, Run, lacks_charge, lacks_outputs
 
 log = logging.getLogger("flora_async")
 
@@ -55,6 +55,11 @@ CLOCK_SKEW = 5.0
 """Maximum error in seconds of an estimated creation time."""
 MAX_FINISHED_EARLY = 100_000
 """Maximum number of run ids remembered as finished before a wait for them starts."""
+
+SETTLE_SECONDS = 90.0
+"""Seconds after the end of a completed run for which its charge is awaited. FLORA shows it within a minute."""
+MIN_SETTLE_SECONDS = 5.0
+"""Seconds for which the charge of a run that completed long ago is awaited."""
 
 _KNOWN = ("pending", "running", "completed", "failed")
 
@@ -137,6 +142,8 @@ class Poller:
         tracked = self._tracked.get(target.run_id)
         if tracked is None:
             tracked = TrackedRun(target, now)
+            if target.run is not None and target.run.finished:
+                tracked.run, tracked.settle_until = target.run, self._settle_until(target.run, now)
             if target.poll_url:
                 tracked.poll_url = self._operations.resolve_poll_url(tracked.run_id, target.poll_url)
             if tracked.run_id in self._finished_early:
@@ -172,9 +179,18 @@ class Poller:
             self._finished_early.pop(next(iter(self._finished_early)), None)
 
     def add_waiter(
-        self, interest: Interest, *, deadline: float, known: Run | None = None, changes: bool = False
+        self,
+        interest: Interest,
+        *,
+        deadline: float,
+        known: Run | None = None,
+        changes: bool = False,
+        settle: bool = False,
     ) -> Waiter:
-        """Return a future for the end of a run, or (*changes*) for a record other than *known*. Cancel it to leave."""
+        """Return a future for the end of a run, or (*changes*) for a record other than *known*. Cancel it to leave.
+
+        With *settle*, a completed run resolves it when its charge is known, at most ``SETTLE_SECONDS`` after its end.
+        """
         if self._closed:
             raise errors.ClientClosedError("this client is closed: open a new one with Flora(...)")
         loop = asyncio.get_running_loop()
@@ -184,9 +200,11 @@ class Poller:
         waiter.tracked, waiter.plan, waiter.changes, waiter.context = tracked, plan, changes, interest.context
         tracked.waiters[waiter] = None
         waiter.add_done_callback(partial(self._on_waiter_done, waiter), context=interest.context)
-        if changes and tracked.run is not None and is_change(tracked.run, known):
+        waiter.settle = settle
+        news = tracked.run is not None and is_change(tracked.run, known)
+        if news and (changes or (tracked.settles and not settle)):
             waiter.set_result(tracked.run)
-        waiter.deadline = deadline
+        waiter.deadline = deadline = min(deadline, tracked.settle_until) if settle else deadline
         if deadline < math.inf:
             before = min(FINAL_POLL_LEAD, (deadline - loop.time()) / 2) if plan.webhook_expected else 0.0
             self._deadlines.put(waiter, deadline - before)
@@ -295,7 +313,7 @@ class Poller:
             if waiter.done():
                 continue
             if waiter.deadline <= now:
-                waiter.set_result(None)
+                waiter.set_result(waiter.tracked.run if waiter.tracked.settles else None)
             else:  # no webhook received yet: poll once more
                 self._deadlines.put(waiter, waiter.deadline)
                 waiter.tracked.retry_at = now
@@ -469,8 +487,9 @@ class Poller:
         if run.finished:
             tracked.run = run
             self._operations.on_finished(run, now - tracked.loop_created)
-            self._resolve_waiters(tracked, run)
-            return
+            if not (lacks_charge(run) and self._await_charge(tracked, run, now)):
+                self._resolve_waiters(tracked, run)
+                return
         if run.poll_url and not tracked.ignore_poll_url:
             tracked.poll_url = self._operations.resolve_poll_url(tracked.run_id, run.poll_url)
         if run.status not in _KNOWN and (before is None or before.status != run.status):
@@ -486,6 +505,25 @@ class Poller:
                     waiter.set_result(run)
         self._schedule(tracked)
 
+    def _await_charge(self, tracked: TrackedRun, run: Run, now: float) -> bool:
+        """Resolve the waits for a completed run that need no charge. Return whether another wait needs it."""
+        if not tracked.settles:
+            tracked.settle_until = self._settle_until(run, now)
+            for plan in tracked.plans:
+                plan.restart()
+        for waiter in [waiter for waiter in tracked.waiters if not waiter.done()]:
+            if waiter.settle:
+                waiter.deadline = min(waiter.deadline, tracked.settle_until)
+                self._deadlines.put(waiter, waiter.deadline)
+            else:
+                waiter.set_result(run)
+        return not all(waiter.done() for waiter in tracked.waiters)
+
+    def _settle_until(self, run: Run, now: float) -> float:
+        """Return the time until which the charge of a completed run is awaited."""
+        passed = 0.0 if run.completed is None else max(0.0, self._operations.clock() - run.completed.timestamp())
+        return now + max(MIN_SETTLE_SECONDS, SETTLE_SECONDS - passed)
+
     def _advance_plan(self, tracked: TrackedRun, plan: Plan, run: Run, now: float) -> None:
         """Advance a plan. If a custom schedule raises, end only the waits that share it."""
         try:
@@ -499,7 +537,9 @@ class Poller:
                     waiter.fail(error)
 
     def _resolve_waiters(self, tracked: TrackedRun, end: Run | Exception) -> None:
-        """Resolve all pending waiters of a run and stop tracking it."""
+        """Resolve all pending waiters of a run and stop tracking it. A completed run is not lost with its charge."""
+        if tracked.settles and tracked.run is not None and not isinstance(end, errors.ClientClosedError):
+            end = end if isinstance(end, Run) else tracked.run
         self._untrack(tracked)
         for waiter in list(tracked.waiters):
             if waiter.done():

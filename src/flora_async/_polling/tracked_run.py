@@ -101,13 +101,15 @@ class Plan:
 class Waiter(asyncio.Future[Run | None]):
     """One wait for a run. Its result is the run, or ``None`` after a timeout."""
 
-    __slots__ = ("changes", "context", "deadline", "plan", "tracked")
+    __slots__ = ("changes", "context", "deadline", "plan", "settle", "tracked")
 
     tracked: TrackedRun
     plan: Plan
     deadline: float
     changes: bool
     """Whether any change of the run resolves it, not only the end."""
+    settle: bool
+    """Whether it waits for the charge of a completed run."""
     context: Context
     """Context of the polls while this waiter is the first. Traces then show the purpose of a request."""
 
@@ -149,6 +151,7 @@ class TrackedRun:
         "run",
         "run_id",
         "scope",
+        "settle_until",
         "sweep",
         "waiters",
     )  # fmt: skip
@@ -180,6 +183,13 @@ class TrackedRun:
         self.last_error: str | None = None
         self.retry_at: float | None = None
         """Time of the next poll; overrides the schedules."""
+        self.settle_until: float = math.inf
+        """Time until which the charge of the completed run is awaited; infinite before the run has completed."""
+
+    @property
+    def settles(self) -> bool:
+        """Whether the run has completed and its charge is awaited."""
+        return self.settle_until < math.inf
 
     @property
     def due(self) -> float:

@@ -22,7 +22,7 @@ from flora_async._polling.schedule import PollFactory
 from flora_async._polling.targets import WaitTarget
 from flora_async._polling.tracked_run import Interest, Waiter
 from flora_async.events import Emit, WaitFinished, WaitStarted
-from flora_async.models import Run
+from flora_async.models import Run, lacks_charge
 
 WAITS_PER_STEP = 200
 """Maximum number of waits that start or end in one step of the event loop."""
@@ -32,18 +32,19 @@ OnUpdate: TypeAlias = Callable[[Run], None]
 
 
 async def wait_for_run(
-    poller: Poller, target: WaitTarget, *, poll: PollFactory | None, timeout: float | None, on_update: OnUpdate | None
+    poller: Poller,
+    target: WaitTarget,
+    *,
+    poll: PollFactory | None,
+    timeout: float | None,
+    on_update: OnUpdate | None,
+    settle: bool = False,
 ) -> Run:
-    """Wait for one run. Return it if it completed, otherwise raise RunFailedError."""
+    """Wait for one run. Return it if it completed, otherwise raise RunFailedError. *settle* awaits its charge too."""
     run = target.run
     if run is None or not run.finished:
         if on_update is None:
-            interest = poller.track(target, poll)
-            wait = None if poller.emit is None else WaitSpan(poller.emit, interest)
-            waiter = poller.add_waiter(interest, deadline=_deadline(timeout))
-            if wait is not None:
-                wait.follow(waiter)
-            run = _run_or_timeout(await waiter, waiter, timeout)
+            run = await _wait_for_end(poller, target, poll=poll, timeout=timeout, settle=settle)
         else:
             async for run in RunWatch(poller, [target], poll=poll, timeout=timeout):
                 on_update(run)
@@ -51,7 +52,26 @@ async def wait_for_run(
         on_update(run)
     if run is None or not run.succeeded:
         raise errors.RunFailedError(run) if run else AssertionError("RunWatch ended without a run")
+    if settle and lacks_charge(run) and (on_update is not None or run is target.run):
+        return await add_charge_waiter(poller, target, run) or run
     return run
+
+
+async def _wait_for_end(
+    poller: Poller, target: WaitTarget, *, poll: PollFactory | None, timeout: float | None, settle: bool
+) -> Run:
+    interest = poller.track(target, poll)
+    wait = None if poller.emit is None else WaitSpan(poller.emit, interest)
+    waiter = poller.add_waiter(interest, deadline=_deadline(timeout), settle=settle)
+    if wait is not None:
+        wait.follow(waiter)
+    return _run_or_timeout(await waiter, waiter, timeout)
+
+
+def add_charge_waiter(poller: Poller, target: WaitTarget, run: Run) -> Waiter:
+    """Return a future for a completed run with its charge, or without if none appears. It needs no task."""
+    target = replace(target, run=run, created=run.created.timestamp())
+    return poller.add_waiter(poller.track(target, None), deadline=math.inf, settle=True)
 
 
 def _deadline(timeout: float | None) -> float:
@@ -129,9 +149,16 @@ class _RunIterator(AsyncCloseable):
     """Whether each change of a run is an item, not only the finished run."""
 
     def __init__(
-        self, poller: Poller, targets: Iterable[WaitTarget], *, poll: PollFactory | None, timeout: float | None
+        self,
+        poller: Poller,
+        targets: Iterable[WaitTarget],
+        *,
+        poll: PollFactory | None,
+        timeout: float | None,
+        settle: bool = False,
     ) -> None:
         self._poller = poller
+        self._settle = settle
         self._poll = poll
         self._timeout = timeout
         self._deadline = math.inf
@@ -143,7 +170,7 @@ class _RunIterator(AsyncCloseable):
         self._waits: dict[Interest, WaitSpan] = {}
         """Wait spans, if events are emitted."""
         for target in targets:
-            if target.run is not None and target.run.finished:
+            if target.run is not None and target.run.finished and not (settle and lacks_charge(target.run)):
                 self._finished.append(target.run)
             else:
                 self._unseen.append(target)
@@ -175,7 +202,9 @@ class _RunIterator(AsyncCloseable):
     def _add_waiter(self, interest: Interest, known: Run | None = None) -> None:
         if self._poller.emit is not None and interest not in self._waits:
             self._waits[interest] = WaitSpan(self._poller.emit, interest)
-        waiter = self._poller.add_waiter(interest, deadline=self._deadline, known=known, changes=self._changes)
+        waiter = self._poller.add_waiter(
+            interest, deadline=self._deadline, known=known, changes=self._changes, settle=self._settle
+        )
         self._queue.add(waiter, interest)
         if interest in self._waits:
             self._waits[interest].follow(waiter)

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from flora_async import errors
-from flora_async._http.requests import custom_request, with_timeout
+from flora_async._http.requests import custom_request
 from flora_async._http.responses import parse_response
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
@@ -54,17 +54,17 @@ class _Resource:
         self._origin = origin
         self._transport = transport
 
-    async def _get(self, path: str, query: Mapping[str, str], kind: type[T], timeout: float | None) -> T:
+    async def _get(self, path: str, query: Mapping[str, str], kind: type[T]) -> T:
         request = custom_request(self._origin, "GET", path, params=query, json=None, idempotency_key=None)
-        return (await self._transport.send(with_timeout(request, timeout), partial(parse_response, kind))).data
+        return (await self._transport.send(request, partial(parse_response, kind))).data
 
 
 class Workspaces(_Resource):
     """``flora.workspaces``: the workspaces that the key can use."""
 
-    async def list(self, *, timeout: float | None = None) -> tuple[Workspace, ...]:
-        """Return the workspaces of the key. *timeout*: seconds for an exchange. OpenAPI: ``GET /workspaces``."""
-        return (await self._get("/workspaces", {}, _Workspaces, timeout)).workspaces
+    async def list(self) -> tuple[Workspace, ...]:
+        """Return the workspaces of the key. OpenAPI: ``GET /workspaces``."""
+        return (await self._get("/workspaces", {}, _Workspaces)).workspaces
 
 
 class Projects(_Resource):
@@ -74,26 +74,23 @@ class Projects(_Resource):
         super().__init__(origin, transport)
         self._workspaces = workspaces
 
-    async def list(self, *, workspace_id: str | None = None, timeout: float | None = None) -> tuple[Project, ...]:
-        """Return the projects of one workspace, or of all. Each request reads 100. OpenAPI: ``GET /projects``.
-
-        *timeout* are the seconds for one HTTP exchange, in place of the client's.
-        """
+    async def list(self, *, workspace_id: str | None = None) -> tuple[Project, ...]:
+        """Return the projects of one workspace, or of all. Each request reads 100. OpenAPI: ``GET /projects``."""
         if workspace_id is None:
-            workspace_ids = [workspace.workspace_id for workspace in await self._workspaces.list(timeout=timeout)]
+            workspace_ids = [workspace.workspace_id for workspace in await self._workspaces.list()]
         else:
             workspace_ids = [check_id("workspace_id", workspace_id, "ws_")]
         projects: tuple[Project, ...] = ()
         for each_id in workspace_ids:
-            projects += await self._list_workspace(each_id, timeout)
+            projects += await self._list_workspace(each_id)
         return projects
 
-    async def _list_workspace(self, workspace_id: str, timeout: float | None) -> tuple[Project, ...]:
+    async def _list_workspace(self, workspace_id: str) -> tuple[Project, ...]:
         projects: tuple[Project, ...] = ()
         query = {"workspace_id": workspace_id, "limit": _PAGE_LIMIT}
         visited_cursors: set[str] = set()
         while True:
-            page = await self._get("/projects", query, _Projects, timeout)
+            page = await self._get("/projects", query, _Projects)
             projects += page.projects
             cursor = page.meta.next_cursor
             if not cursor:
@@ -107,13 +104,10 @@ class Projects(_Resource):
 class Models(_Resource):
     """``flora.models``: the models and their parameters."""
 
-    async def list(self, *, type: GenerationType | None = None, timeout: float | None = None) -> tuple[Model, ...]:
-        """Return all models, or the models for one *type* of output. OpenAPI: ``GET /models``.
-
-        *timeout* are the seconds for one HTTP exchange, in place of the client's.
-        """
+    async def list(self, *, type: GenerationType | None = None) -> tuple[Model, ...]:
+        """Return all models, or the models for one *type* of output. OpenAPI: ``GET /models``."""
         query = {} if type is None else {"type": check_text("type", type)}
-        return (await self._get("/models", query, _Models, timeout)).models
+        return (await self._get("/models", query, _Models)).models
 
     async def check(self, model: str, params: Mapping[str, Any] | None = None) -> tuple[FieldError, ...]:
         """Return the errors in *params* for *model*, before anything is billed; an empty tuple without errors.

@@ -58,6 +58,10 @@ class SandboxRun(Struct, frozen=True, kw_only=True):
     failure: str | None
     failure_message: str | None
     model: str
+    quote_factor: float = 1.0
+    """Charge of the run divided by its quote."""
+    charge_delay: float = 0.0
+    """Seconds between the end of the run and its charge."""
 
     @property
     def estimate(self) -> float:
@@ -67,8 +71,13 @@ class SandboxRun(Struct, frozen=True, kw_only=True):
 
     @property
     def cost(self) -> float:
-        """USD."""
+        """The charge in USD."""
         return USD[self.order.type]
+
+    @property
+    def quote(self) -> float:
+        """The quote in USD."""
+        return round(self.cost / self.quote_factor, 6)
 
     def status(self, now: float) -> str:
         """Return the status of the run."""
@@ -120,7 +129,7 @@ def started_record(run: SandboxRun, base_url: str) -> dict[str, object]:
         "run_id": run.run_id,
         "type": "generation",
         "estimated_seconds": run.estimate,
-        "charged_cost": run.cost,
+        "charged_cost": run.quote,
         "poll_url": f"{base_url}/runs/{run.run_id}",
         "project_id": run.order.project_id,
         "model": {"model_id": run.model},
@@ -151,7 +160,8 @@ def run_record(run: SandboxRun, now: float, base_url: str) -> dict[str, object]:
         record["error_message"] = run.failure_message
         return record
     record["progress"] = 100
-    record["charged_cost"] = run.cost
+    if now - run.created >= run.waiting + run.working + run.charge_delay:
+        record["charged_cost"] = run.cost
     record["outputs"] = [_output(run, base_url)]
     return record
 

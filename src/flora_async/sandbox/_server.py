@@ -17,6 +17,7 @@ from typing import Literal, Self, get_args
 import msgspec
 from aiohttp import web
 from msgspec import Struct
+from msgspec.structs import replace
 
 from flora_async._aio import run_in_thread
 from flora_async.errors import ConfigurationError
@@ -119,6 +120,9 @@ class Sandbox:
         host: the address to listen on.
         port: the port to listen on; 0 is any free one.
         time_scale: factor of run durations; at 1 a text takes about 2 seconds, a sound 4, an image 6, a video 12.
+        quote_factor: the charge of a run divided by its quote, the ``charged_cost`` of the create. FLORA's quotes were
+            off by 3.5 and by 1.5.
+        charge_delay: seconds at time scale 1 between the end of a run and its ``charged_cost``; up to 60 at FLORA.
         idempotency: the response to a create under a used key: ``"reject"``, a 409 within 2 hours, as in the
             reference; ``"replay"``, the first response again within 24 hours, as on the developer site.
         max_runs: maximum number of stored runs; the oldest are deleted first.
@@ -141,6 +145,8 @@ class Sandbox:
         host: str = "127.0.0.1",
         port: int = 0,
         time_scale: float = 1.0,
+        quote_factor: float = 1.0,
+        charge_delay: float = 0.0,
         idempotency: Literal["reject", "replay"] = "reject",
         max_runs: int = 200_000,
         faults: Mapping[Fault, float] | None = None,
@@ -148,11 +154,14 @@ class Sandbox:
         lost_webhooks: float = 0.0,
         rate_limit: float | None = None,
     ) -> None:
-        for name, value in (("time_scale", time_scale), ("rate_limit", rate_limit)):
+        positive = {"time_scale": time_scale, "rate_limit": rate_limit, "quote_factor": quote_factor}
+        for name, value in positive.items():
             if value is not None and not (is_number(value) and value > 0 and math.isfinite(value)):
                 raise ConfigurationError(f"{name} must be a finite number above 0, not {value!r}")
         if idempotency not in KEY_LIFETIMES:
             raise ConfigurationError(f"idempotency must be 'reject' or 'replay', not {idempotency!r}")
+        if not (is_number(charge_delay) and 0 <= charge_delay < math.inf):
+            raise ConfigurationError(f"charge_delay must be a finite number of seconds from 0 on, not {charge_delay!r}")
         if not (is_number(lost_webhooks) and 0 <= lost_webhooks <= 1):
             raise ConfigurationError(f"lost_webhooks must be a share from 0 to 1, not {lost_webhooks!r}")
         _check_count("max_runs", max_runs)
@@ -167,6 +176,8 @@ class Sandbox:
         self._host = host
         self._port = port
         self._time_scale = time_scale
+        self._quote_factor = quote_factor
+        self._charge_delay = charge_delay * time_scale
         self._idempotency: Literal["reject", "replay"] = idempotency
         self._max_runs = max_runs
         self._rate_limit = rate_limit
@@ -355,6 +366,7 @@ class Sandbox:
         if status := requested_status(order.prompt):
             raise refusal(status, retry_after=1 if status == 429 else None)
         run = plan_run(order, now=now, unix=self._unix_at_zero + now, time_scale=self._time_scale)
+        run = replace(run, quote_factor=self._quote_factor, charge_delay=self._charge_delay)
         self._runs.add(run)
         self._webhooks.schedule(run)
         self.accepted += 1
