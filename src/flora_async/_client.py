@@ -32,11 +32,16 @@ from flora_async._polling.poller import Poller, PollOperations
 from flora_async._polling.schedule import PollFactory, check_schedule
 from flora_async._polling.targets import PollResult, WaitTarget
 from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch, add_charge_waiter, wait_for_run
+from flora_async._resources.actions import Actions
+from flora_async._resources.canvas import Canvas
 from flora_async._resources.catalog import Models, Projects, Workspaces
 from flora_async._resources.create_recovery import CreateRecovery
 from flora_async._resources.declarations import Declarations
+from flora_async._resources.gateway import Gateway
 from flora_async._resources.generations import Generations
+from flora_async._resources.library import Feedback, Library
 from flora_async._resources.starting import OnCreate, RunStarter
+from flora_async._resources.techniques import TechniqueRuns, Techniques
 from flora_async._validation import (
     check_callback,
     check_count,
@@ -127,6 +132,20 @@ class Flora:
     """The projects of these workspaces."""
     models: Models
     """The models and their parameters."""
+    techniques: Techniques
+    """Saved workflows."""
+    technique_runs: TechniqueRuns
+    """The history of techniques."""
+    actions: Actions
+    """Fixed transformations."""
+    canvas: Canvas
+    """The nodes of projects."""
+    library: Library
+    """Folders of saved pictures and texts."""
+    feedback: Feedback
+    """Messages to FLORA."""
+    gateway: Gateway
+    """Models under steady names."""
 
     def __init__(
         self,
@@ -204,6 +223,13 @@ class Flora:
         self.workspaces = Workspaces(self._origin, self._transport)
         self.projects = Projects(self._origin, self._transport, self.workspaces)
         self.models = Models(self._origin, self._transport)
+        self.techniques = Techniques(self._origin, self._transport, self._starter)
+        self.technique_runs = TechniqueRuns(self._origin, self._transport)
+        self.actions = Actions(self._origin, self._transport, self._starter)
+        self.canvas = Canvas(self._origin, self._transport)
+        self.library = Library(self._origin, self._transport)
+        self.feedback = Feedback(self._origin, self._transport)
+        self.gateway = Gateway(self._origin, self._transport)
         self._downloads = Downloads(
             open_media=self._transport.media,
             check_url=partial(urls.media_url, self._origin, allow_private_hosts=allow_private_hosts),

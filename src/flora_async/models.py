@@ -543,6 +543,9 @@ class Project(Record, frozen=True, gc=False, kw_only=True):
     name: str
     created_at: float | None = None
     """Raw number from FLORA, of unstated unit."""
+    last_modified: float | None = None
+    """Raw number from FLORA, of unstated unit."""
+    origin: str | None = None
 
 
 class ModelOption(Record, frozen=True, kw_only=True):

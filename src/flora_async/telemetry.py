@@ -50,7 +50,20 @@ __all__ = ["observe"]
 OTHER = "_OTHER"
 """OpenTelemetry's attribute value for everything outside a known set."""
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
-TEMPLATES = frozenset({"/generate", "/generations", "/runs/{id}", "/models", "/projects", "/workspaces"})
+_PROJECT = "/workspaces/{id}/projects/{id}"
+TEMPLATES = frozenset(
+    {
+        *("/generate", "/generations", "/runs/{id}", "/models", "/projects", "/workspaces", "/feedback"),
+        *("/runs/technique", "/techniques", "/techniques/{id}", "/techniques/{id}/runs", "/technique-runs"),
+        *("/techniques/{id}/runs/{id}", "/runs/action", "/actions", "/actions/{id}"),
+        *("/projects/{id}", "/projects/{id}/nodes", "/projects/{id}/canvas", "/projects/{id}/actions"),
+        *("/projects/{id}/actions/{id}/run", "/projects/{id}/assets/{id}/attach", "/workspaces/{id}/projects"),
+        *(f"{_PROJECT}/graph", f"{_PROJECT}/nodes/run", f"{_PROJECT}/canvas/changeset"),
+        *(f"{_PROJECT}/canvas/definition", "/workspaces/{id}/folders/{id}/projects"),
+        *("/workspaces/{id}/library/folders", "/workspaces/{id}/library/folders/{id}"),
+        *("/workspaces/{id}/library/folders/{id}/items", "/gateway/models", "/gateway/generate"),
+    }
+)
 SECONDS_BOUNDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600)
 POLL_BOUNDS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)
 

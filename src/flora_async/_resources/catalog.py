@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from flora_async import errors
-from flora_async._http.requests import custom_request
-from flora_async._http.responses import parse_response
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
-from flora_async._validation import check_id, check_text, to_json_object
-from flora_async.models import FieldError, GenerationType, Model, ModelParam, PageMeta, Project, Workspace
+from flora_async._resources.operations import ItemPage, Operation, Resource
+from flora_async._validation import check_text, to_json_object
+from flora_async.models import FieldError, GenerationType, Model, ModelParam, Project, Workspace
 
-T = TypeVar("T")
-
-_PAGE_LIMIT = "100"
 _NUMBER_TYPES = ("int", "int?", "seed", "float")
 _PARAM_TYPES: dict[str, Any] = {
     "string": str,
@@ -38,76 +33,78 @@ class _Workspaces(Struct, frozen=True):
     workspaces: tuple[Workspace, ...]
 
 
-class _Projects(Struct, frozen=True):
+class _Projects(ItemPage, frozen=True, kw_only=True):
     projects: tuple[Project, ...]
-    meta: PageMeta = PageMeta()
 
 
 class _Models(Struct, frozen=True):
     models: tuple[Model, ...]
 
 
-class _Resource:
-    """Base class of resources that are read by GET requests."""
-
-    def __init__(self, origin: BaseURL, transport: Transport) -> None:
-        self._origin = origin
-        self._transport = transport
-
-    async def _get(self, path: str, query: Mapping[str, str], kind: type[T]) -> T:
-        request = custom_request(self._origin, "GET", path, params=query, json=None, idempotency_key=None)
-        return (await self._transport.send(request, partial(parse_response, kind))).data
+_WORKSPACES = Operation("GET", "/workspaces", _Workspaces)
+_CREATE_IN_WORKSPACE = Operation("POST", "/workspaces/{workspace_id}/projects", Project)
+_CREATE_IN_FOLDER = Operation("POST", "/workspaces/{workspace_id}/folders/{folder_id}/projects", Project)
+_PROJECTS = Operation("GET", "/projects", _Projects)
+_PROJECT = Operation("GET", "/projects/{project_id}", Project)
+_CREATE = Operation("POST", "/projects", Project)
+_MODELS = Operation("GET", "/models", _Models)
 
 
-class Workspaces(_Resource):
+class Workspaces(Resource):
     """``flora.workspaces``: the workspaces that the key can use."""
 
     async def list(self) -> tuple[Workspace, ...]:
         """Return the workspaces of the key. OpenAPI: ``GET /workspaces``."""
-        return (await self._get("/workspaces", {}, _Workspaces)).workspaces
+        return (await self._call(_WORKSPACES)).workspaces
+
+    async def create_project(self, *, workspace_id: str, name: str, folder_id: str | None = None) -> Project:
+        """Create a project in a workspace, or in one of its folders.
+
+        npm client 0.11.0: ``POST /workspaces/{id}/projects``, ``POST /workspaces/{id}/folders/{id}/projects``.
+        """
+        if folder_id is None:
+            return await self._call(_CREATE_IN_WORKSPACE, body={"name": name}, workspace_id=workspace_id)
+        return await self._call(_CREATE_IN_FOLDER, body={"name": name}, workspace_id=workspace_id, folder_id=folder_id)
 
 
-class Projects(_Resource):
+class Projects(Resource):
     """``flora.projects``: the projects of workspaces."""
 
     def __init__(self, origin: BaseURL, transport: Transport, workspaces: Workspaces) -> None:
         super().__init__(origin, transport)
         self._workspaces = workspaces
 
-    async def list(self, *, workspace_id: str | None = None) -> tuple[Project, ...]:
-        """Return the projects of one workspace, or of all. Each request reads 100. OpenAPI: ``GET /projects``."""
+    async def create(self, *, name: str, workspace_id: str) -> Project:
+        """Create a project. It is sent under one idempotency key. OpenAPI: ``POST /projects``."""
+        return await self._call(_CREATE, body={"name": name, "workspace_id": workspace_id})
+
+    async def retrieve(self, project_id: str) -> Project:
+        """Return a project. OpenAPI: ``GET /projects/{id}``."""
+        return await self._call(_PROJECT, project_id=project_id)
+
+    async def list(self, *, workspace_id: str | None = None, query: str | None = None) -> tuple[Project, ...]:
+        """Return the projects of one workspace, or of all, by recent activity; *query* selects by name.
+
+        Each request reads 100. OpenAPI: ``GET /projects``.
+        """
         if workspace_id is None:
             workspace_ids = [workspace.workspace_id for workspace in await self._workspaces.list()]
         else:
-            workspace_ids = [check_id("workspace_id", workspace_id, "ws_")]
+            workspace_ids = [workspace_id]
         projects: tuple[Project, ...] = ()
         for each_id in workspace_ids:
-            projects += await self._list_workspace(each_id)
+            for page in await self._list(_PROJECTS, query={"workspace_id": each_id, "query": query}):
+                projects += page.projects
         return projects
 
-    async def _list_workspace(self, workspace_id: str) -> tuple[Project, ...]:
-        projects: tuple[Project, ...] = ()
-        query = {"workspace_id": workspace_id, "limit": _PAGE_LIMIT}
-        visited_cursors: set[str] = set()
-        while True:
-            page = await self._get("/projects", query, _Projects)
-            projects += page.projects
-            cursor = page.meta.next_cursor
-            if not cursor:
-                return projects
-            if cursor in visited_cursors:
-                raise errors.PaginationError(cursor)
-            visited_cursors.add(cursor)
-            query["cursor"] = cursor
 
-
-class Models(_Resource):
+class Models(Resource):
     """``flora.models``: the models and their parameters."""
 
     async def list(self, *, type: GenerationType | None = None) -> tuple[Model, ...]:
         """Return all models, or the models for one *type* of output. OpenAPI: ``GET /models``."""
         query = {} if type is None else {"type": check_text("type", type)}
-        return (await self._get("/models", query, _Models)).models
+        return (await self._call(_MODELS, query=query)).models
 
     async def check(self, model: str, params: Mapping[str, Any] | None = None) -> tuple[FieldError, ...]:
         """Return the errors in *params* for *model*, before anything is billed; an empty tuple without errors.

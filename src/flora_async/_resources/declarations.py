@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from functools import partial
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from msgspec import Struct
 
@@ -125,8 +125,12 @@ def check_technique_inputs(technique: Technique, inputs: Mapping[str, object]) -
     return found
 
 
+def _is_list(value: object) -> TypeGuard[list[object]]:
+    return isinstance(value, list)
+
+
 def _check_technique_value(declared: TechniqueInput, value: object) -> str | None:
-    if isinstance(value, list):
+    if _is_list(value):
         if not declared.allow_multiple:
             return "takes one value, not a list"
         if not value:

@@ -119,12 +119,11 @@ def _read(row: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[AnyOrder
 
 
 def _decode_cell(name: str, text: str) -> object:
+    kind: Any = dict[str, Any] if name == "params" else dict[str, Any] | list[Any]
     try:
-        value: object = msgspec.json.decode(text)
+        value: object = msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
-        value = None
-    if not isinstance(value, dict | list) or (name == "params" and not isinstance(value, dict)):
-        raise errors.ConfigurationError(f"{name} is no JSON object: {text[:80]!r}")
+        raise errors.ConfigurationError(f"{name} is no JSON object: {text[:80]!r}") from None
     return value
 
 
