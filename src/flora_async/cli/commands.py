@@ -24,6 +24,8 @@ DEFAULT_WAIT_TIMEOUT = 600.0
 """Seconds that `create --wait` and `wait` wait for each run by default."""
 
 
+EXIT_SETTINGS, EXIT_UNREACHABLE = 2, 3
+"""Exit codes of ``doctor``, as those of the other commands: settings; API or connection."""
 EXIT_NOT_FOUND, EXIT_NOT_EXECUTABLE, EXIT_SIGNAL_BASE = 127, 126, 128
 """Exit codes of a shell: program not found, program not executable, and the base for a program ended by a signal."""
 
@@ -375,6 +377,15 @@ async def _completion(options: argparse.Namespace, _context: CommandContext) -> 
     return 0
 
 
+async def _doctor(options: argparse.Namespace, _context: CommandContext) -> int:
+    from flora_async.cli import doctor  # Only this command needs it.
+
+    findings = await doctor.run_checks(options.api_key)
+    output.write("".join(f"{finding}\n" for finding in findings))
+    failed = {finding.subject for finding in findings if finding.state == "FAIL"}
+    return EXIT_SETTINGS if failed & {"key", "address", "packages"} else EXIT_UNREACHABLE if failed else 0
+
+
 COMMANDS: dict[str, Command] = {
     "generations": _generations,
     "wait": _wait,
@@ -386,5 +397,6 @@ COMMANDS: dict[str, Command] = {
     "gallery": _gallery,
     "sandbox": _sandbox,
     "demo": _demo,
+    "doctor": _doctor,
     "completion": _completion,
 }
