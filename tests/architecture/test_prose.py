@@ -9,6 +9,7 @@ import re
 import sys
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,7 @@ def find_old_style(source: str) -> dict[str, list[tuple[int, str]]]:
     }
 
 
+@cache
 def read_package() -> dict[str, list[str]]:
     """Return the findings of each kind in all of ``src``, each with its place."""
     found: dict[str, list[str]] = {}

@@ -36,9 +36,9 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 
 
 def passes(project: pytest.Pytester, tests: str, count: int = 1, *options: str) -> str:
-    """Run tests, all of which pass; give what was printed."""
+    """Run tests in this process, all of which pass; return the output. A process of its own takes two seconds more."""
     project.makepyfile(test_service=tests)
-    ran = project.runpytest_subprocess("-q", *options, timeout=60)
+    ran = project.runpytest_inprocess("-q", *options)
     ran.assert_outcomes(passed=count)
     return ran.stdout.str()
 
@@ -201,7 +201,7 @@ def test_pytest_asyncio_in_automatic_mode(project: pytest.Pytester) -> None:
 def test_a_failing_test_fails(project: pytest.Pytester) -> None:
     """A failing test reports its own error and leaves no resources open."""
     project.makepyfile(test_service="async def test_it(flora):\n    assert (await flora.models.list()) == ()\n")
-    ran = project.runpytest_subprocess("-q", timeout=60)
+    ran = project.runpytest_inprocess("-q")
     ran.assert_outcomes(failed=1)
     assert "ResourceWarning" not in ran.stdout.str()
 
@@ -296,7 +296,7 @@ def test_a_fixture_that_fails_to_end(project: pytest.Pytester) -> None:
             assert len(await film(flora, 1)) == 1
         """
     )
-    ran = project.runpytest_subprocess("-q", timeout=60)
+    ran = project.runpytest_inprocess("-q")
     ran.assert_outcomes(passed=2, errors=2)
     assert "the lights went out" in ran.stdout.str()
     assert "no lights at all" in ran.stdout.str()
@@ -321,7 +321,7 @@ def test_a_mark_with_settings_that_have_no_names(project: pytest.Pytester) -> No
             pass
         """
     )
-    ran = project.runpytest_subprocess("-q", timeout=60)
+    ran = project.runpytest_inprocess("-q")
     ran.assert_outcomes(errors=2)
     ran.stdout.fnmatch_lines(["*takes names: flora_sandbox(faults={503: 0.1})*", "*ScopeMismatch*"])
 
@@ -408,7 +408,7 @@ def test_twice_in_one_process(project: pytest.Pytester) -> None:
 def test_without_the_plugin(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plugin can be disabled and loaded by its name."""
     project.makepyfile(test_service="def test_it(flora_sandbox):\n    assert flora_sandbox.base_url\n")
-    without = project.runpytest_subprocess("-q", "-p", "no:flora_async", timeout=60)
+    without = project.runpytest_inprocess("-q", "-p", "no:flora_async")
     without.assert_outcomes(errors=1)
     assert "fixture 'flora_sandbox' not found" in without.stdout.str()
     project.makeini("[pytest]")  # which knows no options of plugins that are not there
@@ -417,17 +417,17 @@ def test_without_the_plugin(project: pytest.Pytester, monkeypatch: pytest.Monkey
 
 
 def test_who_only_has_it_installed_pays_nothing(project: pytest.Pytester) -> None:
-    """Pytest finds the plugin without loading the package."""
-    passes(
-        project,
-        """
+    """Pytest, as a process of its own, finds the plugin without loading the package."""
+    project.makepyfile(
+        test_service="""
         import sys
 
         def test_it(pytestconfig):
             assert pytestconfig.pluginmanager.hasplugin("flora_async")
             assert not {"flora_async", "aiohttp", "msgspec"} & set(sys.modules)
-        """,
+        """
     )
+    project.runpytest_subprocess("-q", timeout=60).assert_outcomes(passed=1)
 
 
 def test_unittest(project: pytest.Pytester) -> None:
@@ -518,7 +518,7 @@ def test_a_task_group_of_a_fixture_that_fails(project: pytest.Pytester) -> None:
             assert len(await film(flora, 1)) == 1
         """
     )
-    ran = project.runpytest_subprocess("-q", timeout=60)
+    ran = project.runpytest_inprocess("-q")
     ran.assert_outcomes(passed=1, failed=1, errors=1)
     assert "the lights went out" in ran.stdout.str()
 
@@ -609,7 +609,7 @@ def test_hypothesis_finds_an_example_that_fails(project: pytest.Pytester) -> Non
             pass
         """
     )
-    ran = project.runpytest_subprocess("-q", "-p", "no:cacheprovider", timeout=60)
+    ran = project.runpytest_inprocess("-q", "-p", "no:cacheprovider")
     ran.assert_outcomes(failed=2)
     assert "takes=5" in ran.stdout.str()
     assert "function-scoped fixture" in ran.stdout.str()

@@ -1,6 +1,7 @@
 """What the README and the guide show, taken out of them to be run: whole programs, and commands of the terminal."""
 
 import asyncio
+import json
 import os
 import re
 import subprocess
@@ -18,7 +19,7 @@ README = ROOT / "README.md"
 PAGES = (README, *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts))
 
 AT_ONCE = 6
-"""They mostly sleep between looks at a run, and else start up."""
+"""Commands that run at the same time: they mostly sleep between polls, or start up."""
 ELSEWHERE = {"sandbox", "demo", "--open"}
 """What serves until it is interrupted, takes long, or opens a browser, is tested where it is at home."""
 
@@ -79,7 +80,6 @@ def run_all(wanted: Iterable[Example], folder: Path) -> dict[str, Ending]:
 
 
 async def _run_all(wanted: list[Example], folder: Path) -> dict[str, Ending]:
-    places = asyncio.Semaphore(AT_ONCE)
     async with Sandbox(time_scale=0.01) as sandbox:
         async with Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
             started = await flora.generations.create(
@@ -91,26 +91,47 @@ async def _run_all(wanted: list[Example], folder: Path) -> dict[str, Ending]:
             "FLORA_WEBHOOK_SECRET": sandbox.webhook_secret,
             "RUN": started.run_id,
         }
+        homes = {example: folder / f"{number}" for number, example in enumerate(wanted)}
+        for home in homes.values():
+            home.mkdir()
+        places = asyncio.Semaphore(AT_ONCE)
+        programs = {example: home for example, home in homes.items() if example.language == "python"}
+        commands = [
+            _run_command(example, homes[example], settings, places) for example in wanted if example not in programs
+        ]
+        endings = await asyncio.gather(_run_programs(programs, settings), *commands)
+    return {name: ending for some in endings for name, ending in some.items()}
 
-        async def run(example: Example, home: Path) -> Ending:
-            async with places:
-                return await _run(example, home, settings)
 
-        homes = [folder / f"{number}" for number in range(len(wanted))]
-        endings = await asyncio.gather(*map(run, wanted, homes))
-    return {example.name: ending for example, ending in zip(wanted, endings, strict=True)}
-
-
-async def _run(example: Example, home: Path, settings: dict[str, str]) -> Ending:
-    home.mkdir()
-    if example.language == "python":
+async def _run_programs(programs: dict[Example, Path], settings: dict[str, str]) -> dict[str, Ending]:
+    """Run all programs at once, in forks of one process: see forking.py."""
+    lines = []
+    for number, (example, home) in enumerate(programs.items()):
         (home / "program.py").write_text(example.text, encoding="utf-8")
-        command = [sys.executable, "-W", "error", "-X", "dev", "program.py"]
-        settings = {**settings, "PATH": ""}
-    else:
-        command = ["/bin/sh", "-e", "-c", example.text]
-        settings = {**settings, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        lines.append(json.dumps([number, str(home), {**settings, "PATH": ""}]))
+    command = [sys.executable, "-W", "error", "-X", "dev", str(Path(__file__).with_name("forking.py"))]
     pipe = subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, cwd=home, env=settings, stdout=pipe, stderr=pipe)
-    output, complaints = await process.communicate()
-    return Ending(process.returncode, output.decode(), complaints_of(complaints))
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    output, _ = await process.communicate("\n".join(lines).encode() + b"\n")
+    assert process.returncode == 0
+    codes = {int(number): int(code) for number, code in map(bytes.split, output.splitlines())}
+    return {
+        example.name: Ending(
+            codes[number],
+            Path(f"{home}.out").read_text(encoding="utf-8"),
+            complaints_of(Path(f"{home}.err").read_text(encoding="utf-8")),
+        )
+        for number, (example, home) in enumerate(programs.items())
+    }
+
+
+async def _run_command(
+    example: Example, home: Path, settings: dict[str, str], places: asyncio.Semaphore
+) -> dict[str, Ending]:
+    command = ["/bin/sh", "-e", "-c", example.text]
+    settings = {**settings, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    pipe = subprocess.PIPE
+    async with places:
+        process = await asyncio.create_subprocess_exec(*command, cwd=home, env=settings, stdout=pipe, stderr=pipe)
+        output, complaints = await process.communicate()
+    return {example.name: Ending(process.returncode, output.decode(), complaints_of(complaints))}
