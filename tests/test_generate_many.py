@@ -3,14 +3,23 @@
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Generator, Iterable
 from typing import Any
 
 import anyio
 import pytest
 from scripted import Scripted, answer, run, started, tasks_of_ours
 
-from flora_async import AnyOrder, ConfigurationError, Flora, InsufficientCreditsError, Order, Outcome, RunFailedError
+from flora_async import (
+    AnyOrder,
+    ConfigurationError,
+    Flora,
+    InsufficientCreditsError,
+    Order,
+    Outcome,
+    RunFailedError,
+    RunTimeoutError,
+)
 from flora_async._polling import schedule
 from flora_async.sandbox import Sandbox
 
@@ -175,38 +184,43 @@ async def test_a_cancelled_consumer_loses_nothing(flora: Flora) -> None:
     assert len([outcome async for outcome in outcomes]) == 1
 
 
-async def test_on_create_that_fails_ends_the_ordering(sandbox: Sandbox) -> None:
-    """What was created before is yielded first, then the failure is raised; no order goes out without its record."""
+async def test_a_failure_of_on_create_belongs_to_its_order(sandbox: Sandbox) -> None:
+    """An order whose on_create raises is not sent and has an outcome with that exception as cause; the others run."""
     recorded: list[str] = []
 
     def record(_key: str, each: AnyOrder) -> None:
         assert isinstance(each, Order)
-        if len(recorded) == 13:
+        if each.prompt.endswith("3"):
             raise OSError(28, "No space left on device")
         recorded.append(each.prompt)
 
-    yielded: list[str] = []
-
-    async def collect(flora: Flora) -> None:
-        yielded.extend(
-            [
-                outcome.order.prompt
-                async for outcome in flora.generate_many([order(f"{n}") for n in range(40)], concurrency=10)
-            ]
-        )
-
-    async def one_by_one(flora: Flora) -> None:
-        async for outcome in flora.generate_many([order(f"{n}") for n in range(40)], concurrency=10):
-            yielded.append(outcome.order.prompt)
-
     async with Flora(sandbox.api_key, base_url=sandbox.base_url, on_create=record) as flora:
-        with pytest.raises(OSError, match="No space left"):
-            await one_by_one(flora)
-        assert sorted(yielded) == sorted(recorded)
-        assert sandbox.accepted == 13
-        with pytest.raises(OSError, match="No space left"):
-            await collect(flora)
-        assert sandbox.accepted == 13
+        outcomes = [outcome async for outcome in flora.generate_many([order(f"{n}") for n in range(40)])]
+    failed = {outcome.order.prompt: outcome.error for outcome in outcomes if outcome.error}
+    assert failed.keys() == {"3", "13", "23", "33"}
+    for error in failed.values():
+        assert isinstance(error, ConfigurationError)
+        assert isinstance(error.__cause__, OSError)
+        assert "the order was not sent: on_create raised OSError" in str(error)
+    assert sandbox.accepted == len(recorded) == 36
+
+
+async def test_the_waits_have_their_own_timeout_and_schedule(sandbox: Sandbox, flora: Flora) -> None:
+    """A run that takes longer than the timeout of generate_many is an outcome with its id; the run continues."""
+    polls: list[float] = []
+
+    def poll() -> Generator[float, None, None]:
+        while True:
+            polls.append(1)
+            yield 0.05
+
+    outcomes = flora.generate_many([order("a mug [slow]")], timeout=0.2, poll=poll)
+    (outcome,) = [outcome async for outcome in outcomes]
+    assert isinstance(outcome.error, RunTimeoutError)
+    assert outcome.run_id == outcome.error.run_id
+    assert polls
+    with pytest.raises(ConfigurationError, match="timeout must be"):
+        flora.generate_many([], timeout=0)
 
 
 async def test_a_402_ends_the_reading_too(sandbox: Sandbox, flora: Flora) -> None:

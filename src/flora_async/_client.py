@@ -18,14 +18,22 @@ from flora_async import errors
 from flora_async._budget import Budget, check_budget
 from flora_async._costs import CostEntry, CostTracker
 from flora_async._downloads import Downloads
-from flora_async._generate_many import OrderRunner, Outcomes
+from flora_async._generate_many import OrderRunner, Outcomes, start_order
 from flora_async._http import urls
 from flora_async._http.auth import load_api_key
-from flora_async._http.requests import Request, custom_request, list_request, order_of, retrieve_request
+from flora_async._http.requests import (
+    Request,
+    check_headers,
+    custom_request,
+    list_request,
+    order_of,
+    retrieve_request,
+    with_timeout,
+)
 from flora_async._http.responses import RawResponse, check_decodable, http_date, parse_page, parse_response, parse_run
 from flora_async._http.transport import Transport
 from flora_async._lazy import LazyModule
-from flora_async._ordering import Ordering, ReorderPolicy, reserve_cost, start_counted
+from flora_async._ordering import Ordering, ReorderPolicy, Start, reserve_cost, start_counted
 from flora_async._outcomes import CompletedOutcome, OrderT
 from flora_async._polling.durations import DurationEstimator
 from flora_async._polling.poller import Poller, PollOperations
@@ -108,6 +116,8 @@ class Flora:
         ssl: which servers are trusted, and this client's certificate: an ``ssl.SSLContext`` for reads, creates and
             downloads alike; else Python's default one, which reads ``SSL_CERT_FILE`` once, as the process starts.
             With *session*, reads go as that session says.
+        default_headers: further headers of each API request, for a gateway. They go to *base_url* only, not to the
+            hosts of outputs. Headers that this client sets itself, or that change how HTTP is read, are refused.
         max_response_bytes: largest response that is read, in bytes after decompression.
         max_download_bytes: largest output that is saved.
         batch_polling: poll several runs by one page of the history, if that needs fewer requests.
@@ -158,6 +168,7 @@ class Flora:
         session: aiohttp.ClientSession | None = None,
         proxy: str | None = None,
         ssl: SSLContext | None = None,
+        default_headers: Mapping[str, str] | None = None,
         max_response_bytes: int = 8 * 2**20,
         max_download_bytes: int = 2**30,
         batch_polling: bool = True,
@@ -195,6 +206,7 @@ class Flora:
             session=session,
             may_connect=self._may_connect,
             ssl=None if ssl is None else check_ssl(ssl),
+            default_headers=check_headers(default_headers or {}),
             emit=emit,
         )
         self._awaited: dict[str, StartedRun] = {}
@@ -355,12 +367,14 @@ class Flora:
         budget: Budget | None = None,
         settle: bool = False,
         retry_failed: int = 0,
+        timeout: float | None = 600.0,
+        poll: PollFactory | None = None,
     ) -> Outcomes[OrderT]:
         """Start many orders, of any kinds, and yield their outcomes in completion order.
 
         Each :data:`Outcome` has the caller's own ``order`` and either the completed ``run`` or the ``error``.
         ``outcome.result()`` returns the run or raises the error. A failure does not affect the other orders. Orders are
-        read one by one, as *concurrency* allows. Each run is awaited as in ``wait_for_run``, for 600 seconds.
+        read one by one, as *concurrency* allows. Each run is awaited as in ``wait_for_run``.
 
         Args:
             orders: the orders; any iterable or asynchronous iterable. An asynchronous generator is closed at the end.
@@ -376,18 +390,23 @@ class Flora:
             retry_failed: how often an order whose run failed is ordered again, under a new key, if the advice of the
                 failure is ``"retry"``, or after a pause ``"retry_later"``. It costs as a new order does, within the
                 same limits. ``outcome.attempts`` has the failures before. Nothing else is ordered again.
+            timeout: seconds for the wait for each run; ``None``: no limit. Then its outcome is a
+                :class:`RunTimeoutError`, and the run continues.
+            poll: a schedule for these waits, in place of the client's.
 
         Raises:
             ConfigurationError: *orders* is not iterable, or yields an object that is not an Order.
         """
-        if self._poll is not None:
-            check_schedule(self._poll)
+        check_timeout(timeout)
+        if (schedule := _check_poll(poll) or self._poll) is not None:
+            check_schedule(schedule)
         runner = OrderRunner(
             orders,
             ordering=partial(
                 self._ordering,
-                partial(self.wait_for_run, settle=check_flag("settle", settle)),
+                partial(self.wait_for_run, timeout=timeout, poll=poll, settle=check_flag("settle", settle)),
                 check_count("retry_failed", retry_failed, least=0),
+                start=partial(start_order, self._starter.start),
             ),
             concurrency=check_count("concurrency", concurrency, least=1),
             max_cost=None if max_cost is None else check_usd("max_cost", max_cost),
@@ -418,9 +437,11 @@ class Flora:
         finish: Callable[[StartedRun], Coroutine[Any, Any, Run]],
         retry_failed: int,
         trackers: Sequence[CostTracker],
+        *,
+        start: Start | None = None,
     ) -> Ordering:
         return Ordering(
-            start=self._starter.start,
+            start=start or self._starter.start,
             finish=finish,
             settle=lambda started, run: add_charge_waiter(self._poller, self._wait_target(started), run),
             hold=self._hold_entry,
@@ -615,6 +636,7 @@ class Flora:
         params: Mapping[str, str | int | float | bool] | None = None,
         json: object = None,
         idempotency_key: str | None = None,
+        timeout: float | None = None,
     ) -> Response[dict[str, object]]: ...
 
     @overload
@@ -627,6 +649,7 @@ class Flora:
         json: object = None,
         decode_as: type[T],
         idempotency_key: str | None = None,
+        timeout: float | None = None,
     ) -> Response[T]: ...
 
     async def request(
@@ -638,19 +661,21 @@ class Flora:
         json: object = None,
         decode_as: type[object] = dict,
         idempotency_key: str | None = None,
+        timeout: float | None = None,
     ) -> Response[Any]:
         """Send a request for which this package has no method, like ``request("GET", "/models")``.
 
         *path* is below the base URL, *params* is the query, *json* the body. The response is decoded as *decode_as*,
         any type that msgspec supports. GETs are retried like all reads. Other methods are sent once, unless the request
-        has an *idempotency_key*. A POST without *json* sends ``{}``.
+        has an *idempotency_key*. A POST without *json* sends ``{}``. *timeout* are the seconds for one HTTP exchange,
+        in place of the client's.
 
         Raises:
             ConfigurationError: an argument is invalid, *decode_as* included; nothing was sent.
         """
         request = custom_request(self._origin, method, path, params=params, json=json, idempotency_key=idempotency_key)
         check_decodable(decode_as)
-        return await self._transport.send(request, partial(parse_response, decode_as))
+        return await self._transport.send(with_timeout(request, timeout), partial(parse_response, decode_as))
 
     def _may_connect(self, address: str) -> bool:
         if self._allow_private_hosts or urls.is_public(address):

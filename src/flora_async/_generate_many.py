@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Generic, Self
 
 from flora_async import errors
@@ -13,7 +13,7 @@ from flora_async._budget import Budget
 from flora_async._costs import BudgetDecision, CostEntry, CostTracker, StopReason, price_key
 from flora_async._ordering import Ordering, decide
 from flora_async._outcomes import CompletedOutcome, FailedOutcome, OrderT, Outcome
-from flora_async.models import AnyOrder
+from flora_async.models import AnyOrder, StartedRun
 
 
 class OrderRunner(Generic[OrderT]):
@@ -262,6 +262,20 @@ async def _iterate(orders: Iterable[OrderT]) -> AsyncIterator[OrderT]:
 async def _close_generator(orders: Iterable[AnyOrder] | AsyncIterable[AnyOrder]) -> None:
     if isinstance(orders, AsyncGenerator):
         await orders.aclose()
+
+
+async def start_order(
+    start: Callable[[AnyOrder, str | None], Awaitable[StartedRun]], order: AnyOrder, key: str | None
+) -> StartedRun:
+    """Start a run. Raise ConfigurationError for an exception of the caller's ``on_create``: it is about one order."""
+    try:
+        return await start(order, key)
+    except errors.FloraError:
+        raise
+    except Exception as error:
+        raise errors.ConfigurationError(
+            f"the order was not sent: on_create raised {type(error).__name__}: {error}"
+        ) from error
 
 
 def _check_iterable(orders: object) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import ssl
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from enum import Enum
 from inspect import iscoroutine, iscoroutinefunction
 from pathlib import Path, PurePath
@@ -344,6 +345,19 @@ def check_callback(name: str, function: object, arguments: str) -> None:
 def check_timeout(timeout: float | None) -> float | None:
     """Return the timeout of a wait in seconds; ``None`` is no limit."""
     return None if timeout is None else check_seconds("timeout", timeout)
+
+
+def check_time(name: str, value: object) -> datetime | None:
+    """Return a time in UTC; ``None`` stays ``None``. A naive datetime is local time."""
+    if value is None:
+        return None
+    if not isinstance(value, datetime):
+        fix = "datetime.fromisoformat(...)" if isinstance(value, str) else "datetime.fromtimestamp(..., UTC)"
+        raise errors.ConfigurationError(f"{name} must be a datetime, not {type(value).__name__}. Use {fix}")
+    try:
+        return value.astimezone(UTC)
+    except (OSError, OverflowError, ValueError):
+        raise errors.ConfigurationError(f"{name} is too early or too late for UTC: {value}. Use another time") from None
 
 
 def check_count(name: str, value: object, *, least: int) -> int:

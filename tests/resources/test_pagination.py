@@ -121,7 +121,7 @@ async def test_a_saved_cursor_is_where_a_walk_begins(flora: Flora, server: Scrip
     """On another day, too."""
     server.on("GET", "/generations", page("run_9"))
     assert await ids(flora.generations.list(cursor="saved")) == ["run_9"]
-    assert server.asked[0].query == {"cursor": "saved"}
+    assert server.asked[0].query == {"cursor": "saved", "limit": "100"}
 
 
 async def test_an_item_that_pages_shift_to_is_handed_out_once() -> None:

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from flora_async import errors
 from flora_async._http.urls import ENCODED_PATH, BaseURL, has_dot_segments, is_https_or_loopback
@@ -19,6 +20,7 @@ from flora_async._validation import (
     check_id,
     check_idempotency_key,
     check_limit,
+    check_seconds,
     check_segment,
     check_text,
     encode,
@@ -32,6 +34,15 @@ MAX_CURSOR = 4096
 WEBHOOK_TECHNIQUE = "/techniques/{id}/runs"
 """Template of the create that starts a technique with a webhook. Its response is a Run, not a StartedRun."""
 _UNRESERVED = re.compile(r"[A-Za-z0-9_.~-]+")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?")
+_OWN_HEADER = re.compile(
+    r"accept|accept-encoding|authorization|connection|content-(encoding|length|type)|cookie|expect|host|idempotency-key"
+    r"|if-(match|modified-since|none-match|range|unmodified-since)|keep-alive|proxy-(authorization|connection)|range|te"
+    r"|trailer|transfer-encoding|upgrade|user-agent",
+    re.IGNORECASE,
+)
+"""Headers that the client sets itself, or that change what a response means."""
 _ID_IN_PATH = re.compile(r"(?<=/)(?:run|ws|prj|tech|asset|whd)_[^/]+")
 
 
@@ -45,6 +56,8 @@ class Request(Struct, frozen=True, gc=False, kw_only=True):
     order: AnyOrder | None = None
     fresh: bool = False
     """Whether it is sent over a new connection, on which nothing from before can come."""
+    timeout: float | None = None
+    """Seconds for one exchange, in place of the client's timeout."""
     template: str = "/runs/{id}"
     """The path below the base URL, without ids, as events and logs show it."""
 
@@ -162,6 +175,32 @@ def generation_order_of(order: object, fields: Mapping[str, Any]) -> Order:
         raise errors.ConfigurationError(f"the positional argument must be an Order, not {type(order).__name__}. {fix}")
     _refuse_fields(order, fields)
     return order
+
+
+def with_timeout(request: Request, timeout: float | None) -> Request:
+    """Return the request with a *timeout* of its own; ``None`` leaves the client's."""
+    return request if timeout is None else replace(request, timeout=check_seconds("timeout", timeout))
+
+
+def check_headers(given: object) -> dict[str, str]:
+    """Check a caller's further headers, and return them as plain text. No error shows a value: it can be a secret."""
+    if not isinstance(given, Mapping):
+        raise errors.ConfigurationError(f"default_headers must be a mapping, like a dict, not {type(given).__name__}")
+    headers: dict[str, str] = {}
+    for name, value in given.items():
+        plain = check_text("a name in default_headers", name)
+        if not _HEADER_NAME.fullmatch(plain):
+            raise errors.ConfigurationError(f"default_headers has a name that HTTP does not allow: {plain[:80]!r}")
+        if _OWN_HEADER.fullmatch(plain):
+            raise errors.ConfigurationError(f"default_headers must not have {plain}, which the client sets itself")
+        if plain.lower() in map(str.lower, headers):
+            raise errors.ConfigurationError(f"default_headers has {plain} twice, in upper and lower case")
+        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+            raise errors.ConfigurationError(
+                f"default_headers[{plain!r}] must be printable ASCII text without white space at its ends"
+            )
+        headers[plain] = str(value)
+    return headers
 
 
 def _refuse_fields(order: AnyOrder, fields: Mapping[str, Any]) -> None:

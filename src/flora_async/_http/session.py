@@ -60,6 +60,7 @@ class HTTPSessions:
         clock: ServerClock,
         may_connect: Callable[[str], bool] | None,
         ssl: SSLContext | None,
+        default_headers: Mapping[str, str],
     ) -> None:
         # aiohttp has no public attribute for the loop. Without the private one the loop is not checked.
         loop = asyncio.get_running_loop()
@@ -81,14 +82,10 @@ class HTTPSessions:
         self._proxy = proxy
         self._borrowed = borrowed
         self._clock = clock
-        self._headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": agent}
+        fixed = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": agent}
+        self._headers = {**default_headers, **fixed}
         self._media_headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": agent}
-        self._timeout = aiohttp.ClientTimeout(
-            total=timeout,
-            connect=None if borrowed is None else 0.9 * timeout,  # its pool has a limit and is shared
-            sock_connect=connect,
-            ceil_threshold=math.inf,
-        )
+        self._timeout = self._timeout_of(timeout)
         self._media_timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=connect, sock_read=timeout, ceil_threshold=math.inf
         )
@@ -122,6 +119,8 @@ class HTTPSessions:
             await asyncio.sleep(0)
         if self._closing:
             raise errors.ClientClosedError("the client was closed before a request was sent")
+        own = request.timeout
+        seconds, timeout = (self._seconds, self._timeout) if own is None else (own, self._timeout_of(own))
         began = time.monotonic()
         failure: errors.FloraError | asyncio.CancelledError
         try:
@@ -130,7 +129,7 @@ class HTTPSessions:
                 URL(request.url, encoded=True),
                 data=body,
                 headers=self._request_headers(request, session),
-                timeout=self._timeout,
+                timeout=timeout,
                 allow_redirects=False,
                 auto_decompress=False,
                 proxy=self._proxy,
@@ -143,7 +142,7 @@ class HTTPSessions:
                     status=response.status,
                     headers=headers,
                     body=await _read_body(
-                        response, self._max_bytes, request, seconds=self._seconds - (time.monotonic() - began)
+                        response, self._max_bytes, request, seconds=seconds - (time.monotonic() - began)
                     ),
                     received=time.time(),
                 )
@@ -167,6 +166,15 @@ class HTTPSessions:
         finally:
             del failure  # it refers to this frame
             waiting.discard(asyncio.current_task())
+
+    def _timeout_of(self, seconds: float) -> aiohttp.ClientTimeout:
+        """Return the timeout of an exchange of so many seconds."""
+        return aiohttp.ClientTimeout(
+            total=seconds,
+            connect=None if self._borrowed is None else 0.9 * seconds,  # its pool has a limit and is shared
+            sock_connect=min(CONNECT_TIMEOUT, 0.9 * seconds),
+            ceil_threshold=math.inf,
+        )
 
     def _learn_time(self, headers: Mapping[str, str], *, seconds: float) -> None:
         self._date = headers.get("date", "")

@@ -77,6 +77,7 @@ class Transport:
         session: aiohttp.ClientSession | None,
         may_connect: Callable[[str], bool],
         ssl: SSLContext | None,
+        default_headers: Mapping[str, str],
         emit: Emit | None,
     ) -> None:
         if session is not None:
@@ -91,6 +92,7 @@ class Transport:
         self._proxy = proxy
         self._may_connect = may_connect
         self._ssl = ssl
+        self._default_headers = default_headers
         self._emit = emit
         self._process = os.getpid()
         self._borrowed = session
@@ -249,6 +251,7 @@ class Transport:
                 # With a proxy, the client connects to the proxy alone. The proxy decides on addresses.
                 may_connect=self._may_connect if self._proxy is None else None,
                 ssl=self._ssl,
+                default_headers=self._default_headers,
             )
         return self._sessions
 

@@ -53,9 +53,9 @@ _MODELS = Operation("GET", "/models", _Models)
 class Workspaces(Resource):
     """``flora.workspaces``: the workspaces that the key can use."""
 
-    async def list(self) -> tuple[Workspace, ...]:
-        """Return the workspaces of the key. OpenAPI: ``GET /workspaces``."""
-        return (await self._call(_WORKSPACES)).workspaces
+    async def list(self, *, timeout: float | None = None) -> tuple[Workspace, ...]:
+        """Return the workspaces of the key. *timeout*: seconds for an exchange. OpenAPI: ``GET /workspaces``."""
+        return (await self._call(_WORKSPACES, timeout=timeout)).workspaces
 
     async def create_project(self, *, workspace_id: str, name: str, folder_id: str | None = None) -> Project:
         """Create a project in a workspace, or in one of its folders.
@@ -82,18 +82,21 @@ class Projects(Resource):
         """Return a project. OpenAPI: ``GET /projects/{id}``."""
         return await self._call(_PROJECT, project_id=project_id)
 
-    async def list(self, *, workspace_id: str | None = None, query: str | None = None) -> tuple[Project, ...]:
+    async def list(
+        self, *, workspace_id: str | None = None, query: str | None = None, timeout: float | None = None
+    ) -> tuple[Project, ...]:
         """Return the projects of one workspace, or of all, by recent activity; *query* selects by name.
 
-        Each request reads 100. OpenAPI: ``GET /projects``.
+        Each request reads 100. *timeout* are the seconds for one HTTP exchange, in place of the client's. OpenAPI:
+        ``GET /projects``.
         """
         if workspace_id is None:
-            workspace_ids = [workspace.workspace_id for workspace in await self._workspaces.list()]
+            workspace_ids = [workspace.workspace_id for workspace in await self._workspaces.list(timeout=timeout)]
         else:
             workspace_ids = [workspace_id]
         projects: tuple[Project, ...] = ()
         for each_id in workspace_ids:
-            for page in await self._list(_PROJECTS, query={"workspace_id": each_id, "query": query}):
+            for page in await self._list(_PROJECTS, query={"workspace_id": each_id, "query": query}, timeout=timeout):
                 projects += page.projects
         return projects
 
@@ -101,10 +104,13 @@ class Projects(Resource):
 class Models(Resource):
     """``flora.models``: the models and their parameters."""
 
-    async def list(self, *, type: GenerationType | None = None) -> tuple[Model, ...]:
-        """Return all models, or the models for one *type* of output. OpenAPI: ``GET /models``."""
+    async def list(self, *, type: GenerationType | None = None, timeout: float | None = None) -> tuple[Model, ...]:
+        """Return all models, or the models for one *type* of output. OpenAPI: ``GET /models``.
+
+        *timeout* are the seconds for one HTTP exchange, in place of the client's.
+        """
         query = {} if type is None else {"type": check_text("type", type)}
-        return (await self._call(_MODELS, query=query)).models
+        return (await self._call(_MODELS, query=query, timeout=timeout)).models
 
     async def check(self, model: str, params: Mapping[str, Any] | None = None) -> tuple[FieldError, ...]:
         """Return the errors in *params* for *model*, before anything is billed; an empty tuple without errors.

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from functools import partial
 from typing import Any, overload
 
-from flora_async._http.requests import Request, encode_any_order, generation_order_of, list_request, retrieve_request
+from flora_async._http.requests import (
+    Request,
+    encode_any_order,
+    generation_order_of,
+    list_request,
+    retrieve_request,
+    with_timeout,
+)
 from flora_async._http.responses import parse_page, parse_run
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
-from flora_async._resources.pagination import GenerationList
+from flora_async._resources.pagination import GenerationList, Window
 from flora_async._resources.starting import RunStarter
-from flora_async._validation import check_run
+from flora_async._validation import check_run, check_time
 from flora_async.models import AnyOrder, GenerationPage, GenerationType, Order, Run, RunLike, RunStatus, StartedRun
 
 
@@ -25,7 +33,9 @@ class Generations:
         self._starter = starter
 
     @overload
-    async def create(self, order: Order, /, *, idempotency_key: str | None = None) -> StartedRun: ...
+    async def create(
+        self, order: Order, /, *, idempotency_key: str | None = None, timeout: float | None = None
+    ) -> StartedRun: ...
 
     @overload
     async def create(
@@ -40,6 +50,7 @@ class Generations:
         params: Mapping[str, Any] | None = None,
         callback_url: str | None = None,
         idempotency_key: str | None = None,
+        timeout: float | None = None,
     ) -> StartedRun: ...
 
     async def create(
@@ -55,6 +66,7 @@ class Generations:
         params: Mapping[str, Any] | None = None,
         callback_url: str | None = None,
         idempotency_key: str | None = None,
+        timeout: float | None = None,
     ) -> StartedRun:
         """Start a generation exactly once: ``create(order)``, or ``create(type=..., prompt=..., ...)``.
 
@@ -64,6 +76,8 @@ class Generations:
         searches the history, which can take half a minute. It returns the run with ``recovered`` true if no other run
         is possible. A cancelled create may have been accepted: its key is in the log, and ``Flora(on_create=...)``
         received it. Reference: "Start a generation".
+
+        *timeout* are the seconds for one HTTP exchange of this order, in place of the client's ``timeout``.
 
         Raises:
             ConfigurationError: an argument is invalid; nothing was sent.
@@ -85,7 +99,7 @@ class Generations:
                 "callback_url": callback_url,
             },
         )
-        return await self._starter.start(order, idempotency_key)
+        return await self._starter.start(order, idempotency_key, timeout)
 
     def validate(self, order: AnyOrder) -> AnyOrder:
         """Check an order of any kind as its create does, without a request, and return it as it would be sent.
@@ -97,11 +111,12 @@ class Generations:
         """
         return encode_any_order(self._origin, order)
 
-    async def retrieve(self, run_id: RunLike) -> Run:
+    async def retrieve(self, run_id: RunLike, *, timeout: float | None = None) -> Run:
         """Return the current state of a run, with its outputs if it has completed. Reference: "Get a run".
 
         Args:
             run_id: the id of the run, or any record of it, like the one that ``create`` returns.
+            timeout: seconds for one HTTP exchange, in place of the client's.
 
         Raises:
             NotFoundError: FLORA has no such run. A run that was just started can be missing for a moment.
@@ -109,31 +124,49 @@ class Generations:
             APIError, APIConnectionError: as for every request, after ``max_retries`` retries.
         """
         known_id = check_run("run_id", run_id)
-        return await self._transport.send(retrieve_request(self._origin, known_id), partial(parse_run, known_id))
+        request = retrieve_request(self._origin, known_id)
+        if timeout is not None:
+            request = with_timeout(request, timeout)
+        return await self._transport.send(request, partial(parse_run, known_id))
 
     def list(
         self,
         *,
         cursor: str | None = None,
-        limit: int | None = None,
+        limit: int | None = 100,
         project_id: str | None = None,
         status: RunStatus | None = None,
         workspace_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        timeout: float | None = None,
     ) -> GenerationList:
         """Return the whole history, newest first: ``async for generation in flora.generations.list()``.
 
-        *limit* is the size of a page, 1 to 100, not a total. *cursor* continues from a saved ``page.next_cursor``.
         Reference: "List generation history".
+
+        Args:
+            cursor: continues from a saved ``page.next_cursor``.
+            limit: the size of a page, 1 to 100, not a total; ``None`` leaves it to FLORA.
+            project_id: only runs of this project.
+            status: only runs in this status.
+            workspace_id: only runs of this workspace.
+            since: only runs that were created at this time or later. A naive datetime is local time. FLORA has no such
+                filter: the client reads from the newest run on, and stops at a page that ends with an older one.
+            until: only runs that were created before this time. Newer runs are read and left out.
+            timeout: seconds for each HTTP exchange, in place of the client's.
         """
+        window = Window(check_time("since", since), check_time("until", until))
         origin, transport = self._origin, self._transport
 
         def build_request(cursor: str | None) -> Request:
-            return list_request(
+            request = list_request(
                 origin, cursor=cursor, limit=limit, project_id=project_id, status=status, workspace_id=workspace_id
             )
+            return with_timeout(request, timeout)
 
         async def fetch(cursor: str | None) -> GenerationPage:
-            return await transport.send(build_request(cursor), parse_page)
+            return window.apply(await transport.send(build_request(cursor), parse_page))
 
         first = build_request(cursor)  # Invalid arguments raise now, not at the first iteration.
-        return GenerationList(fetch, cursor, first.url)
+        return GenerationList(fetch, cursor, f"{first.url}{window.label}")

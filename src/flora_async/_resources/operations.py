@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from flora_async import errors
-from flora_async._http.requests import custom_request, quote_segment
+from flora_async._http.requests import custom_request, quote_segment, with_timeout
 from flora_async._http.responses import parse_response
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
@@ -59,6 +59,7 @@ class Resource:
         *,
         query: Mapping[str, str | None] | None = None,
         body: Mapping[str, object] | None = None,
+        timeout: float | None = None,
         **ids: str,
     ) -> T:
         """Send an operation and return its record. Fields of *query* and *body* that are ``None`` are left out."""
@@ -71,7 +72,7 @@ class Resource:
         request = custom_request(
             self._origin, operation.method, path, params=parameters, json=sent, idempotency_key=key
         )
-        request = replace(request, template=_PLACEHOLDER.sub("{id}", operation.path))
+        request = with_timeout(replace(request, template=_PLACEHOLDER.sub("{id}", operation.path)), timeout)
         try:
             return (await self._transport.send(request, partial(parse_response, operation.kind))).data
         except errors.IdempotencyConflictError as error:
@@ -79,14 +80,19 @@ class Resource:
             raise
 
     async def _list(
-        self, operation: Operation[PageT], *, query: Mapping[str, str | None] | None = None, **ids: str
+        self,
+        operation: Operation[PageT],
+        *,
+        query: Mapping[str, str | None] | None = None,
+        timeout: float | None = None,
+        **ids: str,
     ) -> list[PageT]:
         """Return all pages of a list. Each request reads 100 items."""
         pages: list[PageT] = []
         asked: dict[str, str | None] = {**(query or {}), "limit": _PAGE_LIMIT}
         visited_cursors: set[str] = set()
         while True:
-            page = await self._call(operation, query=asked, body=None, **ids)
+            page = await self._call(operation, query=asked, body=None, timeout=timeout, **ids)
             pages.append(page)
             cursor = page.meta.next_cursor
             if not cursor:

@@ -10,9 +10,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from datetime import datetime
 from operator import attrgetter
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 from weakref import WeakSet, ref
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from flora_async import errors
 from flora_async._aio import AsyncCloseable
@@ -27,6 +31,32 @@ FetchPage: TypeAlias = Callable[[str | None], Coroutine[Any, Any, PageT]]
 
 MAX_REMEMBERED_ITEMS = 20_000
 """Number of item ids kept to skip duplicates. New generations shift items to later pages, but not by more than this."""
+
+
+class Window(Struct, frozen=True):
+    """The runs created from *since* on and before *until*, as a filter of pages that are sorted newest first."""
+
+    since: datetime | None
+    until: datetime | None
+
+    @property
+    def label(self) -> str:
+        """The text that tells listings with different windows apart; empty without a window."""
+        limits = {"since": self.since, "until": self.until}
+        return "".join(f"#{name}={limit.isoformat()}" for name, limit in limits.items() if limit is not None)
+
+    def apply(self, page: GenerationPage) -> GenerationPage:
+        """Return the page without the runs outside. It is the last one if it ends with a run before *since*."""
+        since, until = self.since, self.until
+        if since is None and until is None:
+            return page
+        inside = tuple(
+            run
+            for run in page.generations
+            if (since is None or run.created >= since) and (until is None or run.created < until)
+        )
+        over = since is not None and bool(page.generations) and page.generations[-1].created < since
+        return replace(page, generations=inside, meta=replace(page.meta, next_cursor=None) if over else page.meta)
 
 
 class PageIterator(AsyncCloseable, Generic[PageT]):

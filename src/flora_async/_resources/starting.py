@@ -11,7 +11,7 @@ from typing import TypeAlias
 from msgspec.structs import replace
 
 from flora_async import errors
-from flora_async._http.requests import create_request
+from flora_async._http.requests import create_request, with_timeout
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
 from flora_async._resources.create_recovery import CreateRecovery
@@ -46,13 +46,20 @@ class RunStarter:
         self._on_create = on_create
         self._emit = emit
 
-    async def start(self, order: AnyOrder, idempotency_key: str | None = None) -> StartedRun:
-        """Check an order, record its key with ``on_create``, send it, and return the started run with its origin."""
+    async def start(
+        self, order: AnyOrder, idempotency_key: str | None = None, timeout: float | None = None
+    ) -> StartedRun:
+        """Check an order, record its key with ``on_create``, send it, and return the started run with its origin.
+
+        *timeout* are the seconds for one exchange, in place of the client's.
+        """
         key = str(uuid.uuid4()) if idempotency_key is None else check_idempotency_key(idempotency_key)
         if isinstance(order, Order):
             request = create_request(self._origin, order, key)
         else:
             request = await self._declarations.create_request(order, key)
+        if timeout is not None:
+            request = with_timeout(request, timeout)
         if self._on_create is not None:
             _record_key(self._on_create, key, order)
         sent = request.order or order
