@@ -78,19 +78,21 @@ class Budget:
         """USD that are left, at least 0."""
         return max(0.0, self.usd - self.expected)
 
-    def set_share(self, name: str, counted: float, spent: float = 0.0) -> None:
-        """Set aside *counted* USD for a durable batch, of which it has *spent* so much; replaces its earlier share.
+    def take_share(self, name: str, usd: float) -> None:
+        """Set aside *usd* for a durable batch; replaces its earlier share.
 
         Raises:
-            ConfigurationError: less than *counted* is left. Nothing was changed.
+            ConfigurationError: less than *usd* is left. Nothing was changed.
         """
-        before = self._shares.get(name, (0.0, 0.0))[0]
-        if counted > before and counted - before > self.remaining + 1e-9:
-            raise errors.ConfigurationError(
-                f"budget has {self.remaining + before:g} USD left for {name}, not {counted:g}. Lower its max_cost"
-            )
+        left = self.remaining + self._shares.get(name, (0.0, 0.0))[0]
+        if usd > left + 1e-9:
+            raise errors.ConfigurationError(f"budget has {left:g} USD left, not {usd:g}. Lower max_cost")
+        self.set_share(name, usd)
+
+    def set_share(self, name: str, counted: float, spent: float = 0.0) -> None:
+        """Count *counted* USD for a durable batch, of which FLORA has charged *spent*; replaces its earlier share."""
         self._shares[name] = counted, spent
-        self.tracker.reserved = math.fsum(counted for counted, _ in self._shares.values())
+        self.tracker.reserved = math.fsum(each for each, _ in self._shares.values())
         self.tracker.notify()
 
     def _check_thresholds(self) -> None:
@@ -98,7 +100,8 @@ class Budget:
             try:
                 self._on_threshold(self, self._thresholds.pop(0))
             except Exception as error:
-                log.warning("on_threshold failed: %s", type(error).__name__, exc_info=error)
+                name = type(error).__name__
+                log.warning("on_threshold failed: %s", name, exc_info=error, extra={"error": name})
 
 
 def check_budget(budget: object) -> Budget | None:

@@ -18,6 +18,7 @@ from flora_async import errors
 from flora_async._budget import Budget, check_budget
 from flora_async._costs import CostEntry, CostTracker
 from flora_async._downloads import Downloads
+from flora_async._failures import ReorderPolicy
 from flora_async._generate_many import OrderRunner, Outcomes, start_order
 from flora_async._http import urls
 from flora_async._http.auth import load_api_key
@@ -33,7 +34,7 @@ from flora_async._http.requests import (
 from flora_async._http.responses import RawResponse, check_decodable, http_date, parse_page, parse_response, parse_run
 from flora_async._http.transport import Transport
 from flora_async._lazy import LazyModule
-from flora_async._ordering import Ordering, ReorderPolicy, Start, reserve_cost, start_counted
+from flora_async._ordering import Ordering, Start, reserve_cost, start_counted
 from flora_async._outcomes import CompletedOutcome, OrderT
 from flora_async._polling.durations import DurationEstimator
 from flora_async._polling.poller import Poller, PollOperations
@@ -443,7 +444,7 @@ class Flora:
         return Ordering(
             start=start or self._starter.start,
             finish=finish,
-            settle=lambda started, run: add_charge_waiter(self._poller, self._wait_target(started), run),
+            settle=lambda started, run: add_charge_waiter(self._poller, self._wait_target(started), run, self._poll),
             hold=self._hold_entry,
             trackers=trackers,
             retry_failed=retry_failed,

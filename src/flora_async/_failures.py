@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
+
+from msgspec import Struct
 
 Advice: TypeAlias = Literal["retry", "retry_later", "change_input", "stop"]
 """Reaction to a failed run: order again now, order again after a pause, change the order, or send no further order."""
@@ -81,3 +83,26 @@ def advise(code: str | None, message: str | None) -> Advice | None:
     if name.startswith(STOP_PREFIX) or name.endswith(STOP_SUFFIX):
         return "stop"
     return _ADVICE.get(name)
+
+
+class FailedRun(Protocol):
+    """A failed run with its advice."""
+
+    @property
+    def advice(self) -> Advice | None: ...
+
+
+class ReorderPolicy(Struct, frozen=True):
+    """Pauses in seconds before a failed order is ordered again with the advice ``retry_later``."""
+
+    first_pause: float = 10.0
+    factor: float = 2.0
+    longest_pause: float = 120.0
+
+    def pause(self, failure: FailedRun, attempts: int, limit: int) -> float | None:
+        """Return the pause before the order is ordered again, after so many *attempts* before; ``None``: it is not."""
+        if attempts >= limit or failure.advice not in ("retry", "retry_later"):
+            return None
+        if failure.advice == "retry":
+            return 0.0
+        return min(self.longest_pause, self.first_pause * self.factor**attempts)

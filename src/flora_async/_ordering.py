@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from msgspec import Struct
-
 from flora_async import errors
 from flora_async._costs import BudgetDecision, CostEntry, CostTracker, PriceKey, price_key
+from flora_async._failures import ReorderPolicy
 from flora_async._http.transport import check_before_post
 from flora_async.models import AnyOrder, Run, StartedRun, lacks_charge
 
@@ -22,22 +21,6 @@ Settle: TypeAlias = Callable[[StartedRun, Run], "asyncio.Future[Run | None]"]
 
 Hold: TypeAlias = Callable[[str, CostEntry], object]
 """Keeps the entry of a run that is not awaited any more, so that a later charge of it is counted."""
-
-
-class ReorderPolicy(Struct, frozen=True):
-    """Pauses in seconds before a failed order is ordered again with the advice ``retry_later``."""
-
-    first_pause: float = 10.0
-    factor: float = 2.0
-    longest_pause: float = 120.0
-
-    def pause(self, failure: errors.RunFailedError, attempts: int, limit: int) -> float | None:
-        """Return the pause before the order is ordered again, after so many *attempts* before; ``None``: it is not."""
-        if attempts >= limit or failure.advice not in ("retry", "retry_later"):
-            return None
-        if failure.advice == "retry":
-            return 0.0
-        return min(self.longest_pause, self.first_pause * self.factor**attempts)
 
 
 def decide(trackers: Sequence[CostTracker], key: PriceKey | None) -> tuple[BudgetDecision, CostTracker | None]:

@@ -145,6 +145,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "concurrency": ("at least 1", lambda number: number >= 1),
     "rate": ("a number above 0", lambda number: number > 0),
     "run_timeout": ("a number of seconds above 0", lambda number: number > 0),
+    "retry_failed": ("a whole number from 0 on", lambda number: number >= 0),
     "max_cost": ("an amount of USD from 0 on", lambda number: number >= 0),
 }
 """The valid ranges of numeric options."""
@@ -398,6 +399,13 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         type=float,
         metavar="S",
         help="seconds until a run is not waited for any longer (default: none)",
+    )
+    run.add_argument(
+        "--retry-failed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="order a failed run again, at most N times, if FLORA's code allows it (default: 0)",
     )
     run.add_argument("--dry-run", action="store_true", help="check the lines, estimate the cost, and order nothing")
     for name in ("type", "prompt", "model", "workspace-id", "project-id"):

@@ -82,6 +82,7 @@ async def _run(options: argparse.Namespace, session: Noted) -> int:
         download=None if options.download is None else str(options.download.absolute()),
         rate=options.rate,
         run_timeout=options.run_timeout,
+        retry_failed=options.retry_failed,
     )
     _check_files(options, settings, options.orders)
     with open_orders(options.orders) as source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -12,12 +13,20 @@ import msgspec
 import sqlalchemy as sa
 from msgspec import Struct
 
-from flora_async import Flora, errors
+from flora_async import Budget, Flora, errors
+from flora_async._budget import check_budget
 from flora_async._validation import check_count, check_seconds, check_usd
 from flora_async.durable._store import batches
 from flora_async.durable._store.batches import BatchSettings, BatchStatus, BatchWriter
 from flora_async.durable._store.database import Database, execute, select
-from flora_async.durable._store.outcomes import decode_order, decode_outcome, restore_error, store_error
+from flora_async.durable._store.orders import read_costs
+from flora_async.durable._store.outcomes import (
+    decode_attempts,
+    decode_order,
+    decode_outcome,
+    restore_error,
+    store_error,
+)
 from flora_async.durable._store.schema import ENDED, State
 from flora_async.durable._worker.worker import Worker
 from flora_async.models import AnyOrder, Run
@@ -49,6 +58,8 @@ class BatchOutcome(Struct, frozen=True, kw_only=True):
     """USD that FLORA has charged, else its quote."""
     files: tuple[str, ...] = ()
     """Paths of the saved outputs."""
+    attempts: tuple[errors.FloraError, ...] = ()
+    """The failed attempts before this one, oldest first: each was ordered again under a new key (``retry_failed``)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as plain JSON types, as a line of the results of ``flora-async batch`` has it."""
@@ -60,6 +71,8 @@ class BatchOutcome(Struct, frozen=True, kw_only=True):
             line["run"] = self.run
         if self.files:
             line["files"] = self.files
+        if self.attempts:
+            line["attempts"] = [store_error(attempt) for attempt in self.attempts]
         plain: dict[str, Any] = msgspec.to_builtins(line)
         return plain
 
@@ -82,6 +95,8 @@ class Batch:
         max_cost: float | None = None,
         rate: float | None = None,
         run_timeout: float | None = None,
+        retry_failed: int = 0,
+        budget: Budget | None = None,
     ) -> BatchStatus:
         """Order all of it, once, and return when every order has ended.
 
@@ -97,16 +112,40 @@ class Batch:
             rate: orders a second, on all machines together.
             run_timeout: seconds from the sending of an order until its run is not waited for any longer. The order
                 ends as ``unknown`` with a RunTimeoutError; the run continues at FLORA, and is billed.
+            retry_failed: how often an order whose run failed is ordered again, under a new key, by the advice of the
+                failure; as in ``generate_many``, also after a restart. ``outcome.attempts`` has the failures.
+            budget: the batch takes *max_cost* from it. The share is set aside until this call returns, then replaced by
+                the cost of the batch. The database keeps *max_cost*: a batch that is resumed after a crash stays
+                within it, and takes the same share from the budget of the new process.
 
         Raises:
-            ConfigurationError: an order cannot be sent, or the batch exists with other orders. Nothing was sent.
+            ConfigurationError: an order cannot be sent, the batch exists with other orders, or *budget* has less than
+                *max_cost* left. Nothing was sent.
         """
+        share = _check_share(budget, max_cost)
         settings = BatchSettings(
             rate=None if rate is None else check_seconds("rate", rate),
             run_timeout=None if run_timeout is None else check_seconds("run_timeout", run_timeout),
+            retry_failed=check_count("retry_failed", retry_failed, least=0),
         )
-        await self.add(_without_columns(orders), max_cost=max_cost, settings=settings)
-        return await self.finished()
+        if share is not None:
+            share.take_share(self._share_name, max_cost or 0.0)
+        try:
+            await self.add(_without_columns(orders), max_cost=max_cost, settings=settings)
+        except errors.ConfigurationError:
+            if share is not None:
+                share.set_share(self._share_name, 0.0)
+            raise
+        status = await self.finished()
+        if share is not None:
+            costs = (await self._read(read_costs)).values()
+            spent = math.fsum(kind.charged for kind in costs)
+            share.set_share(self._share_name, math.fsum(kind.expected for kind in costs), spent)
+        return status
+
+    @property
+    def _share_name(self) -> str:
+        return f"{self._database.url}#{self.name}"
 
     async def add(
         self,
@@ -199,6 +238,7 @@ class Batch:
         sql = (
             "UPDATE flora_orders SET state = 'waiting', attempt = attempt + 1, run_id = NULL, recovered = NULL, "
             "quoted = NULL, charged = NULL, sent = NULL, ended = NULL, outcome = NULL, files = NULL, owner = NULL, "
+            "not_before = NULL, attempts = NULL, charged_before = coalesce(charged_before, 0) + coalesce(charged, 0), "
             "key = CAST(:name AS TEXT) || '.' || batch || '.' || CAST(number AS TEXT) || '.' "
             "|| CAST(attempt + 1 AS TEXT) WHERE batch = :batch AND state IN ('failed', 'refused')"
         )
@@ -319,8 +359,9 @@ def _to_outcome(row: sa.Row[Any]) -> BatchOutcome:
         run=outcome.run,
         error=None if outcome.error is None else restore_error(outcome.error, order, row.key),
         state=row.state,
-        cost=row.quoted if row.charged is None else row.charged,
+        cost=_add(row.quoted if row.charged is None else row.charged, row.charged_before),
         files=tuple(msgspec.json.decode(row.files)) if row.files else (),
+        attempts=tuple(restore_error(each, order, row.key) for each in decode_attempts(row.attempts)),
     )
 
 
@@ -333,6 +374,17 @@ async def _without_columns(
     else:
         for order in orders:
             yield order, {}
+
+
+def _add(cost: float | None, before: float | None) -> float | None:
+    return cost + before if cost is not None and before else cost
+
+
+def _check_share(budget: object, max_cost: float | None) -> Budget | None:
+    share = check_budget(budget)
+    if share is not None and max_cost is None:
+        raise errors.ConfigurationError("budget needs max_cost: a batch takes that many USD from it. Pass max_cost=...")
+    return share
 
 
 def _check_order(flora: Flora, order: object, number: int) -> AnyOrder:

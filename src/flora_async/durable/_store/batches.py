@@ -74,6 +74,8 @@ class BatchSettings(Struct, frozen=True, omit_defaults=True):
     """Orders a second, on all machines together."""
     run_timeout: float | None = None
     """Seconds from the sending of an order until its run is not waited for any longer."""
+    retry_failed: int = 0
+    """How often an order whose run failed is ordered again, by the advice of the failure."""
 
 
 def check_batch_name(name: object) -> str:
@@ -179,7 +181,8 @@ def find_unfinished(connection: sa.Connection, total: int, digest: str | None = 
 def list_statuses(connection: sa.Connection, batch: str | None = None) -> list[BatchStatus]:
     """Return where a batch stands, or each, oldest first."""
     sql = (
-        "SELECT b.name, b.total, b.stopped, b.created, o.state, count(o.number), sum(coalesce(o.charged, o.quoted)) "
+        "SELECT b.name, b.total, b.stopped, b.created, o.state, count(o.number), "
+        "sum(coalesce(o.charged, o.quoted, 0) + coalesce(o.charged_before, 0)) "
         "FROM flora_batches b LEFT JOIN flora_orders o ON o.batch = b.id WHERE b.id = coalesce(:batch, b.id) "
         "AND b.name IS NOT NULL GROUP BY b.name, b.total, b.stopped, b.created, o.state ORDER BY b.created, b.name"
     )

@@ -16,8 +16,9 @@ from msgspec.structs import replace
 from flora_async._costs import KindCosts, PriceKey, decide_start
 from flora_async.durable._store.batches import BatchSettings
 from flora_async.durable._store.database import execute, select
+from flora_async.durable._store.outcomes import add_attempt
 from flora_async.durable._store.schema import State
-from flora_async.errors import ConfigurationError
+from flora_async.errors import ConfigurationError, RunFailedError
 
 BEAT_INTERVAL = 3.0
 LOST_AFTER = 15.0
@@ -44,6 +45,8 @@ class Item(Struct, frozen=True):
     run_id: str | None
     quoted: float | None
     settings: str
+    attempts: str | None = None
+    """The failures after which it was ordered again, as they are stored."""
     is_new: bool = False
     """Whether this process is the first that sends it."""
 
@@ -93,7 +96,8 @@ def list_claimable(connection: sa.Connection, only: str | None) -> list[str]:
     """Return the batches with orders that wait to be sent, oldest first."""
     sql = (
         "SELECT id FROM flora_batches b WHERE name = coalesce(:only, name) AND stopped IS NULL AND EXISTS "
-        "(SELECT 1 FROM flora_orders WHERE batch = b.id AND state = 'waiting') ORDER BY created"
+        "(SELECT 1 FROM flora_orders WHERE batch = b.id AND state = 'waiting' "
+        "AND coalesce(not_before, 0) <= NOW()) ORDER BY created"
     )
     return [row.id for row in select(connection, sql, only=only)]
 
@@ -115,10 +119,10 @@ def claim(connection: sa.Connection, batch: str, limit: int, process: str) -> tu
             return [], next_start - now
         limit = min(limit, int((now - next_start) * rate) + 1)
     sql = (
-        "SELECT number, key, body, kind, model FROM flora_orders WHERE batch = :batch AND state = 'waiting' "
-        "ORDER BY number LIMIT :limit"
+        "SELECT number, key, body, kind, model, attempts FROM flora_orders WHERE batch = :batch AND state = 'waiting' "
+        "AND coalesce(not_before, 0) <= :now ORDER BY number LIMIT :limit"
     )
-    found = select(connection, sql, batch=batch, limit=limit)
+    found = select(connection, sql, batch=batch, now=now, limit=limit)
     if row.max_cost is not None:
         found = _select_affordable(connection, batch, found, row.max_cost)
     if not found:
@@ -126,16 +130,20 @@ def claim(connection: sa.Connection, batch: str, limit: int, process: str) -> tu
     sent = time.time()
     sql = (
         "UPDATE flora_orders SET state = 'sending', owner = :process, sent = :sent WHERE batch = :batch "
-        "AND state = 'waiting' AND number <= :last"
+        "AND state = 'waiting' AND coalesce(not_before, 0) <= :now AND number <= :last"
     )
-    execute(connection, sql, process=process, sent=sent, batch=batch, last=found[-1].number)
+    execute(connection, sql, process=process, sent=sent, batch=batch, now=now, last=found[-1].number)
     if rate is not None:
         next_start += len(found) / rate
         sql = "UPDATE flora_batches SET next_start = :next WHERE id = :batch"
         execute(connection, sql, next=next_start, batch=batch)
     name, settings = row.name, row.settings
     items = [
-        Item(process, batch, name, each.number, each.key, each.body, "sending", sent, None, None, settings, is_new=True)
+        Item(
+            *(process, batch, name, each.number, each.key, each.body, "sending", sent, None, None),
+            *(settings, each.attempts),
+            is_new=True,
+        )
         for each in found
     ]
     return items, None if rate is None else max(0.0, next_start - now)
@@ -155,15 +163,22 @@ def _select_affordable(connection: sa.Connection, batch: str, found: list[Any], 
     return found
 
 
+_OPEN = "(state = 'running' OR state = 'completed' AND charged IS NULL OR state = 'unknown' AND quoted IS NOT NULL)"
+"""Condition of the orders with a run whose charge is not known."""
+
+
 def read_costs(connection: sa.Connection, batch: str) -> dict[PriceKey, KindCosts]:
     """Return the costs of a batch so far, by type and model, as sums over its orders."""
     sql = (
-        "SELECT kind, model, coalesce(sum(charged) FILTER (WHERE state IN ('completed', 'failed')), 0), "
+        "SELECT kind, model, coalesce(sum(charged) FILTER (WHERE state IN ('completed', 'failed')), 0) "
+        "+ coalesce(sum(charged_before), 0), "
         "max(charged) FILTER (WHERE state = 'completed'), count(*) FILTER (WHERE state = 'sending'), "
-        "count(*) FILTER (WHERE state = 'running'), coalesce(sum(quoted) FILTER (WHERE state = 'running'), 0), "
-        "max(quoted) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state = 'unknown') "
-        "FROM flora_orders WHERE batch = :batch AND state <> 'waiting' GROUP BY kind, model"
-    )
+        "count(*) FILTER (WHERE state = 'running'), coalesce(sum(quoted) FILTER (WHERE OPEN), 0), "
+        "max(quoted) FILTER (WHERE OPEN), count(*) FILTER (WHERE state = 'unknown' AND quoted IS NULL), "
+        "count(*) FILTER (WHERE OPEN AND state <> 'running'), "
+        "max(charged / nullif(quoted, 0)) FILTER (WHERE state = 'completed') "
+        "FROM flora_orders WHERE batch = :batch AND (state <> 'waiting' OR charged_before > 0) GROUP BY kind, model"
+    ).replace("OPEN", _OPEN)
     names = KindCosts.__struct_fields__  # in this order
     rows = select(connection, sql, batch=batch)
     return {(kind, model): KindCosts(**dict(zip(names, sums, strict=True))) for kind, model, *sums in rows}
@@ -173,7 +188,7 @@ def take_over(connection: sa.Connection, limit: int, process: str, only: str | N
     """Claim orders in flight whose process is gone. One that was sent is left where its batch is stopped."""
     beat(connection, process)
     sql = (
-        "SELECT o.batch, b.name, o.number, o.key, o.body, o.state, o.sent, o.run_id, o.quoted, b.settings "
+        "SELECT o.batch, b.name, o.number, o.key, o.body, o.state, o.sent, o.run_id, o.quoted, b.settings, o.attempts "
         "FROM flora_orders o JOIN flora_batches b ON b.id = o.batch WHERE b.name = coalesce(:only, b.name) "
         "AND (o.owner IS NULL OR o.owner NOT IN LIVING()) AND (o.state = 'sending' AND b.stopped IS NULL "
         "OR o.state = 'running' AND coalesce(b.stopped, '') NOT LIKE :unreadable) LIMIT :limit "
@@ -245,9 +260,22 @@ def start(connection: sa.Connection, item: Item, run_id: str, quoted: float | No
 
 def end(connection: sa.Connection, item: Item, state: State, charged: float | None, outcome: str) -> None:
     """Record the end of an order, unless another process has decided about it."""
-    values = "state = :state, owner = NULL, ended = NOW(), outcome = :outcome, charged = coalesce(:charged, quoted)"
+    values = "state = :state, owner = NULL, ended = NOW(), outcome = :outcome, charged = :charged"
     condition = "(state = 'running' OR state = 'sending' AND owner = :owner)"
     update(connection, item, values, condition, state=state, charged=charged, outcome=outcome)
+
+
+def order_again(connection: sa.Connection, item: Item, failure: RunFailedError, pause: float) -> None:
+    """Queue an order whose run failed under a new key, after a pause in seconds; once, whichever process sees it."""
+    values = (
+        "state = 'waiting', owner = NULL, run_id = NULL, recovered = NULL, quoted = NULL, sent = NULL, "
+        "attempt = attempt + 1, key = CAST(:name AS TEXT) || '.' || batch || '.' || CAST(number AS TEXT) || '.' "
+        "|| CAST(attempt + 1 AS TEXT), not_before = NOW() + :pause, attempts = :attempts, "
+        "charged_before = coalesce(charged_before, 0) + :charged"
+    )
+    charged, attempts = failure.run.charged_cost or 0.0, add_attempt(item.attempts, failure)
+    parameters = {"name": item.name, "pause": pause, "attempts": attempts, "charged": charged, "run": failure.run_id}
+    update(connection, item, values, "state = 'running' AND run_id = :run", **parameters)
 
 
 def list_runs(connection: sa.Connection, since: float) -> list[str]:

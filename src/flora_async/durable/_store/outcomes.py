@@ -43,6 +43,7 @@ class StoredOutcome(Struct, frozen=True, omit_defaults=True):
 
 _RESTORED = (errors.APIError, errors.RunFailedError, errors.RunTimeoutError, errors.CreateOutcomeUnknownError)
 _decoder: msgspec.json.Decoder[StoredOutcome] = msgspec.json.Decoder(StoredOutcome)
+_attempts_decoder: msgspec.json.Decoder[list[StoredError]] = msgspec.json.Decoder(list[StoredError])
 
 
 def decode_order(body: str) -> AnyOrder:
@@ -53,6 +54,16 @@ def decode_order(body: str) -> AnyOrder:
 def encode_outcome(run: Run | None, error: errors.FloraError | None) -> str:
     """Return an outcome as the database stores it."""
     return msgspec.json.encode(StoredOutcome(run, None if error is None else store_error(error))).decode()
+
+
+def add_attempt(attempts: str | None, failure: errors.RunFailedError) -> str:
+    """Return the stored attempts of an order with one more."""
+    return msgspec.json.encode([*decode_attempts(attempts), store_error(failure)]).decode()
+
+
+def decode_attempts(attempts: str | None) -> list[StoredError]:
+    """Return the stored attempts of an order, oldest first."""
+    return _attempts_decoder.decode(attempts) if attempts else []
 
 
 def decode_outcome(text: str | None) -> StoredOutcome:

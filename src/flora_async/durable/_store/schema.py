@@ -12,7 +12,7 @@ State: TypeAlias = Literal["waiting", "sending", "running", "completed", "failed
 IN_FLIGHT: tuple[State, ...] = ("sending", "running")
 ENDED: tuple[State, ...] = ("completed", "failed", "refused", "unknown", "skipped")
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 NAME_LOCK = 0x666C6F7261
 """Key of a PostgreSQL advisory lock."""
 
@@ -56,7 +56,13 @@ orders = sa.Table(
     sa.Column("ended", sa.Float),  # by the database's clock
     sa.Column("outcome", sa.Text),
     sa.Column("files", sa.Text),
-    sa.Index("flora_orders_by_state", "batch", "state", "number", "kind", "model", "quoted", "charged"),
+    sa.Column("not_before", sa.Float),  # when an order whose run failed is sent again, by the database's clock
+    sa.Column("attempts", sa.Text),  # the failures after which it was ordered again
+    sa.Column("charged_before", sa.Float),  # USD that FLORA charged for failed attempts
+    sa.Index(
+        "flora_orders_by_state",
+        *("batch", "state", "number", "kind", "model", "quoted", "charged", "charged_before", "not_before"),
+    ),
     sa.Index("flora_orders_by_end", "batch", "ended", "number"),
 )
 

@@ -6,20 +6,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import msgspec
 
 from flora_async import Flora, PollFactory, errors
+from flora_async._failures import ReorderPolicy
 from flora_async._http.transport import check_before_post
 from flora_async.durable._store import batches, orders
 from flora_async.durable._store.batches import BatchSettings
 from flora_async.durable._store.database import Database, select
 from flora_async.durable._store.orders import LOST_AFTER, Item
-from flora_async.durable._store.outcomes import decode_order, encode_outcome
+from flora_async.durable._store.outcomes import decode_attempts, decode_order, encode_outcome
 from flora_async.durable._store.schema import State
 from flora_async.durable._worker import policy
-from flora_async.models import AnyOrder, Run, StartedRun
+from flora_async.models import AnyOrder, Run, StartedRun, lacks_charge
 
 log = logging.getLogger("flora_async")
 
@@ -27,8 +27,6 @@ LOOK_INTERVAL = 0.25
 """Seconds between looks at changes that other orders or processes make."""
 RECOVERY_TRIES = 3
 """How often the run of an accepted create is looked for while the history shows no candidate."""
-CHARGE_PAUSES = (1.0, 4.0, 10.0, 20.0, 30.0)
-"""Seconds between polls of a completed run of unknown price that shows no charge yet."""
 MAX_FORBIDDEN = 5
 """Number of orders that are refused with 403, and none accepted, after which the key is taken to be refused."""
 
@@ -47,6 +45,7 @@ class OrderProcessor:
         self._database = database
         self._poll = poll
         self._on_place_free = on_place_free
+        self._reorder_policy = ReorderPolicy()
         self._failures = 0
         self._open_at = 0.0
         self._accepted = False
@@ -196,17 +195,13 @@ class OrderProcessor:
 
     async def _wait(self, item: Item, started: StartedRun | str) -> None:
         """Wait for a run; safe to repeat."""
-        limit = msgspec.json.decode(item.settings, type=BatchSettings).run_timeout
+        settings = msgspec.json.decode(item.settings, type=BatchSettings)
+        limit = settings.run_timeout
         timeout = None if limit is None else max(0.01, item.sent + limit - time.time())
         try:
             run = await self._flora.wait_for_run(started, timeout=timeout, poll=self._poll)
-            quoted = started.charged_cost if isinstance(started, StartedRun) else item.quoted
-            for pause in () if quoted else CHARGE_PAUSES:
-                if run.charged_cost is not None:
-                    break
-                await asyncio.sleep(pause)
-                with suppress(errors.APIError, errors.APIConnectionError):
-                    run = await self._flora.generations.retrieve(run.run_id)
+            if lacks_charge(run):
+                run = await self._settle(run)
         except errors.ClientClosedError:
             raise
         except (errors.AuthenticationError, errors.PermissionDeniedError) as error:
@@ -214,11 +209,30 @@ class OrderProcessor:
             await self._stop(item, f"{orders.UNREADABLE}{error}")
             await self._leave(item, doubtful=True)
         except errors.RunFailedError as error:
-            await self._end(item, "failed", error=error, charged=error.run.charged_cost or 0.0)
+            await self._end_failed(item, error, settings)
         except errors.FloraError as error:
             await self._end(item, "unknown", error=error)
         else:
             await self._end(item, "completed", run, charged=run.charged_cost)
+
+    async def _settle(self, run: Run) -> Run:
+        """Wait for the charge of a completed run. Its place is free meanwhile."""
+        self.ending += 1
+        self._on_place_free()
+        try:
+            return await self._flora.wait_for_run(run, timeout=None, poll=self._poll, settle=True)
+        finally:
+            self.ending -= 1
+
+    async def _end_failed(self, item: Item, failure: errors.RunFailedError, settings: BatchSettings) -> None:
+        """End an order whose run failed, or queue it again under a new key, in one transaction."""
+        if failure.advice == "stop":
+            await self._stop(item, str(failure))
+        pause = self._reorder_policy.pause(failure, len(decode_attempts(item.attempts)), settings.retry_failed)
+        if pause is None:
+            await self._end(item, "failed", error=failure, charged=failure.run.charged_cost or 0.0)
+        else:
+            await self._database.write(lambda c: orders.order_again(c, item, failure, pause))
 
     async def _end(
         self,
