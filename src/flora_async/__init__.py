@@ -10,6 +10,7 @@ from flora_async._outcomes import CompletedOutcome, FailedOutcome, Outcome
 from flora_async._polling.schedule import PollFactory, PollSchedule
 from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch
 from flora_async._resources.actions import Actions
+from flora_async._resources.assets import Assets, OnProgress
 from flora_async._resources.canvas import (
     AppliedChangeset,
     Canvas,
@@ -68,6 +69,8 @@ from flora_async.errors import (
     RunTimeoutError,
     SendState,
     UnprocessableEntityError,
+    UploadError,
+    UploadTimeoutError,
     WebhookVerificationError,
 )
 from flora_async.events import (
@@ -91,11 +94,14 @@ from flora_async.models import (
     ActionParam,
     ActionRef,
     AnyOrder,
+    Asset,
+    AssetStatus,
     BrokenItem,
     FieldError,
     Generation,
     GenerationPage,
     GenerationType,
+    ListedAsset,
     Model,
     ModelOption,
     ModelParam,
@@ -120,6 +126,7 @@ from flora_async.models import (
     TechniqueRef,
     TechniqueRun,
     TechniqueRunPage,
+    UploadForm,
     Workspace,
 )
 from flora_async.webhooks import Inbox
@@ -141,6 +148,9 @@ __all__ = [
     "Advice",
     "AnyOrder",
     "AppliedChangeset",
+    "Asset",
+    "AssetStatus",
+    "Assets",
     "AuthenticationError",
     "BadRequestError",
     "BrokenItem",
@@ -188,6 +198,7 @@ __all__ = [
     "Library",
     "LibraryFolder",
     "LibraryItem",
+    "ListedAsset",
     "Model",
     "ModelOption",
     "ModelParam",
@@ -197,6 +208,7 @@ __all__ = [
     "NotFoundError",
     "OnCreate",
     "OnEvent",
+    "OnProgress",
     "OnThreshold",
     "OnUpdate",
     "Order",
@@ -248,6 +260,9 @@ __all__ = [
     "TechniqueRuns",
     "Techniques",
     "UnprocessableEntityError",
+    "UploadError",
+    "UploadForm",
+    "UploadTimeoutError",
     "WaitFinished",
     "WaitStarted",
     "WebhookVerificationError",

@@ -42,12 +42,14 @@ from flora_async._polling.schedule import PollFactory, check_schedule
 from flora_async._polling.targets import PollResult, WaitTarget
 from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch, add_charge_waiter, wait_for_run
 from flora_async._resources.actions import Actions
+from flora_async._resources.assets import Assets
 from flora_async._resources.canvas import Canvas
 from flora_async._resources.catalog import Models, Projects, Workspaces
 from flora_async._resources.create_recovery import CreateRecovery
 from flora_async._resources.declarations import Declarations
 from flora_async._resources.gateway import Gateway
 from flora_async._resources.generations import Generations
+from flora_async._resources.input_files import InputFiles
 from flora_async._resources.library import Feedback, Library
 from flora_async._resources.starting import OnCreate, RunStarter
 from flora_async._resources.techniques import TechniqueRuns, Techniques
@@ -137,6 +139,8 @@ class Flora:
 
     generations: Generations
     """Create, retrieve and list, as in FLORA's reference."""
+    assets: Assets
+    """Files as inputs of runs: upload, retrieve and list them."""
     workspaces: Workspaces
     """The workspaces of the key."""
     projects: Projects
@@ -227,10 +231,18 @@ class Flora:
         )
         self._warned_of_poll_url = False
         self._has_inbox = False
+        check_url = partial(urls.media_url, self._origin, allow_private_hosts=allow_private_hosts)
+        self.assets = Assets(self._origin, self._transport, check_url=check_url, retries=retries)
         declarations = Declarations(self._origin, self._transport)
         self._recovery = CreateRecovery(self._origin, self._transport, declarations, adopt=recover == "auto")
         self._starter = RunStarter(
-            self._origin, self._transport, self._recovery, declarations, on_create=on_create, emit=emit
+            self._origin,
+            self._transport,
+            self._recovery,
+            declarations,
+            InputFiles(self.assets),
+            on_create=on_create,
+            emit=emit,
         )
         self.generations = Generations(self._origin, self._transport, self._starter)
         self.workspaces = Workspaces(self._origin, self._transport)
@@ -245,7 +257,7 @@ class Flora:
         self.gateway = Gateway(self._origin, self._transport)
         self._downloads = Downloads(
             open_media=self._transport.media,
-            check_url=partial(urls.media_url, self._origin, allow_private_hosts=allow_private_hosts),
+            check_url=check_url,
             retrieve=self.generations.retrieve,
             pause=self._transport.sleep,
             retries=retries,

@@ -105,3 +105,9 @@ def content_coding(header: str) -> str:
 
 def _without_query(url: str) -> str:
     return re.split("[?#]", url)[0]  # the query of a signed URL changes
+
+
+def content_type_of(extension: str) -> str | None:
+    """Return the content type of an *extension* in lower case; ``None`` if it is unknown."""
+    names = _CONTENT_TYPES.get({"jpeg": "jpg", "tif": "tiff"}.get(extension, extension))
+    return None if names is None else names.partition(" ")[0]

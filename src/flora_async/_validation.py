@@ -26,12 +26,13 @@ _ID = re.compile(r"[^\s/\\?#%\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
 _MAX_DEPTH = 100
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
-_UPLOAD = "Upload the file to FLORA (POST /assets) and send its URL"
+_UPLOAD = "Upload it with await flora.assets.upload(...), and send the asset's url"
 _FIXES = {
     "bytes": f"{_UPLOAD}, or .decode() the text",
     "bytearray": _UPLOAD,
     "memoryview": _UPLOAD,
     "PurePath": f"{_UPLOAD}, or send str(...) if its name is meant",
+    "Asset": "Send its url",
     "ndarray": f"Use .tolist() for a list of numbers. For an image: {_UPLOAD[0].lower()}{_UPLOAD[1:]}",
     "Image": _UPLOAD,
     "_IOBase": _UPLOAD,
@@ -269,6 +270,8 @@ def _json_fix(value: object) -> str:
     for base in kind.__mro__:
         if base.__name__ in _FIXES:
             return _FIXES[base.__name__]
+    if isinstance(value, os.PathLike):
+        return _FIXES["PurePath"]
     if hasattr(kind, "__dataclass_fields__"):
         return "Use dataclasses.asdict(...)"
     if callable(getattr(value, "tolist", None)):

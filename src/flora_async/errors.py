@@ -21,6 +21,8 @@
     ├─ RunTimeoutError (TimeoutError)    the wait timed out; the run continues
     ├─ PaginationError                   the history repeated a cursor
     ├─ DownloadError                     an output that was not saved
+    ├─ UploadError                       a file that was not uploaded
+    │   └─ UploadTimeoutError (TimeoutError)
     ├─ ExportError                       a file of the history that was not written
     ├─ DatabaseError                     the database of a durable batch cannot be used
     └─ WebhookVerificationError          a webhook without a valid signature
@@ -51,6 +53,9 @@ class FloraError(Exception):
     outcome_unknown: bool = False
     """Whether a create that failed with this error may have been accepted, and billed."""
 
+    asset_id: str | None = None
+    """The id of the asset that was created for an upload; ``None`` if there is none. It can be incomplete."""
+
     _run_id: str | None = None
 
     @property
@@ -78,7 +83,8 @@ class FloraError(Exception):
 
     def __str__(self) -> str:
         text = self._describe()
-        about = f" ({self.run_id})" if self.run_id and self.run_id not in text else ""
+        ids = [each for each in (self.run_id, self.asset_id) if each and each not in text]
+        about = f" ({', '.join(ids)})" if ids else ""
         # A server's text must not move the cursor of a terminal, or forge a line of a log.
         return "".join(
             char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(f"{text}{about}".split())
@@ -427,6 +433,29 @@ class DownloadError(FloraError):
 
     saved: tuple[Path, ...] = ()
     """Paths of the outputs of the same run that were saved before it."""
+
+
+class UploadError(FloraError):
+    """A file was not uploaded, or FLORA could not use it. Nothing was ordered with it, and uploads cost nothing.
+
+    ``asset_id`` names the asset that FLORA had created for it. It is incomplete; the next upload creates another one.
+    """
+
+    def __init__(
+        self, message: str, *, asset_id: str | None = None, status: int | None = None, retryable: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.asset_id = asset_id
+        self.status = status
+        """The HTTP status of the store that refused the file, if it was that."""
+        self.retryable: bool = retryable
+
+
+class UploadTimeoutError(UploadError, TimeoutError):
+    """The upload took longer than its timeout. ``flora.assets.retrieve(error.asset_id)`` shows how far it came.
+
+    Every TimeoutError is an OSError: an ``except OSError`` around an upload catches it too.
+    """
 
 
 class ExportError(FloraError):

@@ -668,6 +668,82 @@ class Action(Record, frozen=True, kw_only=True, omit_defaults=True):
     params: tuple[ActionParam, ...] = ()
 
 
+AssetStatus: TypeAlias = Literal["pending_upload", "ready", "failed"] | str
+"""Status of an asset. Open: an unknown status means "not ready yet"."""
+
+
+class UploadForm(Record, frozen=True, kw_only=True):
+    """The form that carries the bytes of a reserved asset to its store: the fields first, the file last."""
+
+    url: str | None = None
+    method: str | None = None
+    content_type: str | None = None
+    file_field: str | None = None
+    form_fields: dict[str, object] | None = None
+
+    def __repr__(self) -> str:  # The fields are credentials.
+        return f"UploadForm(file_field={self.file_field!r}, {len(self.form_fields or ())} fields)"
+
+
+class _AssetFields(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """The fields that records of an asset share. FLORA sends some of them in each response."""
+
+    status: AssetStatus = ""
+    url: str | None = None
+    """The URL for the ``params`` of an order."""
+    content_type: str | None = None
+    name: str | None = None
+    size_bytes: float | None = None
+    width: float | None = None
+    height: float | None = None
+    description: str | None = None
+    workspace_id: str | None = None
+    project_id: str | None = None
+    uploaded_via: str | None = None
+    """``direct``, ``signed_url`` or ``url``. Open."""
+    created_at: str | float | None = None
+    """Raw value from FLORA: text in a record, a number in a list. :attr:`created` is the decoded time."""
+
+    @property
+    def created(self) -> datetime | None:
+        """Time of the create, in UTC; ``None`` if FLORA reports none."""
+        if not isinstance(self.created_at, str):
+            return None if self.created_at is None else _moment(self.created_at)
+        try:
+            moment = datetime.fromisoformat(self.created_at)
+        except ValueError:
+            return None
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+class Asset(_AssetFields, frozen=True, kw_only=True, omit_defaults=True):
+    """A file at FLORA. As a value in the ``params`` of an order it stands for its URL. OpenAPI: ``/assets``."""
+
+    asset_id: str
+    visibility: str | None = None
+    failure_message: str | None = None
+    upload_content_type: str | None = None
+    expires_at: str | float | None = None
+    """End of the reservation, as FLORA sends it."""
+    upload: UploadForm | None = None
+    """The form that carries the bytes, for a reserved asset."""
+    upload_url: str | None = None
+    """Another description of the same form, or an address for a PUT."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether its URL can be used."""
+        return self.status == "ready" and bool(self.url)
+
+
+class ListedAsset(_AssetFields, frozen=True, kw_only=True, omit_defaults=True):
+    """An item of the list of assets. OpenAPI: ``GET /assets``."""
+
+    asset_id: str | None = None
+    """``None`` for media that lie on a canvas only."""
+    node_id: str | None = None
+
+
 class FieldError(Record, frozen=True, gc=False, kw_only=True):
     """An error in one field of a request."""
 

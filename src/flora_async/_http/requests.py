@@ -58,6 +58,7 @@ class Request(Struct, frozen=True, gc=False, kw_only=True):
     """Whether it is sent over a new connection, on which nothing from before can come."""
     timeout: float | None = None
     """Seconds for one exchange, in place of the client's timeout."""
+    content_type: str = "application/json"
     template: str = "/runs/{id}"
     """The path below the base URL, without ids, as events and logs show it."""
 

@@ -19,6 +19,7 @@ from flora_async._validation import (
     check_id,
 )
 from flora_async.models import (
+    Asset,
     BrokenItem,
     FieldError,
     Generation,
@@ -40,6 +41,7 @@ _MIN_COUNTED_BYTES = 2**18
 """Minimum size in bytes of a response whose values are counted. A smaller one decodes fast enough."""
 _MAX_VALUES = 200_000
 _RUN_ID = re.compile(rb'"run_id"\s*:\s*"([^"\\]+)"')
+_ASSET_ID = re.compile(rb'"asset_id"\s*:\s*"(asset_[A-Za-z0-9_.-]{1,500})"')
 _QUERY = re.compile(r"""(?<=[^\s"'<>])\?[^\s"'<>]*""")
 _SECONDS = re.compile(r"[0-9]{1,11}(?:\.[0-9]{0,20})?")
 _FIELD = re.compile(r"`(\$[^`]*)`$")
@@ -96,6 +98,7 @@ _started_run = msgspec.json.Decoder(StartedRun)
 _run = msgspec.json.Decoder(Run)
 _page = msgspec.json.Decoder(GenerationPage)
 _raw_page = msgspec.json.Decoder(_RawPage)
+_asset = msgspec.json.Decoder(Asset)
 _generation = msgspec.json.Decoder(Generation)
 _technique_page = msgspec.json.Decoder(TechniqueRunPage)
 _raw_technique_page = msgspec.json.Decoder(_RawTechniquePage)
@@ -194,6 +197,20 @@ def parse_run(run_id: str, response: RawResponse) -> Run:
     if run.run_id != run_id:
         raise _protocol_error(response, f"asked for {run_id}, answered about {run.run_id[:80]!r}")
     return run
+
+
+def parse_asset(asset_id: str | None, response: RawResponse) -> Asset:
+    """Parse an asset. Raise if it is not the requested one. An error carries the id of an asset that was created."""
+    try:
+        asset = _decode(response, _asset)
+        _check_given_id(response, asset.asset_id, "asset_id", "asset_")
+    except errors.FloraError as error:
+        created = _ASSET_ID.search(response.body) if 200 <= response.status < 300 else None
+        error.asset_id = asset_id or (created and created[1].decode()) or None
+        raise
+    if asset_id not in (None, asset.asset_id):
+        raise _protocol_error(response, f"asked for {asset_id}, answered about {asset.asset_id[:80]!r}")
+    return asset
 
 
 def parse_page(response: RawResponse) -> GenerationPage:
@@ -346,14 +363,14 @@ def _decode_error(response: RawResponse, reason: str, *, field: str | None) -> e
     )
 
 
-def _check_given_id(response: RawResponse, run_id: str) -> None:
+def _check_given_id(response: RawResponse, value: str, name: str = "run_id", prefix: str = "run_") -> None:
     try:
-        check_id("run_id", run_id, "run_")
+        check_id(name, value, prefix)
     except errors.ConfigurationError as error:
         reason = str(error)
     else:
         return
-    raise _decode_error(response, reason, field="$.run_id")
+    raise _decode_error(response, reason, field=f"$.{name}")
 
 
 def _excerpt(body: bytes) -> str:

@@ -12,7 +12,7 @@ import math
 import platform
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from errno import EACCES
 from io import BytesIO
@@ -40,6 +40,8 @@ log = logging.getLogger("flora_async")
 
 CONNECT_TIMEOUT = 10.0
 """Seconds to open a connection; at most nine tenths of the timeout."""
+_STORE_RESPONSE_BYTES = 4096
+"""Bytes of a store's response to an upload that are read."""
 _LAST_RESPONSE = "_flora_last_response"
 CREATE_KEEPALIVE = 2.0
 """Maximum idle seconds of a connection for creates. Servers keep connections longer, so none closes under a POST."""
@@ -89,6 +91,7 @@ class HTTPSessions:
         self._media_timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=connect, sock_read=timeout, ceil_threshold=math.inf
         )
+        self._upload_timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, ceil_threshold=math.inf)
         # The rate limiter bounds the requests in flight. A wait in its queue does not count towards the timeout.
         trust = True if ssl is None else ssl
         self._reads = borrowed or _session(aiohttp.TCPConnector(limit=0, ssl=trust), self._headers)
@@ -112,7 +115,9 @@ class HTTPSessions:
         """Send *request* once and parse its response."""
         create = request.order is not None
         session = self._creates if create else self._fresh if request.fresh else self._reads
-        body = None if request.body is None else BytesIOPayload(BytesIO(request.body), content_type="application/json")
+        body = (
+            None if request.body is None else BytesIOPayload(BytesIO(request.body), content_type=request.content_type)
+        )
         waiting = self._connector.waiting
         if create:
             # A passed deadline or a pending cancellation ends a create here, before it is billed.
@@ -240,6 +245,29 @@ class HTTPSessions:
             failure = self._media_failure_of(error, url.partition("?")[0])
         raise failure
 
+    async def upload(
+        self, method: str, url: str, headers: Mapping[str, str], body: AsyncIterable[bytes]
+    ) -> tuple[int, bytes]:
+        """Send *body* without API key, cookies or redirects; return the status and the beginning of the response.
+
+        *headers* must have the length of the body. The caller limits the time.
+        """
+        try:
+            async with self._media.request(
+                method,
+                URL(url, encoded=True),
+                headers=headers,
+                data=body,
+                timeout=self._upload_timeout,
+                allow_redirects=False,
+                auto_decompress=False,
+                proxy=self._proxy,
+            ) as response:
+                return response.status, await response.content.read(_STORE_RESPONSE_BYTES)
+        except (aiohttp.ClientError, *_LIBRARY_ERRORS) as error:
+            failure = self._media_failure_of(error, url.partition("?")[0])
+        raise failure
+
     async def chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         """Yield the bytes of an output as they are received, also those before a connection breaks."""
         try:
@@ -255,7 +283,7 @@ class HTTPSessions:
 
     def _media_failure_of(self, error: Exception, where: str) -> errors.FloraError:
         if self._closing:
-            return errors.ClientClosedError("the client was closed while an output was downloaded")
+            return errors.ClientClosedError("the client was closed while a file was transferred")
         return _map_exception(error, where=where)
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -202,6 +202,11 @@ class Transport:
         unbudgeted = isinstance(failure, errors.RateLimitError) or (billable and failure.outcome_unknown)
         return pause if unbudgeted or self._budget.try_withdraw() else None
 
+    @property
+    def timeout(self) -> float:
+        """Seconds for one HTTP exchange."""
+        return self._timeout
+
     def server_time(self) -> float:
         """Return FLORA's time in Unix seconds, as far as it is known."""
         loop = self._loop
@@ -262,6 +267,14 @@ class Transport:
         sessions = self._sessions_or_none() or await self._open_sessions()
         async with await sessions.open_media(url, headers) as response:
             yield OutputStream(response.status, response.headers, sessions.chunks(response))
+
+    async def upload(
+        self, method: str, url: str, headers: Mapping[str, str], body: AsyncIterable[bytes]
+    ) -> tuple[int, bytes]:
+        """Send a file to *url*, without API key, cookies or redirects; return the status and some of the response."""
+        self._check_loop()
+        sessions = self._sessions_or_none() or await self._open_sessions()
+        return await sessions.upload(method, url, headers, body)
 
     async def close(self, close_first: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Await *close_first*, then close all connections. Pending requests end in ClientClosedError at once.

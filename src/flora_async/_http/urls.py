@@ -123,32 +123,42 @@ def check_proxy(origin: BaseURL, proxy: str, *, allow_insecure: bool) -> str:
     return proxy
 
 
-def media_url(origin: BaseURL, url: str, *, allow_private_hosts: bool = False) -> str:
-    """Check that an output may be fetched from *url*: https, its usual port, and no address that is not public.
+def media_url(
+    origin: BaseURL,
+    url: str,
+    *,
+    allow_private_hosts: bool = False,
+    label: str = "the output's url",
+    error: type[errors.FloraError] = errors.DownloadError,
+) -> str:
+    """Check that a file may be exchanged with *url*: https, its usual port, and no address that is not public.
 
-    The address of a name is checked on connection (:func:`is_public`). If the API is on this machine, outputs may be
-    too, also over http. Return the encoded URL: spaces and non-ASCII characters are percent-encoded. Every other byte
-    is kept, because hosts sign paths and queries.
+    The address of a name is checked on connection (:func:`is_public`). If the API is on this machine, files may be too,
+    also over http. Return the encoded URL: spaces and non-ASCII characters are percent-encoded. Every other byte is
+    kept, because hosts sign paths and queries. Raise *error*, which calls the URL by its *label*.
     """
-    url = _percent_encoded(url)
-    match = _ABSOLUTE.fullmatch(url)
+    try:
+        encoded = _UNENCODED.sub(lambda match: quote(match[0].encode(errors="surrogateescape")), url.strip(" "))
+    except UnicodeEncodeError:
+        raise error(f"{label} is no text: {_redact_query(url)}") from None
+    match = _ABSOLUTE.fullmatch(encoded)
     if match is None:
-        raise errors.DownloadError(f"the output's url is no plain https URL: {_redact_query(url)}")
+        raise error(f"{label} is no plain https URL: {_redact_query(encoded)}")
     host, port = match["host"], match["port"]
     if origin.loopback and is_loopback(host):
-        return url
+        return encoded
     if match["scheme"].lower() != "https":
-        raise errors.DownloadError(f"the output's url is not https: {_redact_query(url)}")
+        raise error(f"{label} is not https: {_redact_query(encoded)}")
     if allow_private_hosts:
-        return url
+        return encoded
     if is_loopback(host) or not is_public(host.strip("[]")):
-        raise errors.DownloadError(
-            f"the output's url leads into a private network, or to this machine: {_redact_query(url)} "
+        raise error(
+            f"{label} leads into a private network, or to this machine: {_redact_query(encoded)} "
             "(allow_private_hosts=True permits it)"
         )
     if port is not None and int(port) != _DEFAULT_PORT["https"]:
-        raise errors.DownloadError(f"the output's url has a port of its own: {_redact_query(url)}")
-    return url
+        raise error(f"{label} has a port of its own: {_redact_query(encoded)}")
+    return encoded
 
 
 def is_public(host: str) -> bool:
@@ -172,13 +182,6 @@ def is_public(host: str) -> bool:
     if any(address in network for network in _NOT_GLOBAL):
         return False
     return address.is_global and not address.is_multicast
-
-
-def _percent_encoded(url: str) -> str:
-    try:
-        return _UNENCODED.sub(lambda match: quote(match[0].encode(errors="surrogateescape")), url.strip(" "))
-    except UnicodeEncodeError:
-        raise errors.DownloadError(f"the output's url is no text: {_redact_query(url)}") from None
 
 
 def _redact_query(url: str) -> str:

@@ -14,7 +14,16 @@ from flora_async._http.requests import Request, create_request, custom_request, 
 from flora_async._http.responses import parse_response
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
-from flora_async.models import Action, ActionOrder, ActionParam, FieldError, Technique, TechniqueInput, TechniqueOrder
+from flora_async.models import (
+    Action,
+    ActionOrder,
+    ActionParam,
+    AnyOrder,
+    FieldError,
+    Technique,
+    TechniqueInput,
+    TechniqueOrder,
+)
 
 T = TypeVar("T", Technique, Action)
 
@@ -41,9 +50,7 @@ class Declarations:
         self._transport = transport
         self._entries: dict[str, _Entry] = {}
 
-    async def create_request(
-        self, order: TechniqueOrder | ActionOrder, idempotency_key: str, *, check: bool = True
-    ) -> Request:
+    async def create_request(self, order: AnyOrder, idempotency_key: str, *, check: bool = True) -> Request:
         """Build the create of an order. With *check*, compare its inputs with the declared ones first.
 
         Raises:

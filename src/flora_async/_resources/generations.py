@@ -7,6 +7,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any, overload
 
+from msgspec.structs import replace
+
 from flora_async._http.requests import (
     Request,
     encode_any_order,
@@ -18,6 +20,7 @@ from flora_async._http.requests import (
 from flora_async._http.responses import parse_page, parse_run
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
+from flora_async._inputs import find_files, inputs_of, without_files
 from flora_async._resources.pagination import GenerationList, Window
 from flora_async._resources.starting import RunStarter
 from flora_async._validation import check_run, check_time
@@ -106,10 +109,13 @@ class Generations:
 
         The inputs of techniques and actions are compared with the declared ones only when they start.
 
+        Files among its inputs stay as they are.
+
         Raises:
             ConfigurationError: the order is invalid.
         """
-        return encode_any_order(self._origin, order)
+        plain = encode_any_order(self._origin, without_files(order))
+        return replace(plain, **inputs_of(order)) if find_files(inputs_of(order)) else plain
 
     async def retrieve(self, run_id: RunLike, *, timeout: float | None = None) -> Run:
         """Return the current state of a run, with its outputs if it has completed. Reference: "Get a run".

@@ -11,11 +11,13 @@ from typing import TypeAlias
 from msgspec.structs import replace
 
 from flora_async import errors
-from flora_async._http.requests import create_request, with_timeout
+from flora_async._http.requests import Request, create_request, with_timeout
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
+from flora_async._inputs import find_files, inputs_of, without_files
 from flora_async._resources.create_recovery import CreateRecovery
 from flora_async._resources.declarations import Declarations
+from flora_async._resources.input_files import InputFiles
 from flora_async._validation import check_idempotency_key
 from flora_async.events import Emit, RunCreated
 from flora_async.models import AnyOrder, Order, RunOrigin, StartedRun
@@ -35,6 +37,7 @@ class RunStarter:
         transport: Transport,
         recovery: CreateRecovery,
         declarations: Declarations,
+        files: InputFiles,
         *,
         on_create: OnCreate | None,
         emit: Emit | None,
@@ -43,6 +46,7 @@ class RunStarter:
         self._transport = transport
         self._recovery = recovery
         self._declarations = declarations
+        self._files = files
         self._on_create = on_create
         self._emit = emit
 
@@ -51,13 +55,17 @@ class RunStarter:
     ) -> StartedRun:
         """Check an order, record its key with ``on_create``, send it, and return the started run with its origin.
 
-        *timeout* are the seconds for one exchange, in place of the client's.
+        Files among its inputs are uploaded when all else was checked, before the key is recorded or sent. *timeout* are
+        the seconds for one exchange, in place of the client's.
         """
         key = str(uuid.uuid4()) if idempotency_key is None else check_idempotency_key(idempotency_key)
-        if isinstance(order, Order):
-            request = create_request(self._origin, order, key)
-        else:
-            request = await self._declarations.create_request(order, key)
+        try:
+            if isinstance(order, Order):
+                request = create_request(self._origin, order, key)
+            else:
+                request = await self._declarations.create_request(order, key)
+        except errors.ConfigurationError as error:
+            order, request = await self._upload_files(order, key, error)
         if timeout is not None:
             request = with_timeout(request, timeout)
         if self._on_create is not None:
@@ -96,6 +104,16 @@ class RunStarter:
             has_callback=sent.callback_url is not None,
         )
         return replace(started, origin=origin)
+
+    async def _upload_files(
+        self, order: AnyOrder, key: str, refusal: errors.ConfigurationError
+    ) -> tuple[AnyOrder, Request]:
+        """Return the order with URLs in the place of files, and its request. Raise *refusal* if it has no files."""
+        if not find_files(inputs_of(order)):
+            raise refusal
+        await self._declarations.create_request(without_files(order), key)  # Nothing is uploaded for an invalid order.
+        order = await self._files.upload(order)
+        return order, await self._declarations.create_request(order, key)
 
 
 def _record_key(on_create: Callable[[str, AnyOrder], object], key: str, order: AnyOrder) -> None:

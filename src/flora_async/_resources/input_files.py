@@ -1,0 +1,118 @@
+"""Upload the local files among the inputs of orders, each file once for each client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Hashable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from flora_async import errors
+from flora_async._aio import run_in_thread
+from flora_async._http.transport import check_before_post
+from flora_async._inputs import OrderT, find_files, inputs_of, replace_files
+from flora_async._resources.assets import Assets
+from flora_async._resources.upload_sources import open_source
+from flora_async._validation import check_path
+from flora_async.models import Asset
+
+MAX_REMEMBERED_FILES = 10_000
+"""Files of a client whose URLs are remembered."""
+
+
+class InputFiles:
+    """Replaces files among the inputs of orders by their URLs. The same bytes are uploaded once for a workspace."""
+
+    def __init__(self, assets: Assets) -> None:
+        self._assets = assets
+        self._digests = _SharedResults()
+        self._urls = _SharedResults()
+
+    async def upload(self, order: OrderT) -> OrderT:
+        """Return a checked order with URLs in the place of its files.
+
+        Raises:
+            ConfigurationError: a file cannot be read, or an asset is not ready.
+            UploadError: as ``flora.assets.upload`` raises it. Nothing was ordered.
+        """
+        files = find_files(inputs_of(order))
+        for asset in files:
+            if isinstance(asset, Asset):
+                _url_of(asset)
+        paths = {os.fspath(file): file for file in files if not isinstance(file, Asset)}
+        uploads = {path: asyncio.create_task(self._upload(file, order.workspace_id)) for path, file in paths.items()}
+        try:
+            urls = {path: await upload for path, upload in uploads.items()}
+        finally:
+            for upload in uploads.values():
+                upload.cancel()
+            await asyncio.gather(*uploads.values(), return_exceptions=True)
+        return replace_files(order, lambda file: _url_of(file) if isinstance(file, Asset) else urls[os.fspath(file)])
+
+    async def _upload(self, file: os.PathLike[Any], workspace_id: str) -> str:
+        check_before_post.set(None)  # It is about the create, and this is a task of its own.
+        path = check_path("a path in the inputs", file)
+        try:
+            status = await run_in_thread(path.stat)
+        except (OSError, ValueError) as error:
+            raise errors.ConfigurationError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+        version = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        digest = await self._digests.get(version, partial(_digest, path))
+        return await self._urls.get((workspace_id, digest), partial(self._send, path, workspace_id))
+
+    async def _send(self, path: Path, workspace_id: str) -> str:
+        return _url_of(await self._assets.upload(path, workspace_id=workspace_id))
+
+
+async def _digest(path: Path) -> str:
+    async with open_source(path) as file:
+        return await file.digest()
+
+
+def _url_of(asset: Asset) -> str:
+    if asset.url is None or not asset.ready:
+        raise errors.ConfigurationError(
+            f"{asset.asset_id} is {asset.status or 'not ready'}: it has no URL that a run can use yet. "
+            "Retrieve it until it is ready: flora.assets.retrieve(...)"
+        )
+    return asset.url
+
+
+class _SharedResults:
+    """Computes each result once, for all that ask for it at the same time or later. A failure is not remembered."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, str] = {}
+        self._tasks: dict[Hashable, _SharedTask] = {}
+
+    async def get(self, key: Hashable, compute: Callable[[], Coroutine[Any, Any, str]]) -> str:
+        """Return the result of a key. Its computation is cancelled with the last caller that waits for it."""
+        if (known := self._known.get(key)) is not None:
+            return known
+        shared = self._tasks.get(key)
+        if shared is None:
+            shared = self._tasks[key] = _SharedTask(asyncio.create_task(compute()))
+        shared.callers += 1
+        try:
+            await asyncio.wait([shared.task])
+            result = self._known[key] = shared.task.result()
+        finally:
+            shared.callers -= 1
+            if not shared.callers:
+                del self._tasks[key]
+                shared.task.cancel()
+                await asyncio.wait([shared.task])
+        if len(self._known) > MAX_REMEMBERED_FILES:
+            del self._known[next(iter(self._known))]
+        return result
+
+
+class _SharedTask(Struct):
+    """A task, and the number of callers that wait for it."""
+
+    task: asyncio.Task[str]
+    callers: int = 0
