@@ -429,6 +429,7 @@ async def test_garbage_instead_of_http() -> None:
             await flora.generations.create(**ORDER)
 
 
+@pytest.mark.virtual_time
 async def test_the_key_and_the_prompt_stay_out_of_the_log(
     flora: Flora, server: Scripted, caplog: pytest.LogCaptureFixture
 ) -> None:

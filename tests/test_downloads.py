@@ -175,6 +175,7 @@ async def test_nothing_is_overwritten(flora: Flora, server: Scripted, tmp_path: 
 
 
 @pytest.mark.parametrize("fault", [answer(b"", 404), answer(b"", 403), answer(b"", 206), hang_up, answer(b"", 302)])
+@pytest.mark.virtual_time
 async def test_an_output_that_does_not_come(flora: Flora, server: Scripted, tmp_path: Path, fault: Any) -> None:
     """It leaves no file behind."""
     server.on("GET", "/a", fault)
@@ -203,6 +204,7 @@ async def test_an_output_that_breaks_off(flora: Flora, server: Scripted, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["run_abc123_1.txt"]
 
 
+@pytest.mark.virtual_time
 async def test_an_output_that_stalls(server: Scripted, tmp_path: Path) -> None:
     """Each read has the client's timeout; the whole may take as long as it takes."""
 

@@ -172,6 +172,7 @@ async def test_paths_have_no_ids(flora: Flora, server: Scripted, told: Told, pat
     assert [ended.path for ended in told.of(RequestFinished)] == [template]
 
 
+@pytest.mark.virtual_time
 async def test_nothing_secret_is_told(told: Told, server: Scripted, caplog: pytest.LogCaptureFixture) -> None:
     """No key, prompt, text, signed URL or error message, neither in events nor in the fields of log records."""
     caplog.set_level(logging.DEBUG, "flora_async")
@@ -373,6 +374,7 @@ async def test_what_on_event_raises_goes_no_further(server: Scripted, caplog: py
     assert vars(record)["event_type"] == "RequestFinished"
 
 
+@pytest.mark.virtual_time
 async def test_without_a_listener_no_event_is_made(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the client does."""
     made: list[object] = []

@@ -137,6 +137,7 @@ async def test_the_log_record_of_a_webhook(caplog: pytest.LogCaptureFixture) -> 
     assert not fields.keys() & {"event", "level", "timestamp"}
 
 
+@pytest.mark.virtual_time
 async def test_without_a_callback_url_nothing_changes() -> None:
     """With an inbox, a run without callback_url is polled by the default schedule."""
     async with Scripted() as server, Flora("any", base_url=server.base_url) as flora:

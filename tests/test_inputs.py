@@ -287,6 +287,7 @@ def test_no_params_leave_the_package_by_another_error(params: dict[str, Any]) ->
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", [Text, np.str_, Markup])
+@pytest.mark.virtual_time
 async def test_text_arguments_take_any_str(sandbox: Sandbox, flora: Flora, kind: type[str]) -> None:
     """A prompt out of a template or an array, and ids out of a data frame, are sent as their text."""
     words = {"type": "text", "prompt": "a word", "model": "sandbox-text", **PLACE}
@@ -302,6 +303,7 @@ async def test_text_arguments_take_any_str(sandbox: Sandbox, flora: Flora, kind:
 
 
 @pytest.mark.anyio
+@pytest.mark.virtual_time
 async def test_an_order_of_odd_text_does_not_end_the_others(flora: Flora) -> None:
     """In generate_many each order has its outcome, and an error of one is its own."""
     orders = [
@@ -370,6 +372,7 @@ class Row(Order, frozen=True, kw_only=True):
 
 
 @pytest.mark.anyio
+@pytest.mark.virtual_time
 async def test_create_and_generate_take_an_order(sandbox: Sandbox) -> None:
     """What FLORA gets is the order, without what a subclass adds; on_create gets the caller's own object."""
     heard: list[tuple[str, AnyOrder]] = []
@@ -388,6 +391,7 @@ async def test_create_and_generate_take_an_order(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.virtual_time
 async def test_outcomes_return_the_run_or_raise_the_error(flora: Flora) -> None:
     """An outcome has the caller's own order, its result, and it pickles; as_completed's has the run's id alone."""
     rows = [Row(type="text", prompt=prompt, line=line, **PLACE) for line, prompt in enumerate(("a", "[fail:x]"))]
@@ -439,6 +443,7 @@ async def test_orders_that_are_not_whole(
 
 
 @pytest.mark.anyio
+@pytest.mark.virtual_time
 async def test_retrieve_takes_any_record_of_a_run(flora: Flora) -> None:
     """What wait_for_run takes, retrieve takes too."""
     started = await flora.generations.create(type="text", prompt="x", **PLACE)

@@ -172,6 +172,7 @@ async def test_two_waits_for_one_run(flora: Flora, server: Scripted, kept: Kept)
 # -- metrics
 
 
+@pytest.mark.virtual_time
 async def test_what_is_counted(flora: Flora, server: Scripted, kept: Kept) -> None:
     """Requests, retries, 429s, runs and their cost, looks and lag of each wait."""
     server.on("POST", "/generate", error(429, headers={"retry-after": "0"}), answer(started(), 201))

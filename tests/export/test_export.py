@@ -679,6 +679,7 @@ async def test_the_nightly_example(
     assert "1.75" in capsys.readouterr().out
 
 
+@pytest.mark.virtual_time
 async def test_the_history_of_a_sandbox(tmp_path: Path) -> None:
     """The history of a sandbox exports with runs of several types."""
     async with Sandbox(time_scale=0.01) as sandbox, Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:

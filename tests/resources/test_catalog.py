@@ -21,6 +21,7 @@ async def server() -> AsyncIterator[Scripted]:
         yield scripted
 
 
+@pytest.mark.virtual_time
 async def test_on_the_sandbox() -> None:
     """Everything that an order wants is found, and works."""
     async with Sandbox(time_scale=0.01) as sandbox, Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:

@@ -265,6 +265,7 @@ async def test_a_5xx_proves_nothing(flora: Flora, server: Scripted, status: int)
     assert (failure.accepted, failure.candidates, failure.attempts) == (False, (RUN_ID,), 3)
 
 
+@pytest.mark.virtual_time
 async def test_a_5xx_whose_run_is_nowhere(flora: Flora, server: Scripted) -> None:
     """The history is read, and read again when it no longer lags; then nothing was started."""
     server.on("POST", "/generate", error(429), error(503), error(500, "unknown_error"))

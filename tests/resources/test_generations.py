@@ -108,6 +108,7 @@ async def test_a_clients_own_schedule_is_tried_first(sandbox: Sandbox) -> None:
     assert sandbox.accepted == 0
 
 
+@pytest.mark.virtual_time
 async def test_an_exception_of_on_update_names_the_run(sandbox: Sandbox, flora: Flora) -> None:
     """The run is paid for: a note says which it is."""
 
@@ -182,6 +183,7 @@ async def test_a_raw_post_under_a_key_waits_as_a_create_does(monkeypatch: pytest
         assert asyncio.get_running_loop().time() - began >= 0.3
 
 
+@pytest.mark.virtual_time
 async def test_a_started_run_carries_its_origin() -> None:
     """It outlives pickling, holds no prompt, and is never read from a response."""
     async with Scripted() as server, Flora("sk_1", base_url=server.base_url) as flora:

@@ -152,6 +152,7 @@ async def test_a_slow_run(flora: Flora) -> None:
     ("status", "kind"),
     [(400, BadRequestError), (402, InsufficientCreditsError), (429, RateLimitError), (503, InternalServerError)],
 )
+@pytest.mark.virtual_time
 async def test_a_prompt_can_ask_for_an_answer(sandbox: Sandbox, flora: Flora, status: int, kind: Any) -> None:
     """Nothing is started then."""
     with pytest.raises(kind):
