@@ -20,6 +20,7 @@ from programs import complaints_of
 
 from flora_async import Flora
 from flora_async.cli import arguments, main
+from flora_async.sandbox import _media
 
 pytestmark = pytest.mark.anyio
 
@@ -29,6 +30,7 @@ def test_the_demo_leaves_media_that_open(
 ) -> None:
     """One of each type for each prompt, and says what it did."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_media, "VIDEO_FRAMES", 24)
     assert main(["demo", "a heron at dawn"]) == 0
     made = {path.suffix: path for path in (tmp_path / "flora-demo").iterdir()}
     assert set(made) == {".png", ".mp4", ".wav", ".txt"}

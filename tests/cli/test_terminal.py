@@ -20,6 +20,7 @@ import pytest
 from programs import complaints_of
 
 from flora_async import errors
+from flora_async._http import retry
 from flora_async._polling import schedule
 from flora_async.cli import main, output
 from flora_async.cli.arguments import UsageError, parse_params
@@ -52,6 +53,7 @@ pytestmark = pytest.mark.flora_sandbox(any_key=True)
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, flora_sandbox: Sandbox) -> None:
     """Point the command at a sandbox, and poll it as fast as its runs go."""
+    monkeypatch.setattr(retry, "NOT_FOUND_GRACE", 0.2)
     monkeypatch.setattr(schedule, "POLL_FLOOR", 0.05)
     monkeypatch.setattr(schedule, "POLL_CAP", 0.05)
     monkeypatch.setenv("FLORA_BASE_URL", flora_sandbox.base_url)

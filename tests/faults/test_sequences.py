@@ -384,10 +384,16 @@ async def test_case_029_a_server_that_closes_idle_connections(monkeypatch: pytes
         return True
 
     monkeypatch.setattr("flora_async._http.session.CREATE_KEEPALIVE", 0.01)
-    async with Raw(brief) as server, Flora(KEY, base_url=server.base_url, max_retries=0) as flora:
-        for _ in range(100):
-            await flora.generations.create(**ORDER)
-            await asyncio.sleep(0.03)
+
+    async def create_in_turn(flora: Flora) -> None:
+        async with flora:
+            for _ in range(25):
+                await flora.generations.create(**ORDER)
+                await asyncio.sleep(0.03)
+
+    async with Raw(brief) as server:
+        clients = [Flora(KEY, base_url=server.base_url, max_retries=0) for _ in range(4)]
+        await asyncio.gather(*map(create_in_turn, clients))
         assert server.count("POST") == 100
 
 

@@ -470,7 +470,7 @@ async def test_the_number_of_stored_runs_is_limited(
         begun = await flora.generations.create(**ORDER)
         assert not flora._awaited or number
         with pytest.raises(RunTimeoutError):
-            await flora.wait_for_run(begun, timeout=5)
+            await flora.wait_for_run(begun, timeout=0.1)
     assert list(flora._awaited) == ["run_2", "run_3", "run_4"]
 
 

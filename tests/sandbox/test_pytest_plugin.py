@@ -11,7 +11,7 @@ import pytest
 
 from flora_async import Flora
 from flora_async._aio import run_in_thread
-from flora_async.sandbox import Sandbox
+from flora_async.sandbox import Sandbox, _media
 from flora_async.sandbox._virtual_time import VirtualTimeLoop
 
 pytest_plugins = ["pytester"]
@@ -63,8 +63,9 @@ def test_four_lines(project: pytest.Pytester) -> None:
     assert min(map(float, re.findall(r"([0-9.]+)s call", told))) < 1
 
 
-def test_time_is_virtual_and_the_mark_sets_it(project: pytest.Pytester) -> None:
+def test_time_is_virtual_and_the_mark_sets_it(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """An hour passes in no time; downloads and their threads do not make it jump."""
+    monkeypatch.setattr(_media, "VIDEO_FRAMES", 6)
     passes(
         project,
         """
