@@ -3,14 +3,16 @@
 import os
 import subprocess
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from flora_async import Flora
 from flora_async.sandbox._virtual_time import VirtualTimeLoop
 
 OFFICIAL_CLIENT = "@flora-ai/flora@0.11.0"
@@ -65,6 +67,35 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = lambda nodeid: "docs" if "test_guide.py" in nodeid else nodeid
     return scheduler
+
+
+@pytest.fixture
+def change_policies(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that changes fields of the policies of later clients: ``(poll={"jitter": 0.0})``."""
+
+    def change(**changes: dict[str, Any]) -> None:
+        policies = Flora._policies
+        changed = {name: replace(getattr(policies, name), **fields) for name, fields in changes.items()}
+        monkeypatch.setattr(Flora, "_policies", replace(policies, **changed))
+
+    return change
+
+
+@pytest.fixture
+def fast_retries(change_policies: Callable[..., None]) -> None:
+    """Shorten the pauses after errors to milliseconds."""
+    pauses = ("first_delay", "rate_limit_pause", "resend_pause", "resend_pause_after_timeout")
+    change_policies(
+        retry=dict.fromkeys(pauses, 0.001),
+        recovery={"pauses": (0.001, 0.001), "max_wait_for_others": 0.001},
+        rate_limit={"min_rate": 1000.0},
+    )
+
+
+@pytest.fixture
+def fast_polls(change_policies: Callable[..., None]) -> None:
+    """Poll every ten milliseconds."""
+    change_policies(poll={"min_delay": 0.01, "max_delay": 0.01})
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pytest
 from scripted import Scripted, answer, generation, run, silence, started
 
 from flora_async import APITimeoutError, ConfigurationError, CreateOutcomeUnknownError, Flora, Order
-from flora_async._http import retry
 
 pytestmark = pytest.mark.anyio
 
@@ -57,9 +56,8 @@ async def test_a_longer_timeout_than_the_client_s(server: Scripted) -> None:
             await flora.generations.retrieve("run_1")
 
 
-async def test_a_create_has_its_own_timeout(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_create_has_its_own_timeout(server: Scripted, fast_retries: None) -> None:
     """A create that ends by its own timeout may have been accepted, and its error says so."""
-    monkeypatch.setattr(retry, "RECOVERY_PAUSES", (0.01,))
     server.on("GET", "/generations", answer({"generations": "none"}))
     async with Flora("sk_1", base_url=server.base_url, max_retries=0) as flora:
         with pytest.raises(CreateOutcomeUnknownError):

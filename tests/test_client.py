@@ -6,7 +6,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
@@ -39,23 +39,16 @@ from flora_async import (
     StartedRun,
 )
 from flora_async._aio import import_in_thread
-from flora_async._http import rate_limit, retry
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("fast_retries")]
 
 ORDER: dict[str, Any] = {"type": "image", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1"}
 KEY = "sk_test_not-for-your-eyes"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make pauses short and settings explicit."""
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
-    monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.001)
-    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.001)
-    monkeypatch.setattr(retry, "RESEND_PAUSE_AFTER_TIMEOUT", 0.001)
-    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 1000.0)
-    monkeypatch.setattr(retry, "RECOVERY_PAUSES", (0.001, 0.001))
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read no setting from the environment."""
     for variable in ("FLORA_API_KEY", "FLORA_BASE_URL"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -515,20 +508,21 @@ async def test_close_ends_what_pauses_and_what_waits_for_its_turn(server: Script
     assert len(server.asked) == 1
 
 
-async def test_close_under_an_ambiguous_create_does_not_hide_it(server: Scripted) -> None:
+async def test_close_under_an_ambiguous_create_does_not_hide_it(
+    server: Scripted, change_policies: Callable[..., None]
+) -> None:
     """A create that may have been accepted, and pauses before it is sent again, ends in the error that says so."""
     server.on("POST", "/generate", hang_up)
+    change_policies(retry={"resend_pause": 20.0})
     flora = Flora(KEY, base_url=server.base_url)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retry, "RESEND_PAUSE", 20.0)
-        create = asyncio.create_task(flora.generations.create(**ORDER))
-        while not server.asked:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.05)
-        async with asyncio.timeout(2):
-            await flora.close()
-            with pytest.raises(CreateOutcomeUnknownError):
-                await create
+    create = asyncio.create_task(flora.generations.create(**ORDER))
+    while not server.asked:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(2):
+        await flora.close()
+        with pytest.raises(CreateOutcomeUnknownError):
+            await create
 
 
 async def test_a_close_that_is_cancelled_closes_all_the_same(server: Scripted) -> None:

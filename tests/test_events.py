@@ -35,7 +35,7 @@ from flora_async import (
     WaitFinished,
     WaitStarted,
 )
-from flora_async._http import retry, transport
+from flora_async._http import transport
 from flora_async._polling import poller, waiting
 from flora_async._resources import generations
 from flora_async.sandbox import Sandbox
@@ -79,9 +79,9 @@ def told() -> Told:
 
 
 @pytest.fixture
-async def flora(server: Scripted, told: Told, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Flora]:
+async def flora(server: Scripted, told: Told, change_policies: Callable[..., None]) -> AsyncIterator[Flora]:
     """Give a client that tells."""
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
+    change_policies(retry={"first_delay": 0.001})
     async with Flora("sk_1", base_url=server.base_url, poll=often, on_event=told.append) as client:
         yield client
 

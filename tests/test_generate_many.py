@@ -20,17 +20,9 @@ from flora_async import (
     RunFailedError,
     RunTimeoutError,
 )
-from flora_async._polling import schedule
 from flora_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Poll quickly."""
-    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
-    monkeypatch.setattr(schedule, "POLL_CAP", 0.01)
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("fast_polls")]
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from aiohttp import web
 from scripted import Scripted, answer, run, started
 
 from flora_async import ConfigurationError, Flora, Inbox, WebhookVerificationError, webhooks
-from flora_async._polling import poller, schedule
+from flora_async._polling import poller
+from flora_async._polling.schedule import PollPolicy, PollState
 from flora_async.sandbox import Sandbox, _webhooks
 from flora_async.sandbox._virtual_time import VirtualTimeLoop
 from flora_async.webhooks import sign
@@ -80,10 +81,8 @@ async def test_a_webhook_before_the_wait() -> None:
             assert (await flora.wait_for_run(begun, timeout=5)).run_id == run_id
 
 
-async def test_a_webhook_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_webhook_before_the_end(fast_polls: None) -> None:
     """After a webhook for an unfinished run, the run is polled by the default schedule."""
-    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
-    monkeypatch.setattr(schedule, "POLL_CAP", 0.01)
     async with Scripted() as server, Flora("any", base_url=server.base_url) as flora:
         running = answer(run("running", run_id="run_1"))
         server.on("POST", "/generate", answer(started("run_1"), 201))
@@ -166,15 +165,15 @@ async def test_unsigned_webhooks_are_rejected(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_webhook_fallback_schedule() -> None:
     """The fallback polls first long after the expected end, then at growing intervals."""
-    net = schedule.webhook_fallback_schedule(20.0)
+    net = PollPolicy().webhook_fallback_schedule(20.0)
     next(net)
-    gaps = [net.send(schedule.PollState(0.0, None)) for _ in range(6)]
+    gaps = [net.send(PollState(0.0, None)) for _ in range(6)]
     assert 54 <= gaps[0] <= 66
     assert 108 <= gaps[1] <= 132
     assert all(270 <= gap <= 330 for gap in gaps[3:])
-    late = schedule.webhook_fallback_schedule(600.0)
+    late = PollPolicy().webhook_fallback_schedule(600.0)
     next(late)
-    assert 180 <= late.send(schedule.PollState(1000.0, None)) <= 220, "some of it has passed"
+    assert 180 <= late.send(PollState(1000.0, None)) <= 220, "some of it has passed"
 
 
 class Counting(Sandbox):

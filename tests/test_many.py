@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -23,23 +23,10 @@ from flora_async import (
     RunLike,
     RunTimeoutError,
 )
-from flora_async._http import rate_limit, retry
-from flora_async._polling import schedule
 from flora_async.sandbox import Sandbox
 from flora_async.sandbox._virtual_time import VirtualTimeLoop
 
-pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make pauses short."""
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.01)
-    monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.01)
-    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.01)
-    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
-    monkeypatch.setattr(schedule, "POLL_CAP", 0.01)
-    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 1000.0)
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time, pytest.mark.usefixtures("fast_retries", "fast_polls")]
 
 
 @pytest.fixture
@@ -233,16 +220,17 @@ async def test_runs_as_they_finish(sandbox: Sandbox, flora: Flora) -> None:
 
 
 @pytest.mark.virtual_time
-async def test_outcomes_of_runs_that_do_not_end(flora: Flora, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_outcomes_of_runs_that_do_not_end(change_policies: Callable[..., None], sandbox: Sandbox) -> None:
     """A time-out and a run that is not there are outcomes; a failed record needs no request."""
-    monkeypatch.setattr(retry, "NOT_FOUND_GRACE", 0.05)
-    slow = await flora.generations.create(type="text", prompt="[slow]", workspace_id="ws_1", project_id="prj_1")
-    outcomes = {outcome.run_id: outcome async for outcome in flora.as_completed([slow, "run_nowhere"], timeout=0.5)}
-    assert isinstance(outcomes[slow.run_id].error, RunTimeoutError)
-    assert isinstance(outcomes["run_nowhere"].error, NotFoundError)
-    assert [outcome async for outcome in flora.as_completed([])] == []
-    with pytest.raises(ConfigurationError, match="run_id"):
-        flora.as_completed(["job_1"])
+    change_policies(poll={"not_found_grace": 0.05})
+    async with Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
+        slow = await flora.generations.create(type="text", prompt="[slow]", workspace_id="ws_1", project_id="prj_1")
+        outcomes = {outcome.run_id: outcome async for outcome in flora.as_completed([slow, "run_nowhere"], timeout=0.5)}
+        assert isinstance(outcomes[slow.run_id].error, RunTimeoutError)
+        assert isinstance(outcomes["run_nowhere"].error, NotFoundError)
+        assert [outcome async for outcome in flora.as_completed([])] == []
+        with pytest.raises(ConfigurationError, match="run_id"):
+            flora.as_completed(["job_1"])
 
 
 async def test_leaving_the_runs(flora: Flora) -> None:

@@ -14,7 +14,8 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from flora_async import APIConnectionError, NotFoundError, RateLimitError
-from flora_async._http.rate_limit import RateLimiter
+from flora_async._http.rate_limit import RateLimiter, RateLimitPolicy
+from flora_async._http.retry import RetryPolicy
 from flora_async._polling.poller import PollOperations
 from flora_async._polling.targets import PollResult, Scope, WaitTarget
 from flora_async.models import Generation, GenerationPage, Output, PageMeta, Run
@@ -125,7 +126,7 @@ class SimulatedFlora:
         self._errors, self._stale, self._bare, self._storm = errors, stale, bare, storm
         self._by_id: dict[str, Simulated] = {}
         self._order: list[tuple[float, str]] = []
-        self._limiter = RateLimiter()
+        self._limiter = RateLimiter(RateLimitPolicy(), RetryPolicy())
         self._turn: float | None = None
 
     def add(self, run: Simulated) -> None:

@@ -10,8 +10,9 @@ from functools import partial
 from inspect import iscoroutine
 from pathlib import Path
 from ssl import SSLContext
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self, TypeVar, overload
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from flora_async import errors
@@ -22,6 +23,7 @@ from flora_async._failures import ReorderPolicy
 from flora_async._generate_many import OrderRunner, Outcomes, start_order
 from flora_async._http import urls
 from flora_async._http.auth import load_api_key
+from flora_async._http.rate_limit import RateLimitPolicy
 from flora_async._http.requests import (
     Request,
     check_headers,
@@ -32,20 +34,21 @@ from flora_async._http.requests import (
     with_timeout,
 )
 from flora_async._http.responses import RawResponse, check_decodable, http_date, parse_page, parse_response, parse_run
+from flora_async._http.retry import RetryPolicy
 from flora_async._http.transport import Transport
 from flora_async._lazy import LazyModule
 from flora_async._ordering import Ordering, Start, reserve_cost, start_counted
 from flora_async._outcomes import CompletedOutcome, OrderT
 from flora_async._polling.durations import DurationEstimator
 from flora_async._polling.poller import Poller, PollOperations
-from flora_async._polling.schedule import PollFactory, check_schedule
+from flora_async._polling.schedule import PollFactory, PollPolicy, check_schedule
 from flora_async._polling.targets import PollResult, WaitTarget
 from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch, add_charge_waiter, wait_for_run
 from flora_async._resources.actions import Actions
 from flora_async._resources.assets import Assets
 from flora_async._resources.canvas import Canvas
 from flora_async._resources.catalog import Models, Projects, Workspaces
-from flora_async._resources.create_recovery import CreateRecovery
+from flora_async._resources.create_recovery import CreateRecovery, RecoveryPolicy
 from flora_async._resources.declarations import Declarations
 from flora_async._resources.gateway import Gateway
 from flora_async._resources.generations import Generations
@@ -100,6 +103,15 @@ PLAUSIBLE_AGE = 86400.0
 """Seconds. The timestamp of an unfinished run with a higher or negative age is ignored."""
 
 log = logging.getLogger("flora_async")
+
+
+class Policies(Struct, frozen=True, kw_only=True):
+    """Delays, rates and limits of a client that are no settings."""
+
+    retry: RetryPolicy = RetryPolicy()
+    rate_limit: RateLimitPolicy = RateLimitPolicy()
+    poll: PollPolicy = PollPolicy()
+    recovery: RecoveryPolicy = RecoveryPolicy()
 
 
 class Flora:
@@ -161,6 +173,7 @@ class Flora:
     """Messages to FLORA."""
     gateway: Gateway
     """Models under steady names."""
+    _policies: ClassVar[Policies] = Policies()
 
     def __init__(
         self,
@@ -212,6 +225,8 @@ class Flora:
             may_connect=self._may_connect,
             ssl=None if ssl is None else check_ssl(ssl),
             default_headers=check_headers(default_headers or {}),
+            retry_policy=self._policies.retry,
+            rate_limit_policy=self._policies.rate_limit,
             emit=emit,
         )
         self._awaited: dict[str, StartedRun] = {}
@@ -227,6 +242,8 @@ class Flora:
                 clock=lambda: self._recovery.now(),
                 on_finished=self._update_estimate,
                 emit=emit,
+                policy=self._policies.poll,
+                retry_policy=self._policies.retry,
             )
         )
         self._warned_of_poll_url = False
@@ -234,7 +251,9 @@ class Flora:
         check_url = partial(urls.media_url, self._origin, allow_private_hosts=allow_private_hosts)
         self.assets = Assets(self._origin, self._transport, check_url=check_url, retries=retries)
         declarations = Declarations(self._origin, self._transport)
-        self._recovery = CreateRecovery(self._origin, self._transport, declarations, adopt=recover == "auto")
+        self._recovery = CreateRecovery(
+            self._origin, self._transport, declarations, self._policies.recovery, adopt=recover == "auto"
+        )
         self._starter = RunStarter(
             self._origin,
             self._transport,
@@ -260,6 +279,7 @@ class Flora:
             check_url=check_url,
             retrieve=self.generations.retrieve,
             pause=self._transport.sleep,
+            backoff_delay=self._policies.retry.backoff_delay,
             retries=retries,
             timeout=timeout,
             max_bytes=check_count("max_download_bytes", max_download_bytes, least=1),

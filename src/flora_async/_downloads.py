@@ -21,7 +21,6 @@ from msgspec import Struct
 from flora_async import errors
 from flora_async._aio import run_in_thread
 from flora_async._file_names import EXTENSIONS, content_coding, extension_of, file_stems
-from flora_async._http import retry
 from flora_async._http.transport import OutputStream
 from flora_async.models import Output, Run
 
@@ -47,6 +46,7 @@ class Downloads:
         check_url: Callable[[str], str],
         retrieve: Callable[[str], Coroutine[Any, Any, Run]],
         pause: Callable[[float], Coroutine[Any, Any, None]],
+        backoff_delay: Callable[[int], float],
         retries: int,
         timeout: float,
         max_bytes: int,
@@ -55,6 +55,7 @@ class Downloads:
         self._check_url = check_url
         self._retrieve = retrieve
         self._pause = pause
+        self._backoff_delay = backoff_delay
         self._retries = retries
         self._timeout = timeout
         self._max_bytes = max_bytes
@@ -134,7 +135,7 @@ class Downloads:
             failures += 1
             if failures > self._retries:
                 raise failure
-            await self._pause(retry.backoff_delay(failures))
+            await self._pause(self._backoff_delay(failures))
 
     async def _renew_url(self, run_id: str, output: Output, expired: errors.FloraError) -> str:
         try:

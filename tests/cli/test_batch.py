@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,6 @@ import pytest
 from killing import check_billing, read_lines, said, start, write_orders
 from programs import complaints_of
 
-from flora_async._http import retry
-from flora_async._polling import schedule
 from flora_async.cli import main
 from flora_async.durable import _batch
 from flora_async.durable._worker import processor, worker
@@ -26,13 +25,14 @@ pytestmark = pytest.mark.flora_sandbox(time_scale=0.005)
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, flora_sandbox: Sandbox, tmp_path: Path) -> None:
+def environment(
+    monkeypatch: pytest.MonkeyPatch, change_policies: Callable[..., None], flora_sandbox: Sandbox, tmp_path: Path
+) -> None:
     """Point the command at a sandbox, from a folder of its own, and have it look often."""
     monkeypatch.setenv("FLORA_BASE_URL", flora_sandbox.base_url)
     monkeypatch.setenv("FLORA_API_KEY", flora_sandbox.api_key)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.02)
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.01)
+    change_policies(retry={"first_delay": 0.01}, poll={"min_delay": 0.02})
     for module in (processor, worker):
         monkeypatch.setattr(module, "LOOK_INTERVAL", 0.05)
     monkeypatch.setattr(_batch, "POLL_INTERVAL", 0.05)

@@ -21,7 +21,6 @@ from flora_async import (
     PageMeta,
     ResponseDecodeError,
 )
-from flora_async._polling import schedule
 from flora_async.cli import gallery, main
 from flora_async.cli.arguments import UsageError
 from flora_async.sandbox import Sandbox
@@ -33,14 +32,16 @@ pytestmark = pytest.mark.flora_sandbox(any_key=True)
 
 @pytest.fixture
 def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flora_sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flora_sandbox: Sandbox,
+    capsys: pytest.CaptureFixture[str],
+    fast_polls: None,
 ) -> Command:
     """Run a command line in an empty folder, against a sandbox; give what it printed."""
     monkeypatch.setenv("FLORA_BASE_URL", flora_sandbox.base_url)
     monkeypatch.setenv("FLORA_API_KEY", "sk_live_of_a_test")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
-    monkeypatch.setattr(schedule, "POLL_CAP", 0.01)
 
     def run(line: str, code: int = 0) -> str:
         assert main(shlex.split(line)) == code

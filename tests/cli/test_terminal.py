@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ import pytest
 from programs import complaints_of
 
 from flora_async import errors
-from flora_async._http import retry
-from flora_async._polling import schedule
 from flora_async.cli import main, output
 from flora_async.cli.arguments import UsageError, parse_params
 from flora_async.export._tables import COLUMNS
@@ -51,11 +50,9 @@ pytestmark = pytest.mark.flora_sandbox(any_key=True)
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, flora_sandbox: Sandbox) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch, change_policies: Callable[..., None], flora_sandbox: Sandbox) -> None:
     """Point the command at a sandbox, and poll it as fast as its runs go."""
-    monkeypatch.setattr(retry, "NOT_FOUND_GRACE", 0.2)
-    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.05)
-    monkeypatch.setattr(schedule, "POLL_CAP", 0.05)
+    change_policies(poll={"min_delay": 0.05, "max_delay": 0.05, "not_found_grace": 0.2})
     monkeypatch.setenv("FLORA_BASE_URL", flora_sandbox.base_url)
     monkeypatch.setenv("FLORA_API_KEY", "sk_live_of_a_test")
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")

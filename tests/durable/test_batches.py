@@ -26,7 +26,6 @@ from flora_async import (
     RunFailedError,
     RunTimeoutError,
 )
-from flora_async._http import rate_limit, retry
 from flora_async.durable import Batches, _batch, reassign
 from flora_async.durable._store import database as database_module
 from flora_async.durable._store.database import Database
@@ -40,14 +39,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, fast_retries: None) -> None:
     """Make pauses short."""
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.01)
-    monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.01)
-    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.01)
-    monkeypatch.setattr(retry, "RECOVERY_CONFIRM", 0.01)
-    monkeypatch.setattr(retry, "RECOVERY_PAUSES", (0.01, 0.01))
-    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 1000.0)
     monkeypatch.setattr(policy, "FIRST_PAUSE", 0.02)
     monkeypatch.setattr(policy, "LONGEST_PAUSE", 0.1)
     for module in (processor, worker):
@@ -352,11 +345,11 @@ async def test_a_process_that_lost_its_order_does_not_send_it(
 
 
 async def test_the_client_does_not_send_again_what_others_took_over(
-    sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch, change_policies: Callable[..., None]
 ) -> None:
     """The claim is renewed also before the attempts that the client itself makes after a 503."""
     monkeypatch.setattr(processor, "LOST_AFTER", 0.0)
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.5)
+    change_policies(retry={"first_delay": 0.5})
     sandbox.fail_next(503, method="POST")
     async with Flora(sandbox.api_key, base_url=sandbox.base_url) as flora, Batches(flora, database=url) as batches:
         running = asyncio.create_task(batches["mugs"].run(orders(1)))

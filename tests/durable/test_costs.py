@@ -13,7 +13,6 @@ import pytest
 
 from flora_async import Budget, ConfigurationError, Flora, Order, RunFailedError
 from flora_async._failures import ReorderPolicy
-from flora_async._http import rate_limit
 from flora_async.durable import Batches, _batch
 from flora_async.durable._store import orders as order_store
 from flora_async.durable._worker import processor, worker
@@ -26,13 +25,12 @@ PRICE = 0.01
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, fast_retries: None) -> None:
     """Make pauses short."""
     for module in (processor, worker):
         monkeypatch.setattr(module, "LOOK_INTERVAL", 0.02)
     monkeypatch.setattr(worker, "TAKE_OVER_INTERVAL", 0.05)
     monkeypatch.setattr(_batch, "POLL_INTERVAL", 0.02)
-    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 1000.0)
 
 
 @pytest.fixture

@@ -38,7 +38,6 @@ from flora_async import (
     Run,
     export,
 )
-from flora_async._http import retry
 from flora_async.export import (
     ExportResult,
     _checkpoint,
@@ -94,9 +93,8 @@ async def server() -> AsyncIterator[Scripted]:
 
 
 @pytest.fixture
-async def flora(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Flora]:
+async def flora(server: Scripted, fast_retries: None) -> AsyncIterator[Flora]:
     """Return a client of the scripted server."""
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
     async with Flora("sk_1", base_url=server.base_url) as client:
         yield client
 

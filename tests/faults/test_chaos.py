@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import pytest
 from chaos import Chaos, Verdict, judged
 
 from flora_async import CreateOutcomeUnknownError, Flora, FloraError, Order
-from flora_async._http import retry
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -26,13 +26,12 @@ SHARE = 0.3
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(change_policies: Callable[..., None]) -> None:
     """Make pauses short, but longer than answers take."""
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.02)
-    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.02)
-    monkeypatch.setattr(retry, "RESEND_PAUSE_AFTER_TIMEOUT", 0.2)
-    monkeypatch.setattr(retry, "RECOVERY_PAUSES", (0.1, 0.1))
-    monkeypatch.setattr(retry, "RECOVERY_CONFIRM", 0.1)
+    change_policies(
+        retry={"first_delay": 0.02, "resend_pause": 0.02, "resend_pause_after_timeout": 0.2},
+        recovery={"pauses": (0.1, 0.1), "max_wait_for_others": 0.1},
+    )
 
 
 async def order_all(sandbox: Sandbox, chaos: Chaos, count: int) -> Verdict:

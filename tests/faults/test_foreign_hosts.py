@@ -13,10 +13,8 @@ from scripted import RUN_ID, Scripted, answer, generation, run, started
 from secrets_of import KEY
 
 from flora_async import Flora, FloraError, Run
-from flora_async._http import retry
-from flora_async._polling import schedule
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("fast_retries", "fast_polls")]
 
 ORDER: dict[str, Any] = {"type": "image", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1"}
 
@@ -90,14 +88,6 @@ async def stranger() -> AsyncIterator[Heard]:
     heard.where = f"127.0.0.1:{heard.port}"
     async with server:
         yield heard
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make pauses short."""
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
-    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.001)
-    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.001)
 
 
 @pytest.mark.parametrize("trick", TRICKS)

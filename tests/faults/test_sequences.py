@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,7 +39,7 @@ from scripted import (
     started,
 )
 from secrets_of import KEY
-from test_single_response import ORDER, fails, quick, silent_about_the_key  # noqa: F401 (fixtures)
+from test_single_response import ORDER, fails, silent_about_the_key  # noqa: F401 (fixtures)
 
 from flora_async import (
     APIConnectionError,
@@ -61,10 +61,8 @@ from flora_async import (
     RunFailedError,
     RunTimeoutError,
 )
-from flora_async._http import retry
-from flora_async._polling import schedule
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("fast_retries")]
 
 
 @asynccontextmanager
@@ -433,9 +431,9 @@ async def test_case_026_half_an_answer_that_nobody_asked_for(what: str, ends: st
 
 
 @pytest.mark.virtual_time
-async def test_case_037_a_queue_costs_nobody_his_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_case_037_a_queue_costs_nobody_his_time(change_policies: Callable[..., None]) -> None:
     """Requests wait for their turn outside their deadline."""
-    monkeypatch.setattr("flora_async._http.rate_limit.MAX_CONCURRENT_CALLS", 2)
+    change_policies(rate_limit={"max_concurrent_calls": 2})
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         await asyncio.sleep(0.1)
@@ -736,28 +734,21 @@ async def test_case_094_a_proxy_that_is_not_there() -> None:
 # -- waiting
 
 
-async def test_case_095_a_run_that_is_not_yet_known(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("fast_polls")
+async def test_case_095_a_run_that_is_not_yet_known(change_policies: Callable[..., None]) -> None:
     """For ten seconds after its creation that means nothing; later it ends the wait."""
-    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
-    monkeypatch.setattr(schedule, "POLL_CAP", 0.02)
     async with Scripted() as server, Flora(KEY, base_url=server.base_url) as flora:
         server.on("POST", "/generate", answer(started(), 201))
         server.on("GET", f"/runs/{RUN_ID}", error(404, "not_found"), error(404, "not_found"), answer(run()))
         begun = await flora.generations.create(**ORDER)
         assert (await flora.wait_for_run(begun)).succeeded
-        monkeypatch.setattr(retry, "NOT_FOUND_GRACE", 0.0)
-        failure = await fails(flora.wait_for_run("run_unknown"))
+        change_policies(poll={"not_found_grace": 0.0})
+        async with Flora(KEY, base_url=server.base_url) as impatient:
+            failure = await fails(impatient.wait_for_run("run_unknown"))
         assert (type(failure), failure.run_id) == (NotFoundError, "run_unknown")
 
 
-@pytest.fixture
-def poll_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look often."""
-    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
-    monkeypatch.setattr(schedule, "POLL_CAP", 0.02)
-
-
-@pytest.mark.usefixtures("poll_quickly")
+@pytest.mark.usefixtures("fast_polls")
 async def test_case_096_progress_goes_back() -> None:
     """What is told never does; an end is an end."""
     async with Scripted() as server, Flora(KEY, base_url=server.base_url) as flora:
@@ -767,7 +758,7 @@ async def test_case_096_progress_goes_back() -> None:
         assert seen == [40, 60, 100]
 
 
-@pytest.mark.usefixtures("poll_quickly")
+@pytest.mark.usefixtures("fast_polls")
 async def test_case_097_ends_that_say_little() -> None:
     """Completed without outputs is completed, failed without a code is failed."""
     async with Scripted() as server, Flora(KEY, base_url=server.base_url) as flora:
@@ -780,7 +771,7 @@ async def test_case_097_ends_that_say_little() -> None:
 
 
 @pytest.mark.virtual_time
-@pytest.mark.usefixtures("poll_quickly")
+@pytest.mark.usefixtures("fast_polls")
 async def test_case_098_a_run_that_takes_longer() -> None:
     """The error holds the run, and the wait can begin again."""
     async with Scripted() as server, Flora(KEY, base_url=server.base_url) as flora:
@@ -793,7 +784,7 @@ async def test_case_098_a_run_that_takes_longer() -> None:
         assert (await flora.wait_for_run(failure.run_id or "")).succeeded
 
 
-@pytest.mark.usefixtures("poll_quickly")
+@pytest.mark.usefixtures("fast_polls")
 async def test_case_099_faults_that_pass() -> None:
     """However many, they end no wait."""
     faults = [error(500), hang_up, answer(b"<html>"), answer(run(run_id="run_other")), error(429), error(503)] * 2
@@ -802,7 +793,7 @@ async def test_case_099_faults_that_pass() -> None:
         assert (await flora.wait_for_run(RUN_ID, timeout=30)).succeeded
 
 
-@pytest.mark.usefixtures("poll_quickly")
+@pytest.mark.usefixtures("fast_polls")
 async def test_case_100_a_key_that_is_revoked_under_a_wait() -> None:
     """The error names the run, which goes on."""
     async with Scripted() as server, Flora(KEY, base_url=server.base_url) as flora:

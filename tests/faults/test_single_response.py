@@ -36,25 +36,12 @@ from flora_async import (
     ResponseDecodeError,
     ResponseTooLargeError,
 )
-from flora_async._http import rate_limit, retry
 
-pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time, pytest.mark.usefixtures("fast_retries")]
 
 ORDER: dict[str, Any] = {"type": "image", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1"}
 RUN = run()
 STARTED = started()
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make pauses short."""
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
-    monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.001)
-    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.001)
-    monkeypatch.setattr(retry, "RESEND_PAUSE_AFTER_TIMEOUT", 0.001)
-    monkeypatch.setattr(retry, "RECOVERY_CONFIRM", 0.001)
-    monkeypatch.setattr(retry, "RECOVERY_PAUSES", (0.001,))
-    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 1000.0)
 
 
 @pytest.fixture(autouse=True)

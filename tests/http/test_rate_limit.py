@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from benchmarks.polling.simulation import run_virtually
 from flora_async import ClientClosedError, FloraError, InternalServerError, RateLimitError
-from flora_async._http import rate_limit, retry
-from flora_async._http.rate_limit import Lane, RateLimiter, TokenBucket
-from flora_async._http.retry import RetryBudget
+from flora_async._http.rate_limit import Lane, RateLimiter, RateLimitPolicy, TokenBucket
+from flora_async._http.retry import RetryBudget, RetryPolicy
 from flora_async._polling import durations
 from flora_async._polling.durations import DurationEstimator
+
+LIMITS, RETRY = RateLimitPolicy(), RetryPolicy()
 
 
 async def turns(lane: Lane, count: int, *, answered: bool = False) -> list[float]:
@@ -67,7 +68,7 @@ async def call(flora: Admitting, limiter: RateLimiter, lane: Lane, *, tries: int
         if taken:
             return loop.time() - began
         failures.append(RateLimitError("too many", status=429, retry_after=1.0))
-        pause = retry.next_retry_delay(failures, retries=tries - 1, idempotent=True, billable=False, elapsed=0.0)
+        pause = RETRY.next_delay(failures, retries=tries - 1, idempotent=True, billable=False, elapsed=0.0)
         if pause is None:
             raise failures[-1]
         await asyncio.sleep(pause)
@@ -78,7 +79,7 @@ def test_nothing_waits_before_a_refusal() -> None:
     """Before the first 429, a thousand simultaneous calls are sent without a delay."""
 
     async def main() -> None:
-        assert set(await turns(RateLimiter().calls, 1000)) == {0.0}
+        assert set(await turns(RateLimiter(LIMITS, RETRY).calls, 1000)) == {0.0}
 
     run_virtually(main())
 
@@ -87,7 +88,7 @@ def test_a_refusal_pauses_all_and_none_rushes_back() -> None:
     """After the pause of a 429, calls are sent one at a time in their order, at a growing rate."""
 
     async def main() -> None:
-        limiter = RateLimiter()
+        limiter = RateLimiter(LIMITS, RETRY)
         await turns(limiter.calls, 20, answered=True)
         limiter.on_rate_limited(5.0, sent=0.0)
         assert limiter.delay() == pytest.approx(5.0)
@@ -105,7 +106,7 @@ def test_polls_and_calls_take_turns() -> None:
     """Where both wait, every second turn is a poll's; where only one kind does, every turn is its own."""
 
     async def main() -> None:
-        loop, limiter = asyncio.get_running_loop(), RateLimiter()
+        loop, limiter = asyncio.get_running_loop(), RateLimiter(LIMITS, RETRY)
         limiter.on_rate_limited(1.0, sent=0.0)
         order: list[str] = []
 
@@ -127,7 +128,7 @@ def test_one_walk_does_not_keep_a_poll_waiting() -> None:
     """A poll's turn comes next, though another call asks at the moment at which each answer comes."""
 
     async def main() -> None:
-        loop, limiter, flora = asyncio.get_running_loop(), RateLimiter(), Admitting(5.0)
+        loop, limiter, flora = asyncio.get_running_loop(), RateLimiter(LIMITS, RETRY), Admitting(5.0)
 
         async def walk() -> None:
             while True:
@@ -146,7 +147,7 @@ def test_hanging_polls_and_calls_do_not_hold_each_other_up() -> None:
     """A hundred calls under way keep no poll waiting, and any number of polls under way no call."""
 
     async def main() -> None:
-        limiter = RateLimiter()
+        limiter = RateLimiter(LIMITS, RETRY)
         assert all(limiter.calls.try_acquire(0.0) for _ in range(100))
         assert not limiter.calls.try_acquire(0.0)
         assert all(limiter.polls.try_acquire(0.0) for _ in range(300))
@@ -160,7 +161,7 @@ def test_a_call_that_comes_back_goes_before_those_that_began_later() -> None:
     """Its turn is by when the call began, not by when it was refused."""
 
     async def main() -> None:
-        loop, limiter = asyncio.get_running_loop(), RateLimiter()
+        loop, limiter = asyncio.get_running_loop(), RateLimiter(LIMITS, RETRY)
         limiter.on_rate_limited(1.0, sent=0.0)
         order: list[float] = []
 
@@ -179,7 +180,7 @@ def test_a_steady_limit_costs_no_call(seconds: float) -> None:
     """Three hundred calls at once under ten requests a second all get through with two retries, in little more time."""
 
     async def main() -> None:
-        limiter, flora = RateLimiter(), Admitting(10.0)
+        limiter, flora = RateLimiter(LIMITS, RETRY), Admitting(10.0)
         await asyncio.gather(*(call(flora, limiter, limiter.calls, seconds=seconds) for _ in range(300)))
         assert flora.taken == 300
         assert asyncio.get_running_loop().time() < 45  # 29 is the least
@@ -198,7 +199,7 @@ def test_many_clients_share_one_limit() -> None:
                 await call(flora, limiter, limiter.calls, tries=100)
                 counts[number] += 1
 
-        limiters = [RateLimiter() for _ in range(5)]
+        limiters = [RateLimiter(LIMITS, RETRY) for _ in range(5)]
         await asyncio.gather(*(work(number, limiter) for number, limiter in enumerate(limiters) for _ in range(5)))
         assert flora.taken > 0.9 * 10 * 100
         assert flora.refused < 0.15 * flora.taken
@@ -211,7 +212,7 @@ def test_one_refusal_is_forgotten() -> None:
     """A minute after the one 429 of a quiet client, a hundred calls go out at once."""
 
     async def main() -> None:
-        loop, limiter = asyncio.get_running_loop(), RateLimiter()
+        loop, limiter = asyncio.get_running_loop(), RateLimiter(LIMITS, RETRY)
         limiter.on_rate_limited(None, sent=0.0)
         await asyncio.sleep(60)
         began = loop.time()
@@ -222,20 +223,20 @@ def test_one_refusal_is_forgotten() -> None:
 
 def test_a_rate_is_cut_once_for_all_that_was_under_way_and_has_a_floor() -> None:
     """A burst of refusals is one event, and ever more events do not stop a client."""
-    rate = TokenBucket()
+    rate = TokenBucket(LIMITS)
     for when in range(50):
         rate.on_rate_limited(10.0 + when / 100, until=11.0, sent=9.0, answered=[9.5] * 100)
     assert rate.value(11.0) == pytest.approx(70.0)
     for second in range(50):
         rate.on_rate_limited(20.0 + second, until=21.0 + second, sent=20.0 + second, answered=())
-    assert rate.value(70.0) == rate_limit.RATE_FLOOR
+    assert rate.value(70.0) == LIMITS.min_rate
 
 
 def test_a_rate_begins_with_what_flora_took() -> None:
     """Answers that come after the refusal, to requests from before it, count too; those to later requests do not."""
-    rate = TokenBucket()
+    rate = TokenBucket(LIMITS)
     rate.on_rate_limited(10.0, until=11.0, sent=9.99, answered=[8.0, 9.5])
-    assert rate.value(11.0) == pytest.approx(rate_limit.RATE_FIRST * 0.7)
+    assert rate.value(11.0) == pytest.approx(LIMITS.min_first_rate * 0.7)
     for _ in range(19):
         rate.record_response(9.9)
     rate.record_response(10.5)
@@ -244,7 +245,7 @@ def test_a_rate_begins_with_what_flora_took() -> None:
 
 def test_a_rate_grows_as_cubic_does() -> None:
     """After a 429, the rate returns to its peak within seconds, stays there, and is high after a minute."""
-    rate = TokenBucket()
+    rate = TokenBucket(LIMITS)
     rate.on_rate_limited(0.0, until=1.0, sent=0.0, answered=[0.0] * 10)
     values = [rate.value(float(second)) for second in range(60)]
     assert values == sorted(values)
@@ -258,7 +259,7 @@ def test_a_pause_beyond_a_minute_holds_no_other_call_up() -> None:
     """The call that is told so raises it at once, and the others go on."""
 
     async def main() -> None:
-        limiter = RateLimiter()
+        limiter = RateLimiter(LIMITS, RETRY)
         limiter.on_rate_limited(3600.0, sent=0.0)
         assert limiter.delay() <= 1.0
         limiter.on_rate_limited(None, sent=0.0)
@@ -271,7 +272,7 @@ def test_turns_that_are_cancelled_are_not_used_up() -> None:
     """Those behind move up, also where a turn had been given but not yet taken."""
 
     async def main() -> None:
-        limiter = RateLimiter()
+        limiter = RateLimiter(LIMITS, RETRY)
         limiter.on_rate_limited(1.0, sent=0.0)
         waiting = [asyncio.create_task(limiter.calls.acquire(0.0)) for _ in range(100)]
         await asyncio.sleep(0)
@@ -287,7 +288,7 @@ def test_a_turn_that_was_given_to_a_cancelled_call_goes_on_to_the_next() -> None
     """No place among those under way is lost."""
 
     async def main() -> None:
-        limiter = RateLimiter()
+        limiter = RateLimiter(LIMITS, RETRY)
         while limiter.calls.try_acquire(0.0):
             pass
         given, behind = (asyncio.create_task(limiter.calls.acquire(when)) for when in (0.0, 1.0))
@@ -305,7 +306,7 @@ def test_an_end_reaches_all_that_wait() -> None:
     """Calls and polls alike, at once; each gets an error of its own."""
 
     async def main() -> None:
-        limiter = RateLimiter()
+        limiter = RateLimiter(LIMITS, RETRY)
         limiter.on_rate_limited(30.0, sent=0.0)
         waiting = [asyncio.create_task(lane.acquire(0.0)) for lane in (limiter.calls, limiter.polls) for _ in range(3)]
         await asyncio.sleep(0)
@@ -322,7 +323,7 @@ def test_an_end_reaches_all_that_wait() -> None:
 @given(st.integers(1, 400), st.lists(st.floats(0.001, 5), min_size=1, max_size=50))
 def test_no_rate_is_exceeded(taken: int, pauses: list[float]) -> None:
     """No period has more requests than the rate allows, plus the tokens saved in a quarter of a second."""
-    rate, now, sent, most = TokenBucket(), 0.0, 0, 0.0
+    rate, now, sent, most = TokenBucket(LIMITS), 0.0, 0, 0.0
     rate.on_rate_limited(0.0, until=0.0, sent=0.0, answered=[0.0] * taken)
     for pause in pauses:
         now += pause
@@ -335,12 +336,12 @@ def test_no_rate_is_exceeded(taken: int, pauses: list[float]) -> None:
 
 def test_an_outage_is_not_made_worse() -> None:
     """Two hundred failing callers retry forty times, and use the saved retries."""
-    budget = RetryBudget()
+    budget = RetryBudget(RETRY)
     again = 0
     for _ in range(200):
         budget.deposit()
         again += budget.try_withdraw() + budget.try_withdraw()
-    assert again <= 200 * retry.RETRY_SHARE + retry.RETRY_BUDGET
+    assert again <= 200 * RETRY.budget_share + RETRY.budget
 
 
 @pytest.mark.anyio
@@ -355,7 +356,7 @@ async def test_a_client_in_an_outage() -> None:
         server.on("GET", "/runs/run_1", error(503))
         ends = await asyncio.gather(*(flora.generations.retrieve("run_1") for _ in range(200)), return_exceptions=True)
         assert {type(end) for end in ends} == {InternalServerError}
-        assert len(server.asked) <= 200 * 1.2 + retry.RETRY_BUDGET + 1
+        assert len(server.asked) <= 200 * 1.2 + RETRY.budget + 1
 
 
 def test_estimates_are_learned_by_type_and_model() -> None:

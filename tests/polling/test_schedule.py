@@ -28,10 +28,11 @@ from flora_async import (
     ResponseTooLargeError,
     Run,
 )
-from flora_async._http import retry
+from flora_async._http.retry import RetryPolicy
 from flora_async._polling import schedule
-from flora_async._polling.schedule import PollState
+from flora_async._polling.schedule import PollPolicy, PollState
 
+RETRY, POLL, STEADY = RetryPolicy(), PollPolicy(), PollPolicy(jitter=0.0)
 REFUSED = APIConnectionError("refused", sent="not_sent")
 CUT = APIConnectionError("cut", sent="maybe_sent")
 LATE = APITimeoutError("late", sent="maybe_sent")
@@ -50,7 +51,7 @@ BAD = BadRequestError("bad", status=400)
 def pause(failure: FloraError, *, failures: int = 1, billable: bool = False, **changes: Any) -> float | None:
     """Return the delay before the next retry after *failure*, or ``None``."""
     settings: dict[str, Any] = {"retries": 2, "idempotent": True, "elapsed": 1.0, **changes}
-    return retry.next_retry_delay([failure] * failures, billable=billable, **settings)
+    return RETRY.next_delay([failure] * failures, billable=billable, **settings)
 
 
 @pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, BUSY, BROKEN, SLOW_DOWN, APIError("late", status=408)])
@@ -81,14 +82,14 @@ def test_creates_that_may_have_arrived_are_retried_after_a_second(failure: Flora
     """A create that may have arrived is retried under the same key after a second, so it is billed once."""
     delay = pause(failure, billable=True)
     assert delay is not None
-    assert delay >= retry.RESEND_PAUSE
+    assert delay >= RETRY.resend_pause
 
 
 def test_creates_that_timed_out_wait_longer() -> None:
     """A create that timed out is retried later: two concurrent requests under one key may both execute."""
     delay = pause(LATE, billable=True)
     assert delay is not None
-    assert delay >= retry.RESEND_PAUSE_AFTER_TIMEOUT
+    assert delay >= RETRY.resend_pause_after_timeout
 
 
 @pytest.mark.parametrize("failure", [REFUSED, BUSY, SLOW_DOWN])
@@ -106,8 +107,8 @@ def test_creates_that_were_refused(failure: FloraError) -> None:
 @pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, BUSY])
 def test_no_create_is_retried_after_half_an_hour(failure: FloraError) -> None:
     """No create is retried after half an hour, because idempotency keys expire."""
-    assert pause(failure, billable=True, elapsed=retry.RESEND_WINDOW) is None
-    assert pause(failure, elapsed=retry.RESEND_WINDOW) is not None
+    assert pause(failure, billable=True, elapsed=RETRY.resend_window) is None
+    assert pause(failure, elapsed=RETRY.resend_window) is not None
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -130,7 +131,7 @@ def test_a_429_without_retry_after_pauses_a_second() -> None:
 @given(st.integers(1, 5000))
 def test_delays_grow_and_are_capped(failures: int) -> None:
     """Backoff delays are exponential with jitter, positive and at most 30 seconds."""
-    delay = retry.backoff_delay(failures)
+    delay = RETRY.backoff_delay(failures)
     top = min(0.5 * 2 ** min(failures - 1, 100), 30)
     assert top / 2 <= delay <= top
 
@@ -150,7 +151,7 @@ def test_errors_with_unknown_outcome(failure: FloraError, arrived: bool) -> None
 @pytest.mark.parametrize("failure", [REFUSED, CUT, LATE, GARBAGE, UNDECODABLE, BUSY, BROKEN, SLOW_DOWN])
 def test_transient_errors_never_end_a_wait(failure: FloraError) -> None:
     """Transient poll errors never end a wait, at any age of the run."""
-    assert not schedule.is_fatal(failure, age=1e9)
+    assert not POLL.is_fatal(failure, age=1e9)
 
 
 @pytest.mark.parametrize(
@@ -168,21 +169,21 @@ def test_transient_errors_never_end_a_wait(failure: FloraError) -> None:
 )
 def test_definite_errors_end_a_wait(failure: FloraError) -> None:
     """Definite poll errors end a wait at once."""
-    assert schedule.is_fatal(failure, age=0.0)
+    assert POLL.is_fatal(failure, age=0.0)
 
 
 def test_a_404_counts_from_ten_seconds_on() -> None:
     """A 404 ends a wait only 10 seconds after the creation of the run."""
     missing = NotFoundError("no", status=404)
-    assert not schedule.is_fatal(missing, age=9.9)
-    assert schedule.is_fatal(missing, age=10.1)
+    assert not POLL.is_fatal(missing, age=9.9)
+    assert POLL.is_fatal(missing, age=10.1)
 
 
 def test_the_delay_after_a_failed_poll() -> None:
     """After a failed poll, Retry-After is followed at any length. Other delays are capped."""
-    assert schedule.poll_retry_delay(RateLimitError("", status=429, retry_after=300.0), 1) == 300.0
-    assert schedule.poll_retry_delay(SLOW_DOWN, 1) >= 1.0
-    assert all(0 < schedule.poll_retry_delay(CUT, failures) <= schedule.POLL_CAP for failures in range(1, 50))
+    assert POLL.retry_delay(RETRY, RateLimitError("", status=429, retry_after=300.0), 1) == 300.0
+    assert POLL.retry_delay(RETRY, SLOW_DOWN, 1) >= 1.0
+    assert all(0 < POLL.retry_delay(RETRY, CUT, failures) <= POLL.max_delay for failures in range(1, 50))
 
 
 # -- the schedule
@@ -194,16 +195,11 @@ def seen(progress: float = 0.0, started: float | None = None) -> Run:
     return Run(run_id="run_1", status="running", progress=progress, created_at=1000.0, started_at=began)
 
 
-def primed(estimate: float | None) -> Generator[float, PollState, None]:
+def primed(estimate: float | None, policy: PollPolicy = STEADY) -> Generator[float, PollState, None]:
     """Return a primed schedule."""
-    plan = schedule.adaptive_schedule(estimate)
+    plan = policy.adaptive_schedule(estimate)
     next(plan)
     return plan
-
-
-def unshaken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Disable the jitter."""
-    monkeypatch.setattr(schedule, "POLL_JITTER", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -222,30 +218,26 @@ def unshaken(monkeypatch: pytest.MonkeyPatch) -> None:
         (10.0, -3.0, 6.5),  # a clock that runs behind
     ],
 )
-def test_the_schedule(monkeypatch: pytest.MonkeyPatch, estimate: float | None, age: float, delay: float) -> None:
+def test_the_schedule(estimate: float | None, age: float, delay: float) -> None:
     """Without progress, the delay follows the estimate and the age."""
-    unshaken(monkeypatch)
     assert primed(estimate).send(PollState(age, seen())) == pytest.approx(delay, rel=0.01)
 
 
-def test_the_estimate_counts_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate_counts_from_the_start() -> None:
     """The estimate counts from the start of the run, not from its creation."""
-    unshaken(monkeypatch)
     assert primed(10.0).send(PollState(20.0, seen(started=18.0))) == pytest.approx(0.65 * 8)
 
 
-def test_progress_overrides_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_overrides_the_estimate() -> None:
     """Progress of 50 % after 20 seconds predicts 20 more seconds and overrides the estimate."""
-    unshaken(monkeypatch)
     plan = primed(500.0)
     plan.send(PollState(10.0, seen(0, started=0.0)))
     assert plan.send(PollState(20.0, seen(50, started=0.0))) == pytest.approx(12.0)
     assert plan.send(PollState(32.0, seen(80, started=0.0))) == pytest.approx(0.65 * 8)
 
 
-def test_constant_progress_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_constant_progress_is_ignored() -> None:
     """Progress that stays constant does not shorten the delays permanently."""
-    unshaken(monkeypatch)
     plan = primed(None)
     delays = [plan.send(PollState(float(age), seen(99, started=0.0))) for age in range(1, 400, 10)]
     assert delays[-1] > 9
@@ -261,7 +253,7 @@ def test_any_run_is_polled_every_two_to_thirteen_seconds(
     estimate: float | None, sightings: list[tuple[float, float, float | None]]
 ) -> None:
     """Delays are between 2 and 13 seconds for any estimate, progress and times."""
-    plan = primed(estimate)
+    plan = primed(estimate, POLL)
     for age, progress, started in sightings:
         assert 2.0 <= plan.send(PollState(age, seen(progress, started))) <= 13.3
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,9 @@ from flora_async import (
     StartedRun,
     _client,
 )
-from flora_async._http import rate_limit, retry
-from flora_async._polling import poller, schedule
+from flora_async._polling import poller
 
-pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time, pytest.mark.usefixtures("fast_retries")]
 
 OWN = f"/runs/{RUN_ID}"
 ORDER: dict[str, Any] = {"type": "image", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1"}
@@ -45,15 +44,6 @@ ORDER: dict[str, Any] = {"type": "image", "prompt": "a mug", "workspace_id": "ws
 def often() -> Generator[float, Any, None]:
     """Return a schedule without delays."""
     return backoff.expo(base=1, factor=0.01)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the delays."""
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
-    monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.001)
-    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.001)
-    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 1000.0)
 
 
 @pytest.fixture
@@ -149,10 +139,10 @@ async def test_a_run_just_started_is_first_polled_near_its_end(server: Scripted)
 
 @pytest.mark.parametrize(("estimate", "first"), [(10.0, 6.5), (None, 5.2), (0, 5.2)])
 async def test_the_default_schedule_uses_the_estimate(
-    server: Scripted, monkeypatch: pytest.MonkeyPatch, estimate: float | None, first: float
+    server: Scripted, change_policies: Callable[..., None], estimate: float | None, first: float
 ) -> None:
     """The default schedule uses the estimate, or the default duration of the type."""
-    monkeypatch.setattr(schedule, "POLL_JITTER", 0.0)
+    change_policies(poll={"jitter": 0.0})
     server.on("POST", "/generate", answer(started(estimated_seconds=estimate), 201)).on("GET", OWN, answer(run()))
     async with Flora("sk_1", base_url=server.base_url) as flora:
         waiting = asyncio.create_task(flora.wait_for_run(await flora.generations.create(**ORDER)))
@@ -245,12 +235,13 @@ async def test_a_poll_url_that_fails_is_replaced_by_the_runs_own_url(
     ],
 )
 async def test_transient_errors_do_not_end_a_wait(
-    flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch, fault: Any
+    server: Scripted, change_policies: Callable[..., None], fault: Any
 ) -> None:
     """Transient errors of any kind and number, and unknown statuses, do not end a wait."""
-    monkeypatch.setattr(schedule, "POLL_CAP", 0.01)
+    change_policies(poll={"max_delay": 0.01})
     server.on("GET", OWN, *[fault] * 8, answer(run()))
-    assert (await flora.wait_for_run(RUN_ID)).succeeded
+    async with Flora("sk_1", base_url=server.base_url, poll=often) as flora:
+        assert (await flora.wait_for_run(RUN_ID)).succeeded
 
 
 async def test_a_poll_without_a_response_times_out(server: Scripted) -> None:
@@ -316,7 +307,7 @@ async def test_a_finished_row_without_outputs_is_retrieved(flora: Flora, server:
 
 
 async def test_a_fresh_run_may_not_be_found_yet(
-    flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch
+    flora: Flora, server: Scripted, change_policies: Callable[..., None]
 ) -> None:
     """A 404 is final 10 seconds after the creation; for a bare id, after the first poll."""
     missing = [error(404)] * 3
@@ -324,11 +315,12 @@ async def test_a_fresh_run_may_not_be_found_yet(
     assert (await flora.generate(**ORDER)).succeeded
     server.on("GET", OWN, *missing, answer(run()))
     assert (await flora.wait_for_run(RUN_ID)).succeeded
-    monkeypatch.setattr(retry, "NOT_FOUND_GRACE", 0.05)
+    change_policies(poll={"not_found_grace": 0.05})
     server.on("GET", OWN, error(404))
     began = asyncio.get_running_loop().time()
-    with pytest.raises(NotFoundError) as caught:
-        await flora.wait_for_run(RUN_ID)
+    async with Flora("sk_1", base_url=server.base_url, poll=often) as impatient:
+        with pytest.raises(NotFoundError) as caught:
+            await impatient.wait_for_run(RUN_ID)
     assert asyncio.get_running_loop().time() - began >= 0.05
     assert caught.value.run_id == RUN_ID
 
@@ -493,9 +485,9 @@ async def test_hanging_polls_hold_up_no_other_wait(server: Scripted) -> None:
             task.cancel()
 
 
-async def test_polls_that_are_slow_succeed_in_the_end(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_polls_that_are_slow_succeed_in_the_end(server: Scripted, change_policies: Callable[..., None]) -> None:
     """With all polls slow, the eviction time grows, so that slow responses arrive in the end."""
-    monkeypatch.setattr(poller, "MAX_CONCURRENT_POLLS", 4)
+    change_policies(poll={"max_concurrent": 4})
 
     async def slow(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(3)

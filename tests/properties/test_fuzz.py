@@ -1,7 +1,7 @@
 """Properties that hold whatever comes: of the readers, and of a client in any order of doings."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import fuzz
@@ -12,8 +12,6 @@ from scripted import tasks_of_ours
 from secrets_of import KEY, assert_secret
 
 from flora_async import CreateOutcomeUnknownError, Flora, FloraError
-from flora_async._http import rate_limit, retry
-from flora_async._polling import schedule
 from flora_async.sandbox import Sandbox
 
 ORDER: dict[str, Any] = {"type": "text", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1"}
@@ -152,17 +150,15 @@ class Client(RuleBasedStateMachine):
         self.runner.close()
 
 
-def test_a_client_in_any_order_of_doings(monkeypatch: Any) -> None:
+def test_a_client_in_any_order_of_doings(change_policies: Callable[..., None]) -> None:
     """Only our errors, in bounded time; no key in them, and no task left."""
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.002)
-    monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.002)
-    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.002)
-    monkeypatch.setattr(retry, "RESEND_PAUSE_AFTER_TIMEOUT", 0.002)
-    monkeypatch.setattr(retry, "RECOVERY_CONFIRM", 0.002)
-    monkeypatch.setattr(retry, "RECOVERY_PAUSES", (0.005,))
-    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
-    monkeypatch.setattr(schedule, "POLL_CAP", 0.02)
-    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 100.0)
+    pauses = ("first_delay", "rate_limit_pause", "resend_pause", "resend_pause_after_timeout")
+    change_policies(
+        retry=dict.fromkeys(pauses, 0.002),
+        recovery={"pauses": (0.005,), "max_wait_for_others": 0.002},
+        rate_limit={"min_rate": 100.0},
+        poll={"min_delay": 0.01, "max_delay": 0.02},
+    )
     machine = Client.TestCase
     machine.settings = settings(
         max_examples=25, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)

@@ -46,11 +46,9 @@ async def server() -> AsyncIterator[Scripted]:
 
 
 @pytest.fixture
-async def flora(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Flora]:
+async def flora(server: Scripted, monkeypatch: pytest.MonkeyPatch, fast_retries: None) -> AsyncIterator[Flora]:
     """Open a client that waits for little."""
     monkeypatch.setattr(assets, "READY_DELAYS", (0.001,))
-    monkeypatch.setattr("flora_async._http.retry.RETRY_FIRST", 0.001)
-    monkeypatch.setattr("flora_async._http.retry.RESEND_PAUSE", 0.001)
     async with Flora(KEY, base_url=server.base_url) as client:
         yield client
 

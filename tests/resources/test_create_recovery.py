@@ -3,7 +3,7 @@
 import asyncio
 import pickle
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from email.utils import formatdate
 from typing import Any
 
@@ -22,7 +22,6 @@ from flora_async import (
     Order,
     StartedRun,
 )
-from flora_async._http import retry
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -31,13 +30,9 @@ ORDER: dict[str, Any] = {"type": "image", "prompt": "a mug", "workspace_id": "ws
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make pauses short."""
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
-    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.001)
-    monkeypatch.setattr(retry, "RESEND_PAUSE_AFTER_TIMEOUT", 0.001)
-    monkeypatch.setattr(retry, "RECOVERY_CONFIRM", 0.01)
-    monkeypatch.setattr(retry, "RECOVERY_PAUSES", (0.01, 0.01))
+def quick(change_policies: Callable[..., None], fast_retries: None) -> None:
+    """Shorten the pauses of the search for a run."""
+    change_policies(recovery={"pauses": (0.01, 0.01), "max_wait_for_others": 0.01})
 
 
 @pytest.fixture
@@ -109,9 +104,9 @@ async def test_runs_that_this_client_has_started_are_known(flora: Flora, server:
     assert (await flora.generations.create(**ORDER)).run_id == "run_2"
 
 
-async def test_creates_under_way_speak_first(flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_creates_under_way_speak_first(server: Scripted, change_policies: Callable[..., None]) -> None:
     """A create in flight is waited for: its run can be in the history before its response has come."""
-    monkeypatch.setattr(retry, "RECOVERY_CONFIRM", 2.0)
+    change_policies(recovery={"max_wait_for_others": 2.0})
     release = asyncio.Event()
     slowly = answer(started("run_slow"), 201)
 
@@ -126,12 +121,13 @@ async def test_creates_under_way_speak_first(flora: Flora, server: Scripted, mon
         return await step(request)
 
     server.on("POST", "/generate", slow, hang_up, DUPLICATE).on("GET", "/generations", listed)
-    first = asyncio.create_task(flora.generations.create(**ORDER))
-    while not server.asked:
-        await asyncio.sleep(0.001)
-    second = await flora.generations.create(**ORDER)
-    assert (second.run_id, second.recovered) == ("run_lost", True)
-    assert (await first).run_id == "run_slow"
+    async with Flora("sk_1", base_url=server.base_url) as flora:
+        first = asyncio.create_task(flora.generations.create(**ORDER))
+        while not server.asked:
+            await asyncio.sleep(0.001)
+        second = await flora.generations.create(**ORDER)
+        assert (second.run_id, second.recovered) == ("run_lost", True)
+        assert (await first).run_id == "run_slow"
 
 
 async def test_many_lost_at_once_share_their_looks(flora: Flora, server: Scripted) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import pickle
 from collections.abc import AsyncIterator
+from collections.abc import Callable as Function
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 from scripted import Scripted, answer, hang_up, run, silence, started
 
 from flora_async import ConfigurationError, Flora, Order, ResponseDecodeError, StartedRun
-from flora_async._http import retry
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -172,10 +172,9 @@ async def test_a_raw_post_has_a_body(method: str, body: bytes) -> None:
         assert server.asked[0].body == body
 
 
-async def test_a_raw_post_under_a_key_waits_as_a_create_does(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_raw_post_under_a_key_waits_as_a_create_does(change_policies: Function[..., None]) -> None:
     """Two requests under one key at once may both execute."""
-    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.3)
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
+    change_policies(retry={"resend_pause": 0.3, "first_delay": 0.001})
     async with Scripted() as server, Flora("sk_1", base_url=server.base_url) as flora:
         server.on("POST", "/techniques/tech_1/runs", hang_up, answer({}))
         began = asyncio.get_running_loop().time()

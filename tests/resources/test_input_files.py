@@ -32,7 +32,7 @@ from flora_async._http.urls import parse_base_url
 from flora_async._inputs import STAND_IN, find_files, inputs_of, is_file, replace_files, without_files
 from flora_async._resources import assets, input_files
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("fast_retries")]
 
 PLACE: dict[str, Any] = {"type": "video", "prompt": "it turns", "workspace_id": "ws_1", "project_id": "prj_1"}
 ASSET = Asset(asset_id="asset_9", status="ready", url="https://media.flora.ai/nine.png")
@@ -228,13 +228,8 @@ async def test_the_order_that_is_recorded_has_urls(store: Store, photo: Path) ->
     assert order.params == {"image_url": photo}
 
 
-async def test_a_lost_create_is_not_uploaded_again(
-    store: Store, flora: Flora, photo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lost_create_is_not_uploaded_again(store: Store, flora: Flora, photo: Path) -> None:
     """The order of the error has URLs: its recovery needs no file."""
-    monkeypatch.setattr("flora_async._http.retry.RESEND_PAUSE", 0.001)
-    monkeypatch.setattr("flora_async._http.retry.RECOVERY_PAUSES", (0.001,))
-    monkeypatch.setattr("flora_async._http.retry.RECOVERY_CONFIRM", 0.001)
     store.server.on("POST", "/generate", hang_up).on("GET", "/generations", page())
     with pytest.raises(CreateOutcomeUnknownError) as caught:
         await flora.generations.create(**PLACE, params={"image_url": photo})

@@ -25,9 +25,8 @@ from flora_async import (
     RateLimitError,
     StartedRun,
 )
-from flora_async._http import retry
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("fast_retries")]
 
 ERRORS: dict[int, type[APIError]] = {
     400: BadRequestError,
@@ -247,12 +246,6 @@ async def server() -> AsyncIterator[Scripted]:
         yield scripted
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make recovery read the history at once."""
-    monkeypatch.setattr(retry, "RECOVERY_PAUSES", (0.01,))
-
-
 def client(server: Scripted) -> Flora:
     """Open a client that sends each request once."""
     return Flora("any", base_url=server.base_url, max_retries=0)
@@ -328,11 +321,8 @@ async def test_nodes_come_in_the_order_asked(server: Scripted) -> None:
     assert server.count("POST", case.path) == 1
 
 
-async def test_a_lost_response_is_sent_again_under_the_same_key(
-    server: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lost_response_is_sent_again_under_the_same_key(server: Scripted) -> None:
     """A conflict then proves that the first attempt was executed: the outcome is not "refused"."""
-    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.01)
     case = CASES["canvas.run_nodes"]
     script(server, case, error(503, "service_unavailable"), error(409, "idempotency_duplicate"))
     async with Flora("any", base_url=server.base_url) as flora:

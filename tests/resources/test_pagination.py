@@ -22,7 +22,6 @@ from flora_async import (
     PageMeta,
     PaginationError,
 )
-from flora_async._http import retry
 from flora_async._resources import pagination
 from flora_async._resources.pagination import GenerationList
 
@@ -37,9 +36,8 @@ async def server() -> AsyncIterator[Scripted]:
 
 
 @pytest.fixture
-async def flora(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Flora]:
+async def flora(server: Scripted, fast_retries: None) -> AsyncIterator[Flora]:
     """Give a client of it."""
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.001)
     async with Flora("sk_1", base_url=server.base_url) as client:
         yield client
 

@@ -28,26 +28,13 @@ from flora_async import (
     RunTimeoutError,
     UnprocessableEntityError,
 )
-from flora_async._http import rate_limit, retry
-from flora_async._polling import schedule
 from flora_async.models import Order
 from flora_async.sandbox import Sandbox, _runs
 from flora_async.sandbox._runs import HistoryQuery, Runs, decode_cursor, encode_cursor, plan_run
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("fast_retries", "fast_polls")]
 
 ORDER: dict[str, Any] = {"type": "text", "prompt": "a mug", "workspace_id": "ws_1", "project_id": "prj_1"}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make pauses short."""
-    monkeypatch.setattr(retry, "RETRY_FIRST", 0.01)
-    monkeypatch.setattr(retry, "RATE_LIMIT_PAUSE", 0.01)
-    monkeypatch.setattr(retry, "RESEND_PAUSE", 0.01)
-    monkeypatch.setattr(schedule, "POLL_FLOOR", 0.01)
-    monkeypatch.setattr(schedule, "POLL_CAP", 0.01)
-    monkeypatch.setattr(rate_limit, "RATE_FLOOR", 1000.0)
 
 
 @pytest.fixture

@@ -10,16 +10,24 @@ from collections.abc import Iterable
 from copy import copy
 from itertools import count
 
-from flora_async import errors
-from flora_async._http import retry
+from msgspec import Struct
 
-# The rate in requests a second changes as that of TCP CUBIC does (RFC 9438).
-RATE_CUT = 0.7
-RATE_GROWTH = 0.02
-"""Growth in requests a second, one second after the peak. It grows with the cube of that time."""
-RATE_FIRST = 2.0
-"""Lowest rate after the first 429."""
-RATE_FLOOR = 0.1
+from flora_async import errors
+from flora_async._http.retry import RetryPolicy
+
+
+class RateLimitPolicy(Struct, frozen=True, kw_only=True):
+    """How a client slows down after a 429, as TCP CUBIC does (RFC 9438). Rates are in requests a second."""
+
+    cut: float = 0.7
+    """Factor of the rate after a 429."""
+    growth: float = 0.02
+    """Growth of the rate, one second after the peak. It grows with the cube of that time."""
+    min_first_rate: float = 2.0
+    """Lowest rate after the first 429."""
+    min_rate: float = 0.1
+    max_concurrent_calls: int = 100
+    """Maximum number of calls of one client in flight."""
 
 
 class TokenBucket:
@@ -29,7 +37,8 @@ class TokenBucket:
     alone: back to the old rate within seconds, slowly around it, then faster. After a minute one 429 has no effect.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, policy: RateLimitPolicy) -> None:
+        self._policy = policy
         self._peak = math.inf
         self._before = math.inf
         self._admitted = 0
@@ -42,8 +51,9 @@ class TokenBucket:
         """Return the rate *now*, in requests a second."""
         if self._peak == math.inf:
             return math.inf
-        turning = math.cbrt(self._peak * (1 - RATE_CUT) / RATE_GROWTH)
-        return max(RATE_FLOOR, self._peak + RATE_GROWTH * (max(0.0, now - self._resumed) - turning) ** 3)
+        cut, growth = self._policy.cut, self._policy.growth
+        turning = math.cbrt(self._peak * (1 - cut) / growth)
+        return max(self._policy.min_rate, self._peak + growth * (max(0.0, now - self._resumed) - turning) ** 3)
 
     def on_rate_limited(self, now: float, *, until: float, sent: float, answered: Iterable[float]) -> None:
         """Record a 429 for a request *sent* at that time. Block requests *until* a time, then release one at a time.
@@ -80,11 +90,9 @@ class TokenBucket:
         self._tokens -= 1
 
     def _measured_peak(self) -> float:
-        return min(self._before, max(RATE_FIRST, self._admitted))
+        return min(self._before, max(self._policy.min_first_rate, self._admitted))
 
 
-MAX_CONCURRENT_CALLS = 100
-"""Maximum number of calls of one client in flight."""
 MAX_RECENT_RESPONSES = 1000
 """Number of recent request times kept. After the first 429, the rate starts no higher than the rate they show."""
 
@@ -146,8 +154,10 @@ class Lane:
 class RateLimiter:
     """The rate limiter of one client: two queues in front of one token bucket."""
 
-    def __init__(self) -> None:
-        self.calls: Lane = Lane(self, MAX_CONCURRENT_CALLS)
+    def __init__(self, policy: RateLimitPolicy, retry: RetryPolicy) -> None:
+        self._policy = policy
+        self._retry = retry
+        self.calls: Lane = Lane(self, policy.max_concurrent_calls)
         self.polls: Lane = Lane(self, math.inf)
         self.rate: TokenBucket | None = None
         """The token bucket; ``None`` before the first 429."""
@@ -174,10 +184,10 @@ class RateLimiter:
         """Record a 429 for a request *sent* at that time."""
         now = asyncio.get_running_loop().time()
         if self.rate is None:
-            self.rate = TokenBucket()
+            self.rate = TokenBucket(self._policy)
         # A Retry-After above the cap does not block the queue: each call raises the error immediately.
-        honoured = retry_after is not None and retry_after <= retry.RETRY_AFTER_CAP
-        pause = retry_after if retry_after is not None and honoured else retry.RATE_LIMIT_PAUSE
+        honoured = retry_after is not None and retry_after <= self._retry.max_retry_after
+        pause = retry_after if retry_after is not None and honoured else self._retry.rate_limit_pause
         self.rate.on_rate_limited(now, until=now + pause, sent=sent, answered=self._answered)
         self.wake_waiting()
 

@@ -21,13 +21,12 @@ from msgspec import Struct
 
 from flora_async import errors
 from flora_async._aio import CLOSE_TIMEOUT, close_on_loop, import_in_thread, require_loop, running_loop
-from flora_async._http import retry
 from flora_async._http.auth import APIKey
 from flora_async._http.clock import ServerClock
-from flora_async._http.rate_limit import Lane, RateLimiter
+from flora_async._http.rate_limit import Lane, RateLimiter, RateLimitPolicy
 from flora_async._http.requests import Request
 from flora_async._http.responses import RawResponse
-from flora_async._http.retry import RetryBudget
+from flora_async._http.retry import RetryBudget, RetryPolicy, may_have_been_received
 from flora_async.events import Emit, RateLimited, RequestFinished, RetryScheduled
 
 if TYPE_CHECKING:
@@ -78,6 +77,8 @@ class Transport:
         may_connect: Callable[[str], bool],
         ssl: SSLContext | None,
         default_headers: Mapping[str, str],
+        retry_policy: RetryPolicy,
+        rate_limit_policy: RateLimitPolicy,
         emit: Emit | None,
     ) -> None:
         if session is not None:
@@ -101,8 +102,9 @@ class Transport:
         self._closed = False
         self._closing = asyncio.Event()
         self._close_task: asyncio.Future[None] | None = None
-        self._limiter = RateLimiter()
-        self._budget = RetryBudget()
+        self.retry_policy: RetryPolicy = retry_policy
+        self._limiter = RateLimiter(rate_limit_policy, retry_policy)
+        self._budget = RetryBudget(retry_policy)
         self.clock: ServerClock = ServerClock()
         self.polls: Lane = self._limiter.polls
         """Queue of the polls."""
@@ -142,7 +144,7 @@ class Transport:
                 if attempts is not None:
                     at = now if sent is None else sent
                     attempts.append(Attempt(error, at, self.clock.at(at)))
-                if first_seen is None and retry.may_have_been_received(error):
+                if first_seen is None and may_have_been_received(error):
                     first_seen = sent
                 if sent is not None and isinstance(error, errors.RateLimitError):
                     self._on_rate_limited(error, request, sent)
@@ -189,7 +191,7 @@ class Transport:
         self, failures: list[errors.FloraError], request: Request, *, elapsed: float, retries: int | None
     ) -> float | None:
         failure, billable = failures[-1], request.billable
-        pause = retry.next_retry_delay(
+        pause = self.retry_policy.next_delay(
             failures,
             retries=self._max_retries if retries is None else retries,
             idempotent=request.idempotent,

@@ -23,10 +23,9 @@ from msgspec import Struct
 
 from flora_async import errors
 from flora_async._aio import require_loop, running_loop
-from flora_async._http import retry
 from flora_async._http.rate_limit import Lane
-from flora_async._polling import schedule
-from flora_async._polling.schedule import PollFactory
+from flora_async._http.retry import RetryPolicy
+from flora_async._polling.schedule import PollFactory, PollPolicy, should_drop_poll_url
 from flora_async._polling.sweep import MARK_LIFETIME, PACE_HALF_LIFE, Mark, Sweep, Wanted, count_worthwhile, split
 from flora_async._polling.targets import PollResult, Scope, WaitTarget
 from flora_async._polling.tracked_run import Agenda, Interest, Plan, TrackedRun, Waiter, is_change, to_run
@@ -35,8 +34,6 @@ from flora_async.models import Generation, GenerationPage, Run, lacks_charge, la
 
 log = logging.getLogger("flora_async")
 
-MAX_CONCURRENT_POLLS = 64
-"""Maximum number of polls in flight."""
 POLL_EVICTION_SECONDS = 0.5
 """Seconds after which a poll in flight can be cancelled for another run, if the maximum is reached."""
 PAGE_TIMEOUT = 1.5
@@ -85,6 +82,8 @@ class PollOperations(Struct, frozen=True):
     """Called with each finished run and its age in seconds."""
     emit: Emit | None = None
     """Emits the events of each poll."""
+    policy: PollPolicy = PollPolicy()
+    retry_policy: RetryPolicy = RetryPolicy()
 
 
 class _Poll(Struct, eq=False):
@@ -105,6 +104,7 @@ class Poller:
 
     def __init__(self, operations: PollOperations) -> None:
         self._operations = operations
+        self._policy = operations.policy
         self.emit: Emit | None = operations.emit
         self._tracked: dict[str, TrackedRun] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -138,7 +138,7 @@ class Poller:
         """Return the caller's interest in a run. Polling starts with :meth:`add_waiter`."""
         self._loop = require_loop(self._loop)
         now = self._loop.time()
-        plan = Plan(target, poll, now)
+        plan = Plan(self._policy, target, poll, now)
         tracked = self._tracked.get(target.run_id)
         if tracked is None:
             tracked = TrackedRun(target, now)
@@ -381,7 +381,7 @@ class Poller:
             tracked = group.first(now)
             if tracked is None:
                 later = min(later, group.next_due())
-            elif len(self._polls) < MAX_CONCURRENT_POLLS:
+            elif len(self._polls) < self._policy.max_concurrent:
                 return now, tracked
             else:
                 oldest = next((poll.started_at for poll in self._polls if poll.tracked is not None), math.inf)
@@ -437,7 +437,7 @@ class Poller:
 
     def _start_run_poll(self, tracked: TrackedRun, turn: float) -> None:
         """Start a poll of a run at its own URL."""
-        if len(self._polls) >= MAX_CONCURRENT_POLLS:
+        if len(self._polls) >= self._policy.max_concurrent:
             self._evict()
         self._drop_ready(tracked)
         self._page_next = True
@@ -466,19 +466,22 @@ class Poller:
     def _on_poll_error(self, tracked: TrackedRun, failure: errors.FloraError) -> None:
         now = asyncio.get_running_loop().time()
         tracked.last_error = str(failure)
-        if tracked.poll_url is not None and schedule.should_drop_poll_url(failure):
+        if tracked.poll_url is not None and should_drop_poll_url(failure):
             # The poll_url may be wrong. Only an error from the run's own URL is final.
             tracked.ignore_poll_url, tracked.poll_url = True, None
             return
-        if schedule.is_fatal(failure, age=now - tracked.loop_created):
+        if self._policy.is_fatal(failure, age=now - tracked.loop_created):
             failure.run_id = tracked.run_id
             self._resolve_waiters(tracked, failure)
             return
         if not isinstance(failure, errors.RateLimitError):  # a 429 concerns the client, not the run
             tracked.failures += 1
-        tracked.retry_at = now + schedule.poll_retry_delay(failure, max(1, tracked.failures))
+        tracked.retry_at = now + self._retry_delay(failure, tracked.failures)
         fields = {"run_id": tracked.run_id, "error": type(failure).__name__}
         log.info("%s: poll failed (%s), the wait continues", tracked.run_id, type(failure).__name__, extra=fields)
+
+    def _retry_delay(self, failure: errors.FloraError, failures: int) -> float:
+        return self._policy.retry_delay(self._operations.retry_policy, failure, max(1, failures))
 
     def _apply(self, tracked: TrackedRun, run: Run, now: float) -> None:
         """Apply a record of a run: update its state, resolve waiters, schedule the next poll."""
@@ -670,10 +673,10 @@ class Poller:
 
     def _on_page_error(self, sweep: Sweep, failure: errors.FloraError) -> None:
         asked = failure.retry_after if isinstance(failure, errors.RateLimitError) else math.inf
-        if (asked or 0.0) > retry.RETRY_AFTER_CAP:  # otherwise the same page is read again
+        if (asked or 0.0) > self._operations.retry_policy.max_retry_after:  # otherwise the same page is read again
             self._abandon_sweep(sweep)
         self._page_failures += 1
-        pause = schedule.poll_retry_delay(failure, self._page_failures)
+        pause = self._retry_delay(failure, self._page_failures)
         self._pages_resume_at = asyncio.get_running_loop().time() + pause
         name = type(failure).__name__
         log.info("reading a page of the history failed (%s), runs are polled one by one", name, extra={"error": name})

@@ -11,7 +11,7 @@ from itertools import count
 from typing import Generic, TypeVar
 
 from flora_async._polling import schedule
-from flora_async._polling.schedule import PollFactory, PollSchedule, PollState
+from flora_async._polling.schedule import PollFactory, PollPolicy, PollSchedule, PollState
 from flora_async._polling.sweep import Sweep
 from flora_async._polling.targets import Scope, WaitTarget
 from flora_async.models import Generation, Run
@@ -69,14 +69,15 @@ class Agenda(Generic[T]):
 class Plan:
     """A started poll schedule, shared by the waits with the same ``poll`` function."""
 
-    __slots__ = ("_schedule", "due", "interval", "poll", "waiters", "webhook_expected")
+    __slots__ = ("_policy", "_schedule", "due", "interval", "poll", "waiters", "webhook_expected")
 
-    def __init__(self, target: WaitTarget, poll: PollFactory | None, now: float) -> None:
+    def __init__(self, policy: PollPolicy, target: WaitTarget, poll: PollFactory | None, now: float) -> None:
+        self._policy: PollPolicy = policy
         self.poll: PollFactory | None = poll
         self.webhook_expected: bool = target.webhook_expected and poll is None
-        adaptive = schedule.webhook_fallback_schedule if self.webhook_expected else schedule.adaptive_schedule
+        adaptive = policy.webhook_fallback_schedule if self.webhook_expected else policy.adaptive_schedule
         self._schedule: PollSchedule = schedule.start_schedule(poll or (lambda: adaptive(target.estimate)))
-        self.interval: float = schedule.POLL_FLOOR
+        self.interval: float = policy.min_delay
         self.due: float = now
         self.waiters: int = 0
         if target.loop_created is not None:
@@ -95,7 +96,7 @@ class Plan:
     def restart(self) -> None:
         """Replace the default schedule by one for a run without an estimate. A custom schedule stays."""
         if self.poll is None:
-            self._schedule = schedule.start_schedule(lambda: schedule.adaptive_schedule(None))
+            self._schedule = schedule.start_schedule(lambda: self._policy.adaptive_schedule(None))
 
 
 class Waiter(asyncio.Future[Run | None]):

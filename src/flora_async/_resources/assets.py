@@ -17,7 +17,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from flora_async import errors
-from flora_async._http import retry
 from flora_async._http.multipart import FormBody, UploadTarget, encode_form, upload_target
 from flora_async._http.requests import MAX_CURSOR, Request, custom_request
 from flora_async._http.responses import parse_asset, parse_response
@@ -340,7 +339,7 @@ class _Upload:
             if expired:
                 asset = await self._renew(asset.asset_id)
             else:
-                await self._transport.sleep(retry.backoff_delay(failures))
+                await self._transport.sleep(self._transport.retry_policy.backoff_delay(failures))
 
     async def _reserve(self) -> Asset:
         asset = await self._assets.send_create({"source": "signed-url", **self._fields})

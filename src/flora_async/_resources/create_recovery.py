@@ -15,7 +15,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from flora_async import errors
-from flora_async._http import retry
 from flora_async._http.requests import Request, create_request, list_request, retrieve_request
 from flora_async._http.responses import (
     RawResponse,
@@ -25,6 +24,7 @@ from flora_async._http.responses import (
     parse_technique_runs,
     reused_run_error,
 )
+from flora_async._http.retry import may_have_been_received
 from flora_async._http.transport import Attempt, Transport
 from flora_async._http.urls import BaseURL
 from flora_async._resources.declarations import Declarations
@@ -52,13 +52,36 @@ MAX_IDLE_SCOPES = 100
 """Number of projects that are kept, with those in use, before the idle ones are dropped."""
 
 
+class RecoveryPolicy(Struct, frozen=True, kw_only=True):
+    """How the run of a create is found whose response was lost. Times are in seconds."""
+
+    pauses: tuple[float, ...] = (10.0, 4.0, 8.0, 8.0)
+    """Pauses before each further read of the history. A run missing in the first read proves nothing: for ten seconds
+    after its creation it may be missing there."""
+    max_wait_for_others: float = 2.0
+    """Time to wait for other creates in flight, before the history is matched without them."""
+    clock_skew: float = 2.0
+    """Maximum error of FLORA's clock as estimated from ``Date`` headers."""
+    clock_skew_without_date: float = 60.0
+    """The same, before the first such header."""
+
+
 class CreateRecovery:
     """The creates of one client: those in flight, those with a lost response, and the runs assigned to them."""
 
-    def __init__(self, origin: BaseURL, transport: Transport, declarations: Declarations, *, adopt: bool) -> None:
+    def __init__(
+        self,
+        origin: BaseURL,
+        transport: Transport,
+        declarations: Declarations,
+        policy: RecoveryPolicy,
+        *,
+        adopt: bool,
+    ) -> None:
         self._origin = origin
         self._transport = transport
         self._declarations = declarations
+        self._policy = policy
         self._adopt = adopt
         self._assigned: dict[str, str] = {}
         self._scopes: dict[tuple[str, str | None], _ProjectCreates] = {}
@@ -125,7 +148,8 @@ class CreateRecovery:
         """Return whether FLORA still remembers the key, by its own clock. A read updates that clock first."""
         with suppress(errors.FloraError):  # an error response tells the time too
             await self._read_page(unknown.order, None)
-        return self._transport.clock.known and self._latest_now() < unknown.window[0] + retry.RESEND_WINDOW
+        deadline = unknown.window[0] + self._transport.retry_policy.resend_window
+        return self._transport.clock.known and self._latest_now() < deadline
 
     async def _resend(self, unknown: errors.CreateOutcomeUnknownError) -> StartedRun | None:
         key = unknown.idempotency_key
@@ -162,7 +186,8 @@ class CreateRecovery:
             del self._assigned[next(iter(self._assigned))]
 
     def _skew(self) -> float:
-        return retry.CLOCK_SKEW if self._transport.clock.known else retry.CLOCK_SKEW_WITHOUT_DATE
+        known = self._transport.clock.known
+        return self._policy.clock_skew if known else self._policy.clock_skew_without_date
 
     def _unknown_outcome(
         self, order: AnyOrder, key: str, attempts: Sequence[Attempt]
@@ -171,7 +196,7 @@ class CreateRecovery:
         if not any(attempt.error.outcome_unknown for attempt in attempts):
             return None
         last, named = attempts[-1].error, self._named_run(key, attempts)
-        first = next(attempt for attempt in attempts if retry.may_have_been_received(attempt.error))
+        first = next(attempt for attempt in attempts if may_have_been_received(attempt.error))
         skew = self._skew()
         unknown = errors.CreateOutcomeUnknownError(
             order=order,
@@ -232,7 +257,7 @@ class CreateRecovery:
         key = unknown.idempotency_key
         if isinstance(unknown.order, ActionOrder):
             return await self._find_action(unknown, scope)
-        pauses = deque(retry.RECOVERY_PAUSES)
+        pauses = deque(self._policy.pauses)
         lagging = True
         before: list[str] = []
         try:
@@ -313,7 +338,7 @@ class CreateRecovery:
         left = self._filter_unassigned(scope, history, known)
         if scope.in_flight and len(candidate_runs(_claim(unknown), left.rows)) > unknown.accepted:
             # Creates in flight may be assigned some of these runs. Wait for them, but not for one that hangs.
-            await asyncio.wait(list(scope.in_flight), timeout=retry.RECOVERY_CONFIRM)
+            await asyncio.wait(list(scope.in_flight), timeout=self._policy.max_wait_for_others)
             left = self._filter_unassigned(scope, history, known)
         return left
 
@@ -419,7 +444,7 @@ def _only_server_errors(attempts: Sequence[Attempt]) -> errors.InternalServerErr
         error = attempt.error
         if isinstance(error, errors.InternalServerError):
             last = error
-        elif not isinstance(error, errors.RateLimitError) and retry.may_have_been_received(error):
+        elif not isinstance(error, errors.RateLimitError) and may_have_been_received(error):
             return None
     if last is not None:
         last.attempts = len(attempts)
