@@ -16,12 +16,13 @@ import flora_async
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import whole  # noqa: E402
 from names import linked_names, pages, signatures  # noqa: E402 - neighbours of this file
 
 project = "flora-async"
 version = release = flora_async.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["_build", "notebook"]
 myst_heading_anchors = 3
 
@@ -44,7 +45,7 @@ OTHERS = """
 nitpick_ignore_regex = [
     ("py:.*", rf"({'|'.join(OTHERS.split())})\..*"),
     ("py:.*", r"(flora_async\..*\.)?_?([A-Z]\w*)?T(_co)?"),  # type variables
-    ("py:class", r"flora_async\.errors\._RunError"),
+    ("py:class", r"flora_async\.errors\._RunError|flora_async\._costs\.CostTracker"),
     ("py:class", r"Any|Callable|Generator|Mapping|Outputs"),
 ]
 
@@ -58,6 +59,13 @@ def _write_pages(_app: Sphinx) -> None:
     for name, text in pages().items():
         (folder / f"{name}.rst").write_text(text, encoding="utf-8")
     (HERE / "reference.md").write_text(signatures(), encoding="utf-8")  # in the repository too, for readers there
+
+
+def _write_whole_guide(app: Sphinx, exception: Exception | None) -> None:
+    """Write llms.txt and the guide as one page of Markdown beside the site."""
+    if exception is None and app.builder.name == "html":
+        for name, text in whole.files(HERE, version).items():
+            (Path(app.outdir) / name).write_text(text, encoding="utf-8")
 
 
 def _read_google_style(_app: Sphinx, what: str, _name: str, _value: object, _options: object, lines: list[str]) -> None:
@@ -94,7 +102,8 @@ def _read_plain_markdown(_app: Sphinx, name: str, source: list[str]) -> None:
 
 
 def _toctree(pages: list[str], caption: str = "") -> str:
-    return "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""])
+    options = [":hidden:", *([f":caption: {caption}"] if caption else [])]
+    return "\n".join(["", "```{toctree}", *options, "", *pages, "```", ""])
 
 
 def _include(link: re.Match[str]) -> str:
@@ -133,5 +142,6 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _read_google_style)
     app.connect("autodoc-process-signature", _hide_signature)
     app.connect("source-read", _read_plain_markdown)
+    app.connect("build-finished", _write_whole_guide)
     app.connect("doctree-read", _link_names)
     app.connect("doctree-read", _unlink_builtins)

@@ -14,6 +14,8 @@ from pathlib import Path
 from textwrap import indent
 from types import ModuleType
 
+import command_line
+
 import flora_async
 from flora_async import errors, models
 
@@ -68,7 +70,7 @@ def linked_names() -> dict[str, str]:
 def pages() -> dict[str, str]:
     """Write the index, and a page for each chapter and each name, in reStructuredText."""
     chapters = public_names()
-    written = {"index": _index(chapters)}
+    written = {"index": _index([*chapters, "command-line"]), "command-line": command_line.page()}
     for chapter, names in chapters.items():
         written[chapter] = _chapter(chapter, names)
         written |= {name: _page(name) for name in names}
