@@ -26,7 +26,6 @@ from flora_async._http.auth import load_api_key
 from flora_async._http.rate_limit import RateLimitPolicy
 from flora_async._http.requests import (
     Request,
-    check_headers,
     custom_request,
     list_request,
     order_of,
@@ -35,6 +34,7 @@ from flora_async._http.requests import (
 )
 from flora_async._http.responses import RawResponse, check_decodable, http_date, parse_page, parse_response, parse_run
 from flora_async._http.retry import RetryPolicy
+from flora_async._http.settings import check_settings
 from flora_async._http.transport import Transport
 from flora_async._lazy import LazyModule
 from flora_async._ordering import Ordering, Start, reserve_cost, start_counted
@@ -62,14 +62,10 @@ from flora_async._validation import (
     check_flag,
     check_path,
     check_run,
-    check_seconds,
-    check_ssl,
-    check_text,
     check_timeout,
     check_usd,
     resolve_setting,
 )
-from flora_async._version import __version__
 from flora_async.events import OnEvent, make_emitter
 from flora_async.models import (
     AnyOrder,
@@ -94,7 +90,6 @@ else:
 
 T = TypeVar("T")
 
-DEFAULT_BASE_URL = "https://app.flora.ai/api/v1"
 UNSETTLED_RUNS = 100_000
 """Maximum number of runs that are not awaited and whose charge still counts in a budget when it is seen."""
 AWAITED_RUNS = 10_000
@@ -200,35 +195,30 @@ class Flora:
         api_key = None  # A traceback with locals must not contain the key.
         if fault is not None:
             raise errors.ConfigurationError(fault)
-        check_flag("allow_insecure", allow_insecure)
-        self._origin = urls.parse_base_url(
-            resolve_setting("base_url", base_url, "FLORA_BASE_URL") or DEFAULT_BASE_URL, allow_insecure=allow_insecure
+        self._settings = check_settings(
+            key=key,
+            base_url=base_url,
+            timeout=timeout,
+            max_retries=max_retries,
+            session=session,
+            proxy=proxy,
+            ssl=ssl,
+            default_headers=default_headers,
+            max_response_bytes=max_response_bytes,
+            max_download_bytes=max_download_bytes,
+            allow_insecure=allow_insecure,
+            allow_private_hosts=allow_private_hosts,
+            retry=self._policies.retry,
+            rate_limit=self._policies.rate_limit,
         )
-        self._allow_private_hosts = check_flag("allow_private_hosts", allow_private_hosts)
-        retries = check_count("max_retries", max_retries, least=0)
+        self._origin = self._settings.origin
         if recover not in ("auto", "strict"):
             raise errors.ConfigurationError(f"recover must be 'auto' or 'strict', not {recover!r}")
         if on_create is not None:
             check_callback("on_create", on_create, "an idempotency key and an Order")
         emit = make_emitter(on_event)
         self._poll = _check_poll(poll)
-        if proxy is not None:
-            urls.check_proxy(self._origin, check_text("proxy", proxy), allow_insecure=allow_insecure)
-        self._transport = Transport(
-            key=key,
-            version=__version__,
-            timeout=check_seconds("timeout", timeout),
-            max_retries=retries,
-            max_bytes=check_count("max_response_bytes", max_response_bytes, least=1),
-            proxy=proxy,
-            session=session,
-            may_connect=self._may_connect,
-            ssl=None if ssl is None else check_ssl(ssl),
-            default_headers=check_headers(default_headers or {}),
-            retry_policy=self._policies.retry,
-            rate_limit_policy=self._policies.rate_limit,
-            emit=emit,
-        )
+        self._transport = Transport(self._settings, emit=emit)
         self._awaited: dict[str, StartedRun] = {}
         self._unsettled: dict[str, CostEntry] = {}
         self._reorder_policy = ReorderPolicy()
@@ -248,8 +238,9 @@ class Flora:
         )
         self._warned_of_poll_url = False
         self._has_inbox = False
-        check_url = partial(urls.media_url, self._origin, allow_private_hosts=allow_private_hosts)
-        self.assets = Assets(self._origin, self._transport, check_url=check_url, retries=retries)
+        self.assets = Assets(
+            self._origin, self._transport, check_url=self._settings.media_url, retries=self._settings.max_retries
+        )
         declarations = Declarations(self._origin, self._transport)
         self._recovery = CreateRecovery(
             self._origin, self._transport, declarations, self._policies.recovery, adopt=recover == "auto"
@@ -274,16 +265,7 @@ class Flora:
         self.library = Library(self._origin, self._transport)
         self.feedback = Feedback(self._origin, self._transport)
         self.gateway = Gateway(self._origin, self._transport)
-        self._downloads = Downloads(
-            open_media=self._transport.media,
-            check_url=check_url,
-            retrieve=self.generations.retrieve,
-            pause=self._transport.sleep,
-            backoff_delay=self._policies.retry.backoff_delay,
-            retries=retries,
-            timeout=timeout,
-            max_bytes=check_count("max_download_bytes", max_download_bytes, least=1),
-        )
+        self._downloads = Downloads(self._settings, self._transport, self.generations.retrieve)
 
     def __repr__(self) -> str:
         return f"Flora(base_url={self._origin.url!r})"
@@ -709,11 +691,6 @@ class Flora:
         request = custom_request(self._origin, method, path, params=params, json=json, idempotency_key=idempotency_key)
         check_decodable(decode_as)
         return await self._transport.send(with_timeout(request, timeout), partial(parse_response, decode_as))
-
-    def _may_connect(self, address: str) -> bool:
-        if self._allow_private_hosts or urls.is_public(address):
-            return True
-        return self._origin.loopback and urls.is_loopback(address)
 
     def _wait_targets(self, runs: RunLike | Iterable[RunLike]) -> list[WaitTarget]:
         if isinstance(runs, str | StartedRun | Run):

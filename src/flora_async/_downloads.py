@@ -8,8 +8,8 @@ import re
 import secrets
 import shutil
 import zlib
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from io import BufferedWriter
 from pathlib import Path
@@ -21,10 +21,10 @@ from msgspec import Struct
 from flora_async import errors
 from flora_async._aio import run_in_thread
 from flora_async._file_names import EXTENSIONS, content_coding, extension_of, file_stems
-from flora_async._http.transport import OutputStream
+from flora_async._http.settings import HTTPSettings
+from flora_async._http.transport import OutputStream, Transport
 from flora_async.models import Output, Run
 
-OpenMedia: TypeAlias = Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[OutputStream]]
 OnExisting: TypeAlias = Literal["error", "skip", "replace"]
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -40,25 +40,11 @@ class Downloads:
     """Saves outputs of runs."""
 
     def __init__(
-        self,
-        *,
-        open_media: OpenMedia,
-        check_url: Callable[[str], str],
-        retrieve: Callable[[str], Coroutine[Any, Any, Run]],
-        pause: Callable[[float], Coroutine[Any, Any, None]],
-        backoff_delay: Callable[[int], float],
-        retries: int,
-        timeout: float,
-        max_bytes: int,
+        self, settings: HTTPSettings, transport: Transport, retrieve: Callable[[str], Coroutine[Any, Any, Run]]
     ) -> None:
-        self._open_media = open_media
-        self._check_url = check_url
+        self._settings = settings
+        self._transport = transport
         self._retrieve = retrieve
-        self._pause = pause
-        self._backoff_delay = backoff_delay
-        self._retries = retries
-        self._timeout = timeout
-        self._max_bytes = max_bytes
 
     async def save(self, source: Run | Output, folder: Path, on_existing: OnExisting) -> list[Path]:
         """Save the outputs of *source* in *folder*, one after another, and return their paths."""
@@ -79,7 +65,7 @@ class Downloads:
 
     async def _save(self, output: Output, stem: Path, run_id: str | None, on_existing: OnExisting) -> Path:
         is_text = output.type == "text"
-        part = PartialFile(stem, self._max_bytes)
+        part = PartialFile(stem, self._settings.max_download_bytes)
         try:
             if on_existing == "skip":
                 found = await run_in_thread(_find_saved, stem, ("txt",) if is_text else EXTENSIONS)
@@ -115,7 +101,7 @@ class Downloads:
         self, output: Output, part: PartialFile, stem: Path, run_id: str | None, on_existing: OnExisting
     ) -> Path:
         """Fetch an output. Resume a broken transfer, and renew an expired URL once through the run."""
-        url, failures = self._check_url(output.url), 0
+        url, failures = self._settings.media_url(output.url), 0
         while True:
             failure: errors.FloraError
             try:
@@ -126,16 +112,16 @@ class Downloads:
                 if end.expired:
                     if run_id is None:
                         raise failure
-                    url, run_id = self._check_url(await self._renew_url(run_id, output, failure)), None
+                    url, run_id = self._settings.media_url(await self._renew_url(run_id, output, failure)), None
                     continue
             except errors.APIConnectionError as error:
                 if not error.retryable:
                     raise
                 failure = error
             failures += 1
-            if failures > self._retries:
+            if failures > self._settings.max_retries:
                 raise failure
-            await self._pause(self._backoff_delay(failures))
+            await self._transport.sleep(self._settings.retry.backoff_delay(failures))
 
     async def _renew_url(self, run_id: str, output: Output, expired: errors.FloraError) -> str:
         try:
@@ -152,16 +138,16 @@ class Downloads:
     ) -> Path | _RetryableFailure:
         """Send one request and follow its redirects. All response headers must arrive within the client's timeout."""
         urls = [url]
-        deadline = asyncio.timeout(self._timeout)
+        deadline = asyncio.timeout(self._settings.timeout)
         try:
             async with deadline:
                 while len(urls) <= _MAX_REDIRECTS + 1:
                     headers = {"Range": f"bytes={part.size}-", "If-Range": part.validator} if part.resumable else {}
-                    async with self._open_media(urls[-1], headers) as media:
+                    async with self._transport.media(urls[-1], headers) as media:
                         if media.status not in _REDIRECTS:
                             deadline.reschedule(None)  # Each read of the body has its own timeout.
                             return await self._receive(media, part, stem, urls, on_existing)
-                        urls.append(self._check_url(urljoin(urls[-1], media.headers.get("location", ""))))
+                        urls.append(self._settings.media_url(urljoin(urls[-1], media.headers.get("location", ""))))
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -209,8 +195,8 @@ class Downloads:
         return target if part.complete else _RetryableFailure("its gzip encoding is truncated")
 
     async def _check_room(self, target: Path, total: int, missing: int, *, packed: bool) -> None:
-        if total > self._max_bytes and not packed:
-            raise _too_large_error(target.name, self._max_bytes)
+        if total > self._settings.max_download_bytes and not packed:
+            raise _too_large_error(target.name, self._settings.max_download_bytes)
         if missing > (await run_in_thread(shutil.disk_usage, target.parent)).free:
             raise errors.DownloadError(f"cannot save {target.name}: its {total} bytes exceed the free disk space")
 

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from errno import EACCES
 from io import BytesIO
-from ssl import SSLCertVerificationError, SSLContext, SSLError
+from ssl import SSLCertVerificationError, SSLError
 from typing import Any, TypeAlias, TypeVar
 
 import aiohttp
@@ -26,10 +26,11 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from flora_async import errors
-from flora_async._http.auth import APIKey
 from flora_async._http.clock import ServerClock
 from flora_async._http.requests import Request
 from flora_async._http.responses import RawResponse, decompress, find_run_id, http_date
+from flora_async._http.settings import HTTPSettings
+from flora_async._version import __version__
 
 T = TypeVar("T")
 
@@ -50,50 +51,38 @@ CREATE_KEEPALIVE = 2.0
 class HTTPSessions:
     """The sessions of a client: reads, creates, recovery and media never share a connection."""
 
-    def __init__(
-        self,
-        *,
-        key: APIKey,
-        version: str,
-        timeout: float,
-        max_bytes: int,
-        proxy: str | None,
-        borrowed: aiohttp.ClientSession | None,
-        clock: ServerClock,
-        may_connect: Callable[[str], bool] | None,
-        ssl: SSLContext | None,
-        default_headers: Mapping[str, str],
-    ) -> None:
+    def __init__(self, settings: HTTPSettings, clock: ServerClock) -> None:
         # aiohttp has no public attribute for the loop. Without the private one the loop is not checked.
         loop = asyncio.get_running_loop()
+        borrowed = settings.session
         if borrowed is not None and vars(borrowed).get("_loop", loop) is not loop:
             raise errors.ConfigurationError(
                 "session= belongs to another event loop. Make it in the asyncio.run(...) that uses this client"
             )
-        connect = min(CONNECT_TIMEOUT, 0.9 * timeout)
-        agent = f"flora-async/{version} python/{platform.python_version()}"
+        connect = min(CONNECT_TIMEOUT, 0.9 * settings.timeout)
+        agent = f"flora-async/{__version__} python/{platform.python_version()}"
 
         def create_public_socket(address: _Address) -> socket.socket:
-            if may_connect is not None and not may_connect(str(address[4][0])):
+            if not settings.may_connect(str(address[4][0])):
                 raise PermissionError(EACCES, "the address is not a public one")
             return socket.socket(address[0], address[1], address[2])
 
-        self._key = key
-        self._seconds = timeout
-        self._max_bytes = max_bytes
-        self._proxy = proxy
+        self._key = settings.key
+        self._seconds = settings.timeout
+        self._max_bytes = settings.max_response_bytes
+        self._proxy = settings.proxy
         self._borrowed = borrowed
         self._clock = clock
         fixed = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": agent}
-        self._headers = {**default_headers, **fixed}
+        self._headers = {**settings.default_headers, **fixed}
         self._media_headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": agent}
-        self._timeout = self._timeout_of(timeout)
+        self._timeout = self._timeout_of(settings.timeout)
         self._media_timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=connect, sock_read=timeout, ceil_threshold=math.inf
+            total=None, sock_connect=connect, sock_read=settings.timeout, ceil_threshold=math.inf
         )
         self._upload_timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, ceil_threshold=math.inf)
         # The rate limiter bounds the requests in flight. A wait in its queue does not count towards the timeout.
-        trust = True if ssl is None else ssl
+        trust = True if settings.ssl is None else settings.ssl
         self._reads = borrowed or _session(aiohttp.TCPConnector(limit=0, ssl=trust), self._headers)
         self._connector = _CreateConnector(limit=0, keepalive_timeout=CREATE_KEEPALIVE, ssl=trust)
         self._connector.waiting = set()

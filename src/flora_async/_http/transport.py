@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
-from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
@@ -21,17 +20,15 @@ from msgspec import Struct
 
 from flora_async import errors
 from flora_async._aio import CLOSE_TIMEOUT, close_on_loop, import_in_thread, require_loop, running_loop
-from flora_async._http.auth import APIKey
 from flora_async._http.clock import ServerClock
-from flora_async._http.rate_limit import Lane, RateLimiter, RateLimitPolicy
+from flora_async._http.rate_limit import Lane, RateLimiter
 from flora_async._http.requests import Request
 from flora_async._http.responses import RawResponse
 from flora_async._http.retry import RetryBudget, RetryPolicy, may_have_been_received
+from flora_async._http.settings import HTTPSettings
 from flora_async.events import Emit, RateLimited, RequestFinished, RetryScheduled
 
 if TYPE_CHECKING:
-    import aiohttp
-
     from flora_async._http.session import HTTPSessions
 
 T = TypeVar("T")
@@ -64,47 +61,18 @@ check_before_post: ContextVar[Callable[[], Awaitable[None]] | None] = ContextVar
 class Transport:
     """Send requests and parse responses on one event loop, until it is closed."""
 
-    def __init__(
-        self,
-        *,
-        key: APIKey,
-        version: str,
-        timeout: float,
-        max_retries: int,
-        max_bytes: int,
-        proxy: str | None,
-        session: aiohttp.ClientSession | None,
-        may_connect: Callable[[str], bool],
-        ssl: SSLContext | None,
-        default_headers: Mapping[str, str],
-        retry_policy: RetryPolicy,
-        rate_limit_policy: RateLimitPolicy,
-        emit: Emit | None,
-    ) -> None:
-        if session is not None:
-            from flora_async._http.session import check_session
-
-            check_session(session)
-        self._key = key
-        self._version = version
-        self._timeout = timeout
-        self._max_retries = max_retries
-        self._max_bytes = max_bytes
-        self._proxy = proxy
-        self._may_connect = may_connect
-        self._ssl = ssl
-        self._default_headers = default_headers
+    def __init__(self, settings: HTTPSettings, *, emit: Emit | None) -> None:
+        self._settings = settings
         self._emit = emit
         self._process = os.getpid()
-        self._borrowed = session
         self._sessions: HTTPSessions | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._closing = asyncio.Event()
         self._close_task: asyncio.Future[None] | None = None
-        self.retry_policy: RetryPolicy = retry_policy
-        self._limiter = RateLimiter(rate_limit_policy, retry_policy)
-        self._budget = RetryBudget(retry_policy)
+        self.retry_policy: RetryPolicy = settings.retry
+        self._limiter = RateLimiter(settings.rate_limit, settings.retry)
+        self._budget = RetryBudget(settings.retry)
         self.clock: ServerClock = ServerClock()
         self.polls: Lane = self._limiter.polls
         """Queue of the polls."""
@@ -193,7 +161,7 @@ class Transport:
         failure, billable = failures[-1], request.billable
         pause = self.retry_policy.next_delay(
             failures,
-            retries=self._max_retries if retries is None else retries,
+            retries=self._settings.max_retries if retries is None else retries,
             idempotent=request.idempotent,
             billable=billable,
             elapsed=elapsed,
@@ -207,7 +175,7 @@ class Transport:
     @property
     def timeout(self) -> float:
         """Seconds for one HTTP exchange."""
-        return self._timeout
+        return self._settings.timeout
 
     def server_time(self) -> float:
         """Return FLORA's time in Unix seconds, as far as it is known."""
@@ -247,19 +215,7 @@ class Transport:
         if self._closed:
             raise errors.ClientClosedError("this client was closed before it had opened")
         if self._sessions is None:
-            self._sessions = HTTPSessions(
-                key=self._key,
-                version=self._version,
-                timeout=self._timeout,
-                max_bytes=self._max_bytes,
-                proxy=self._proxy,
-                borrowed=self._borrowed,
-                clock=self.clock,
-                # With a proxy, the client connects to the proxy alone. The proxy decides on addresses.
-                may_connect=self._may_connect if self._proxy is None else None,
-                ssl=self._ssl,
-                default_headers=self._default_headers,
-            )
+            self._sessions = HTTPSessions(self._settings, self.clock)
         return self._sessions
 
     @asynccontextmanager
