@@ -37,6 +37,7 @@ from flora_async._resources.pagination import (
     PageIterator,
     TechniqueRunList,
 )
+from flora_async._resources.param_checks import Catalog, CheckParams
 from flora_async._resources.starting import OnCreate
 from flora_async._resources.techniques import TechniqueRuns, Techniques
 from flora_async._version import __version__
@@ -105,6 +106,7 @@ from flora_async.models import (
     Model,
     ModelOption,
     ModelParam,
+    ModelProperty,
     ModelRef,
     Order,
     OrderKind,
@@ -162,6 +164,8 @@ __all__ = [
     "CanvasGraph",
     "CanvasNode",
     "CanvasSummary",
+    "Catalog",
+    "CheckParams",
     "ClientClosedError",
     "CompletedOutcome",
     "ConfigurationError",
@@ -202,6 +206,7 @@ __all__ = [
     "Model",
     "ModelOption",
     "ModelParam",
+    "ModelProperty",
     "ModelRef",
     "Models",
     "NodeRun",

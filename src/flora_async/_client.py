@@ -54,6 +54,8 @@ from flora_async._resources.gateway import Gateway
 from flora_async._resources.generations import Generations
 from flora_async._resources.input_files import InputFiles
 from flora_async._resources.library import Feedback, Library
+from flora_async._resources.model_catalog import require_mode
+from flora_async._resources.param_checks import CheckParams
 from flora_async._resources.starting import OnCreate, RunStarter
 from flora_async._resources.techniques import TechniqueRuns, Techniques
 from flora_async._validation import (
@@ -135,6 +137,10 @@ class Flora:
             no other run is possible. ``"strict"`` always raises an error with the candidates.
         on_create: called with the idempotency key and the order before each create. Store them, and you can recover the
             run after a crash or cancellation.
+        check_params: comparison of an order with the declared parameters of its model, before it is sent. FLORA does
+            not check them: an unknown value runs with the default, and is billed. ``"refuse"`` raises a
+            ConfigurationError, ``"warn"`` logs a warning, ``"off"`` compares nothing. The list of models is read once
+            an hour, and only if an order names a model. What the list cannot tell is logged, and never refused.
         on_event: called with each :class:`Event`: a request ended, a run was created, a wait began or ended. It must be
             a plain function that returns quickly. Its exceptions are ignored; the first is logged.
         allow_insecure: allow a *base_url* with http on another machine. Every host on the route can read the key.
@@ -168,6 +174,8 @@ class Flora:
     """Messages to FLORA."""
     gateway: Gateway
     """Models under steady names."""
+    check_params: CheckParams
+    """How orders are compared with the declared parameters of their models, unless a call says otherwise."""
     _policies: ClassVar[Policies] = Policies()
 
     def __init__(
@@ -187,6 +195,7 @@ class Flora:
         batch_polling: bool = True,
         recover: Literal["auto", "strict"] = "auto",
         on_create: OnCreate | None = None,
+        check_params: CheckParams = "refuse",
         on_event: OnEvent | None = None,
         allow_insecure: bool = False,
         allow_private_hosts: bool = False,
@@ -216,6 +225,7 @@ class Flora:
             raise errors.ConfigurationError(f"recover must be 'auto' or 'strict', not {recover!r}")
         if on_create is not None:
             check_callback("on_create", on_create, "an idempotency key and an Order")
+        self.check_params = require_mode(check_params)
         emit = make_emitter(on_event)
         self._poll = _check_poll(poll)
         self._transport = Transport(self._settings, emit=emit)
@@ -245,6 +255,7 @@ class Flora:
         self._recovery = CreateRecovery(
             self._origin, self._transport, declarations, self._policies.recovery, adopt=recover == "auto"
         )
+        self.models = Models(self._origin, self._transport)
         self._starter = RunStarter(
             self._origin,
             self._transport,
@@ -253,11 +264,12 @@ class Flora:
             InputFiles(self.assets),
             on_create=on_create,
             emit=emit,
+            check_order=self.models.check_order,
+            check_params=self.check_params,
         )
         self.generations = Generations(self._origin, self._transport, self._starter)
         self.workspaces = Workspaces(self._origin, self._transport)
         self.projects = Projects(self._origin, self._transport, self.workspaces)
-        self.models = Models(self._origin, self._transport)
         self.techniques = Techniques(self._origin, self._transport, self._starter)
         self.technique_runs = TechniqueRuns(self._origin, self._transport)
         self.actions = Actions(self._origin, self._transport, self._starter)
@@ -384,6 +396,7 @@ class Flora:
         retry_failed: int = 0,
         timeout: float | None = 600.0,
         poll: PollFactory | None = None,
+        check_params: CheckParams | None = None,
     ) -> Outcomes[OrderT]:
         """Start many orders, of any kinds, and yield their outcomes in completion order.
 
@@ -408,6 +421,7 @@ class Flora:
             timeout: seconds for the wait for each run; ``None``: no limit. Then its outcome is a
                 :class:`RunTimeoutError`, and the run continues.
             poll: a schedule for these waits, in place of the client's.
+            check_params: as in ``Flora``. An order that is refused has an outcome with the ConfigurationError.
 
         Raises:
             ConfigurationError: *orders* is not iterable, or yields an object that is not an Order.
@@ -415,13 +429,14 @@ class Flora:
         check_timeout(timeout)
         if (schedule := _check_poll(poll) or self._poll) is not None:
             check_schedule(schedule)
+        mode = None if check_params is None else require_mode(check_params)
         runner = OrderRunner(
             orders,
             ordering=partial(
                 self._ordering,
                 partial(self.wait_for_run, timeout=timeout, poll=poll, settle=check_flag("settle", settle)),
                 check_count("retry_failed", retry_failed, least=0),
-                start=partial(start_order, self._starter.start),
+                start=partial(start_order, partial(self._starter.start, check_params=mode)),
             ),
             concurrency=check_count("concurrency", concurrency, least=1),
             max_cost=None if max_cost is None else check_usd("max_cost", max_cost),
@@ -430,22 +445,30 @@ class Flora:
         return Outcomes(runner)
 
     async def start_run(
-        self, order: AnyOrder, *, idempotency_key: str | None = None, budget: Budget | None = None
+        self,
+        order: AnyOrder,
+        *,
+        idempotency_key: str | None = None,
+        budget: Budget | None = None,
+        check_params: CheckParams | None = None,
     ) -> StartedRun:
         """Start the run of any order exactly once, as ``generations.create`` does, with its errors.
 
         The inputs of a technique or an action are compared with the declared ones before anything is sent. In a
         *budget*, the run counts at its expected cost until a wait of this client sees its charge.
 
+        A generation is compared with its model as *check_params* says; ``None``: as ``Flora(check_params=...)`` does.
+
         Raises:
             ConfigurationError: the order is invalid, or its inputs do not match the declaration. Nothing was sent.
             BudgetExceededError: the order could exceed *budget*. Nothing was sent.
         """
         order, shared = order_of(order, {}), check_budget(budget)
+        start = partial(self._starter.start, order, idempotency_key, check_params=check_params)
         if shared is None:
-            return await self._starter.start(order, idempotency_key)
+            return await start()
         entry = await reserve_cost([shared.tracker], order)
-        return await start_counted(entry, self._starter.start(order, idempotency_key), self._hold_entry)
+        return await start_counted(entry, start(), self._hold_entry)
 
     def _ordering(
         self,
@@ -484,6 +507,7 @@ class Flora:
         budget: Budget | None = None,
         settle: bool = False,
         retry_failed: int = 0,
+        check_params: CheckParams | None = None,
     ) -> Run: ...
 
     @overload
@@ -505,6 +529,7 @@ class Flora:
         budget: Budget | None = None,
         settle: bool = False,
         retry_failed: int = 0,
+        check_params: CheckParams | None = None,
     ) -> Run: ...
 
     async def generate(
@@ -526,20 +551,23 @@ class Flora:
         budget: Budget | None = None,
         settle: bool = False,
         retry_failed: int = 0,
+        check_params: CheckParams | None = None,
     ) -> Run:
         """Start a run and wait for it: ``start_run`` and ``wait_for_run`` in one, with their errors.
 
         Pass an order of any kind, or the fields of an :class:`Order`: ``generate(order)``, or ``generate(type=...,
         prompt=..., ...)``.
 
-        Every error after the start has the ``run_id``: the run is billed, and can be awaited again. *budget*, *settle*
-        and *retry_failed* are those of ``generate_many``; *timeout* counts for each attempt.
+        Every error after the start has the ``run_id``: the run is billed, and can be awaited again. *budget*, *settle*,
+        *retry_failed* and *check_params* are those of ``generate_many``; *timeout* counts for each attempt.
 
         Raises:
             BudgetExceededError: the order could exceed *budget*; nothing was sent.
         """
         check_timeout(timeout)
         check_flag("settle", settle)
+        if check_params is not None:
+            require_mode(check_params)
         check_count("retry_failed", retry_failed, least=0)
         shared = check_budget(budget)
         trackers = [] if shared is None else [shared.tracker]
@@ -564,6 +592,7 @@ class Flora:
             partial(self.wait_for_run, timeout=timeout, on_update=on_update, poll=poll, settle=settle),
             retry_failed,
             trackers,
+            start=partial(self._starter.start, check_params=check_params),
         )
         entry = await reserve_cost(trackers, order)
         return await ordering.run(order, entry, key=idempotency_key, attempts=[])

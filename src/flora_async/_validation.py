@@ -160,7 +160,7 @@ def to_json(name: str, value: object) -> Json:
 
 def to_json_object(name: str, value: object) -> dict[str, Json]:
     """Return the mapping *value* as :func:`to_json` does."""
-    if not _is_mapping(value):
+    if not is_mapping(value):
         fix = ". Decode it first, with json.loads(...)" if isinstance(value, str) else ""
         raise errors.ConfigurationError(
             f"{name} must be a mapping of names to values, like a dict, not {type(value).__name__}{fix}"
@@ -196,9 +196,9 @@ def _convert(value: object, depth: int) -> Json:
         return _convert_number(value)
     if depth == _MAX_DEPTH:
         raise _UnsendableError(f"is nested more than {_MAX_DEPTH} levels deep, or contains itself")
-    if _is_mapping(value):
+    if is_mapping(value):
         return _convert_object(value, depth + 1)
-    if _is_list(value):
+    if is_list(value):
         return _convert_list(value, depth + 1)
     meant = value.value if isinstance(value, Enum) else unwrap_number(value)
     if meant is value:
@@ -206,11 +206,13 @@ def _convert(value: object, depth: int) -> Json:
     return _convert(meant, depth + 1)
 
 
-def _is_mapping(value: object) -> TypeGuard[Mapping[object, object]]:
+def is_mapping(value: object) -> TypeGuard[Mapping[object, object]]:
+    """Return whether *value* is a mapping."""
     return isinstance(value, Mapping)
 
 
-def _is_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]]:
+def is_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]]:
+    """Return whether JSON has *value* as an array."""
     return isinstance(value, list | tuple)
 
 

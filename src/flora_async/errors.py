@@ -105,6 +105,9 @@ def _restore(kind: type[FloraError], args: tuple[object, ...], state: dict[str, 
 class ConfigurationError(FloraError, ValueError):
     """A setting or an argument cannot be used. Nothing was sent. The text names the fix."""
 
+    fields: tuple[FieldError, ...] = ()
+    """The parameters that the order's model does not accept, each with one sentence (``check_params`` only)."""
+
 
 class BudgetExceededError(FloraError):
     """The order could cost more than its ``Budget`` has left. Nothing was sent."""

@@ -555,6 +555,14 @@ class ModelOption(Record, frozen=True, kw_only=True):
     label: str | None = None
 
 
+class ModelProperty(Record, frozen=True, kw_only=True):
+    """A number within a parameter of type ``dict``."""
+
+    min: float | None = None
+    max: float | None = None
+    default: Any = None
+
+
 class ModelParam(Record, frozen=True, kw_only=True):
     """A parameter of a model."""
 
@@ -566,6 +574,8 @@ class ModelParam(Record, frozen=True, kw_only=True):
     min: float | None = None
     max: float | None = None
     options: tuple[ModelOption, ...] | None = None
+    properties: Mapping[str, ModelProperty] | None = None
+    """The numbers in a parameter of type ``dict``."""
     label: str | None = None
     description: str | None = None
 

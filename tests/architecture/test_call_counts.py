@@ -15,15 +15,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks.clients import floor
+from benchmarks.clients import ORDER, floor
 from benchmarks.clients import flora as ours
+from flora_async import Model, ModelParam
 
 pytestmark = pytest.mark.anyio
 
 PAGES, ITEMS = 100, 100
 LOOP = {module.__file__ for module in (asyncio.base_events, asyncio.events, asyncio.selector_events, selectors)}
 """The event loop's own files: how often it wakes depends on the machine's load."""
-OF_A_RETRIEVE, OF_A_CREATE, OF_AN_ITEM = 25, 90, 1.5
+OF_A_RETRIEVE, OF_A_CREATE, OF_AN_ITEM, OF_A_CHECK = 25, 90, 1.5, 75
 
 
 @pytest.fixture
@@ -85,6 +86,18 @@ async def test_a_create(clients: tuple[floor.Contestant, ours.Contestant]) -> No
     by_hand, flora = clients
     base = await calls(lambda: by_hand.create(1), 30)
     assert await calls(lambda: flora.create(1), 30) - base <= OF_A_CREATE
+
+
+async def test_a_checked_create(clients: tuple[floor.Contestant, ours.Contestant]) -> None:
+    """The comparison with a model of twelve parameters, whose declaration is there, adds a bounded number of calls."""
+    _, flora = clients
+    types = {str: "string", int: "int", float: "float", dict: "dict"}
+    known = [ModelParam(name=name, type=types[type(value)]) for name, value in ORDER["params"].items()]
+    more = [ModelParam(name=f"more_{number}", type="int", default=1) for number in range(12 - len(known))]
+    model = Model(model_id=ORDER["model"], name="M", type=ORDER["type"], params=(*known, *more))
+    flora._flora.models._catalog.store((model,))
+    base = await calls(lambda: flora.create(1), 30)
+    assert await calls(lambda: flora.create(1, check_params="refuse"), 30) - base <= OF_A_CHECK
 
 
 async def test_an_item_of_the_history(clients: tuple[floor.Contestant, ours.Contestant]) -> None:

@@ -1,14 +1,12 @@
 """Workspaces, projects and models: the ids that an order wants, and what a model takes."""
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 from scripted import Scripted, answer
 from test_single_response import fails
 
-from flora_async import ConfigurationError, Flora, Model, ModelOption, ModelParam, PaginationError
-from flora_async._resources.catalog import check_params
+from flora_async import ConfigurationError, Flora, PaginationError
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +26,7 @@ async def test_on_the_sandbox() -> None:
         (workspace,) = await flora.workspaces.list()
         project = (await flora.projects.list())[0]
         (model,) = await flora.models.list(type="image")
-        assert len(await flora.models.list()) == 4
+        assert len(await flora.models.list()) == 6
         assert project.workspace_id == workspace.workspace_id
         assert await flora.models.check(model.model_id, {"seed": 7, "style": "bold"}) == ()
         run = await flora.generate(
@@ -69,51 +67,3 @@ async def test_a_model_that_is_not(server: Scripted) -> None:
             await flora.models.check("zzz", {})
         with pytest.raises(ConfigurationError, match="params must be a mapping"):
             await flora.models.check("t2i-flux-2-pro", [1])  # type: ignore[arg-type]
-
-
-MODEL = Model(
-    model_id="m",
-    name="M",
-    type="image",
-    params=(
-        ModelParam(name="prompt_image", type="string", required=True),
-        ModelParam(name="steps", type="int", required=True, default=4, min=1, max=50),
-        ModelParam(name="style", type="string", options=(ModelOption(value="plain"), ModelOption(value="bold"))),
-        ModelParam(name="tags", type="string[]", options=(ModelOption(value="a"), ModelOption(value="b"))),
-        ModelParam(name="strength", type="float", min=0.0, max=1.0),
-        ModelParam(name="limit", type="int?"),
-        ModelParam(name="tiled", type="bool"),
-        ModelParam(name="camera", type="dict"),
-        ModelParam(name="novel", type="of a type that is new"),
-    ),
-)
-
-
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ({}, {}),
-        ({"steps": 50, "style": "bold", "tags": ["a"], "strength": 1, "limit": None, "tiled": True}, {}),
-        ({"camera": {"x": 1}, "novel": object()}, {}),
-        ({"sedd": 1}, {"sedd": "does not take it; it takes prompt_image, steps"}),
-        ({"steps": 51}, {"steps": "at most 50, not 51"}),
-        ({"steps": 0}, {"steps": "at least 1, not 0"}),
-        ({"steps": True}, {"steps": "of type int, not bool"}),
-        ({"steps": 1.5}, {"steps": "of type int, not float"}),
-        ({"style": "loud"}, {"style": "one of plain, bold, not 'loud'"}),
-        ({"tags": ["a", "c"]}, {"tags": "one of a, b"}),
-        ({"tags": "a"}, {"tags": "of type string"}),
-        ({"strength": 1.01, "tiled": 1}, {"strength": "at most 1", "tiled": "of type bool, not int"}),
-        ({"camera": [], "limit": "x"}, {"camera": "of type dict", "limit": "of type int"}),
-    ],
-)
-def test_parameters(given: dict[str, Any], told: dict[str, str]) -> None:
-    """Of the right names, types and ranges; what FLORA may have learned since passes."""
-    found = {fault.field: fault.message for fault in check_params(MODEL, {"prompt_image": "x", **given})}
-    assert set(found) == set(told)
-    assert all(words in found[name] for name, words in told.items())
-
-
-def test_a_parameter_that_lacks() -> None:
-    """Unless it has a default."""
-    assert [fault.field for fault in check_params(MODEL, {})] == ["prompt_image"]

@@ -5,28 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from flora_async import errors
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
+from flora_async._resources.model_catalog import ModelCatalog, require_mode
 from flora_async._resources.operations import ItemPage, Operation, Resource
+from flora_async._resources.param_checks import Catalog, CheckParams, check_params, find_near
+from flora_async._resources.stubs import write_stubs
 from flora_async._validation import check_text, to_json_object
-from flora_async.models import FieldError, GenerationType, Model, ModelParam, Project, Workspace
-
-_NUMBER_TYPES = ("int", "int?", "seed", "float")
-_PARAM_TYPES: dict[str, Any] = {
-    "string": str,
-    "string[]": list[str],
-    "bool": bool,
-    "int": int,
-    "int?": int | None,
-    "seed": int,
-    "float": float,
-    "dict": dict[str, Any],
-}
-"""Python types of FLORA's parameter types. A type that is not listed accepts any value."""
+from flora_async.models import AnyOrder, FieldError, GenerationType, Model, Order, Project, Workspace
 
 
 class _Workspaces(Struct, frozen=True):
@@ -41,6 +30,14 @@ class _Models(Struct, frozen=True):
     models: tuple[Model, ...]
 
 
+class _GatewayModel(Struct, frozen=True):
+    model_id: str
+
+
+class _GatewayModels(Struct, frozen=True):
+    models: tuple[_GatewayModel, ...]
+
+
 _WORKSPACES = Operation("GET", "/workspaces", _Workspaces)
 _CREATE_IN_WORKSPACE = Operation("POST", "/workspaces/{workspace_id}/projects", Project)
 _CREATE_IN_FOLDER = Operation("POST", "/workspaces/{workspace_id}/folders/{folder_id}/projects", Project)
@@ -48,6 +45,7 @@ _PROJECTS = Operation("GET", "/projects", _Projects)
 _PROJECT = Operation("GET", "/projects/{project_id}", Project)
 _CREATE = Operation("POST", "/projects", Project)
 _MODELS = Operation("GET", "/models", _Models)
+_GATEWAY_MODELS = Operation("GET", "/gateway/models", _GatewayModels)
 
 
 class Workspaces(Resource):
@@ -104,66 +102,67 @@ class Projects(Resource):
 class Models(Resource):
     """``flora.models``: the models and their parameters."""
 
+    def __init__(self, origin: BaseURL, transport: Transport) -> None:
+        super().__init__(origin, transport)
+        self._catalog = ModelCatalog(self._read_all, self._read_gateway_ids, transport.time)
+
     async def list(self, *, type: GenerationType | None = None, timeout: float | None = None) -> tuple[Model, ...]:
         """Return all models, or the models for one *type* of output. OpenAPI: ``GET /models``.
 
         *timeout* are the seconds for one HTTP exchange, in place of the client's.
         """
-        query = {} if type is None else {"type": check_text("type", type)}
-        return (await self._call(_MODELS, query=query, timeout=timeout)).models
+        if type is None:
+            models = await self._read_all(timeout)
+            self._catalog.store(models)
+            return models
+        return (await self._call(_MODELS, query={"type": check_text("type", type)}, timeout=timeout)).models
+
+    async def catalog(self) -> Catalog:
+        """Return the list of models that this client keeps. It is read at the first use, and again after an hour.
+
+        ``catalog.check(order)`` returns the errors of an order without a request. OpenAPI: ``GET /models``.
+        """
+        return await self._catalog.get()
+
+    async def stubs(self) -> str:
+        """Return a Python module with a TypedDict for the parameters of each model, for editors and type checkers.
+
+        It is valid as ``.py`` and as ``.pyi``. ``flora-async models stubs`` prints it. OpenAPI: ``GET /models``.
+        """
+        return write_stubs(await self.list())
 
     async def check(self, model: str, params: Mapping[str, Any] | None = None) -> tuple[FieldError, ...]:
         """Return the errors in *params* for *model*, before anything is billed; an empty tuple without errors.
 
         An error is an unknown parameter, a missing required one, a wrong type, a value out of range, or a value that is
-        not an option. Each call requests the list of models.
+        not an option. The client keeps the list of models for an hour.
 
         Raises:
-            ConfigurationError: FLORA has no such model. The message names similar ones.
+            ConfigurationError: FLORA lists no such model. The message names a similar one.
         """
         model = check_text("model", model)
         given = to_json_object("params", {} if params is None else params)
-        known = {listed.model_id: listed for listed in await self.list()}
-        if model not in known:
-            from difflib import get_close_matches  # Its import takes a millisecond, and few calls need it.
-
-            near = get_close_matches(model, known, n=3, cutoff=0.4)
-            hint = f": did you mean {' or '.join(near)}?" if near else ""
+        models = (await self._catalog.get(model)).models
+        if model not in models:
+            near = find_near(model, models, near=0.4)
+            hint = f": did you mean {near}?" if near else ""
             raise errors.ConfigurationError(f"there is no model {model!r}{hint}")
-        return tuple(check_params(known[model], given))
+        faults = check_params(models[model], given)
+        return tuple(FieldError(field=each.field, message=each.message) for each in faults if each.certain)
 
+    async def check_order(self, order: AnyOrder, mode: CheckParams = "refuse") -> None:
+        """Compare an order with its model as ``create`` does: refuse it, or log a warning and accept it.
 
-def check_params(model: Model, params: Mapping[str, Any]) -> list[FieldError]:
-    """Return the errors in the parameters for a model."""
-    known = {param.name: param for param in model.params}
-    found = [
-        FieldError(field=name, message=f"{model.model_id} does not take it; it takes {', '.join(known) or 'none'}")
-        for name in params
-        if name not in known
-    ]
-    for name, param in known.items():
-        if name in params:
-            message = _check_value(param, params[name])
-        else:
-            message = "is required" if param.required and param.default is None else None
-        if message is not None:
-            found.append(FieldError(field=name, message=message))
-    return found
+        An order without a model, of a technique or of an action is accepted.
 
+        Raises:
+            ConfigurationError: *mode* is ``"refuse"`` and the order is wrong; ``fields`` has the errors.
+        """
+        if require_mode(mode) != "off" and isinstance(order, Order) and order.model is not None:
+            await self._catalog.check(order, mode)
 
-def _check_value(param: ModelParam, value: object) -> str | None:
-    try:
-        msgspec.convert(value, _PARAM_TYPES.get(param.type, Any))
-    except msgspec.ValidationError:
-        return f"must be of type {param.type}, not {type(value).__name__}"
-    if param.options:
-        options = [option.value for option in param.options]
-        chosen = msgspec.convert(value, list[object]) if param.type == "string[]" else [value]
-        if any(item not in options for item in chosen):
-            return f"must be one of {', '.join(map(str, options))}, not {value!r}"
-    if isinstance(value, int | float) and param.type in _NUMBER_TYPES:
-        if param.min is not None and value < param.min:
-            return f"must be at least {param.min:g}, not {value}"
-        if param.max is not None and value > param.max:
-            return f"must be at most {param.max:g}, not {value}"
-    return None
+    async def _read_gateway_ids(self) -> frozenset[str]:
+        return frozenset(model.model_id for model in (await self._call(_GATEWAY_MODELS)).models)
+
+    async def _read_all(self, timeout: float | None = None) -> tuple[Model, ...]:
+        return (await self._call(_MODELS, timeout=timeout)).models

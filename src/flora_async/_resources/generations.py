@@ -22,6 +22,7 @@ from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
 from flora_async._inputs import find_files, inputs_of, without_files
 from flora_async._resources.pagination import GenerationList, Window
+from flora_async._resources.param_checks import CheckParams
 from flora_async._resources.starting import RunStarter
 from flora_async._validation import check_run, check_time
 from flora_async.models import AnyOrder, GenerationPage, GenerationType, Order, Run, RunLike, RunStatus, StartedRun
@@ -37,7 +38,13 @@ class Generations:
 
     @overload
     async def create(
-        self, order: Order, /, *, idempotency_key: str | None = None, timeout: float | None = None
+        self,
+        order: Order,
+        /,
+        *,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+        check_params: CheckParams | None = None,
     ) -> StartedRun: ...
 
     @overload
@@ -54,6 +61,7 @@ class Generations:
         callback_url: str | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
+        check_params: CheckParams | None = None,
     ) -> StartedRun: ...
 
     async def create(
@@ -70,6 +78,7 @@ class Generations:
         callback_url: str | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
+        check_params: CheckParams | None = None,
     ) -> StartedRun:
         """Start a generation exactly once: ``create(order)``, or ``create(type=..., prompt=..., ...)``.
 
@@ -82,8 +91,12 @@ class Generations:
 
         *timeout* are the seconds for one HTTP exchange of this order, in place of the client's ``timeout``.
 
+        An order with a model is compared with the model's declared parameters first, as *check_params* says; ``None``:
+        as ``Flora(check_params=...)`` does.
+
         Raises:
-            ConfigurationError: an argument is invalid; nothing was sent.
+            ConfigurationError: an argument is invalid, or the model does not accept the parameters, which ``fields``
+                then names; nothing was sent.
             CreateOutcomeUnknownError: FLORA may have accepted the order, but its response was lost and its run could
                 not be identified. Call ``flora.recover_create(error)`` to search again.
             IdempotencyConflictError: *idempotency_key* was used before; ``flora.recover_create(error)`` finds its run.
@@ -102,7 +115,7 @@ class Generations:
                 "callback_url": callback_url,
             },
         )
-        return await self._starter.start(order, idempotency_key, timeout)
+        return await self._starter.start(order, idempotency_key, timeout, check_params=check_params)
 
     def validate(self, order: AnyOrder) -> AnyOrder:
         """Check an order of any kind as its create does, without a request, and return it as it would be sent.

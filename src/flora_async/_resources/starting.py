@@ -18,6 +18,8 @@ from flora_async._inputs import find_files, inputs_of, without_files
 from flora_async._resources.create_recovery import CreateRecovery
 from flora_async._resources.declarations import Declarations
 from flora_async._resources.input_files import InputFiles
+from flora_async._resources.model_catalog import require_mode
+from flora_async._resources.param_checks import CheckParams
 from flora_async._validation import check_idempotency_key
 from flora_async.events import Emit, RunCreated
 from flora_async.models import AnyOrder, Order, RunOrigin, StartedRun
@@ -26,6 +28,9 @@ log = logging.getLogger("flora_async")
 
 OnCreate: TypeAlias = Callable[[str, AnyOrder], None]
 """Called with the idempotency key and the order before the request is sent. Its exceptions stop the create."""
+
+CheckOrder: TypeAlias = Callable[[AnyOrder, CheckParams], Coroutine[None, None, None]]
+"""Compares an order with the declaration of its model. Raises ConfigurationError to refuse the order."""
 
 
 class RunStarter:
@@ -41,6 +46,8 @@ class RunStarter:
         *,
         on_create: OnCreate | None,
         emit: Emit | None,
+        check_order: CheckOrder,
+        check_params: CheckParams,
     ) -> None:
         self._origin = origin
         self._transport = transport
@@ -49,9 +56,16 @@ class RunStarter:
         self._files = files
         self._on_create = on_create
         self._emit = emit
+        self._check_order = check_order
+        self._check_params = check_params
 
     async def start(
-        self, order: AnyOrder, idempotency_key: str | None = None, timeout: float | None = None
+        self,
+        order: AnyOrder,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+        *,
+        check_params: CheckParams | None = None,
     ) -> StartedRun:
         """Check an order, record its key with ``on_create``, send it, and return the started run with its origin.
 
@@ -59,15 +73,17 @@ class RunStarter:
         the seconds for one exchange, in place of the client's.
         """
         key = str(uuid.uuid4()) if idempotency_key is None else check_idempotency_key(idempotency_key)
+        mode = self._check_params if check_params is None else require_mode(check_params)
         try:
             if isinstance(order, Order):
                 request = create_request(self._origin, order, key)
+                if mode != "off" and order.model is not None:
+                    await self._check_order(request.order or order, mode)
             else:
                 request = await self._declarations.create_request(order, key)
         except errors.ConfigurationError as error:
-            order, request = await self._upload_files(order, key, error)
-        if timeout is not None:
-            request = with_timeout(request, timeout)
+            order, request = await self._upload_files(order, key, error, mode)
+        request = request if timeout is None else with_timeout(request, timeout)
         if self._on_create is not None:
             _record_key(self._on_create, key, order)
         sent = request.order or order
@@ -106,12 +122,13 @@ class RunStarter:
         return replace(started, origin=origin)
 
     async def _upload_files(
-        self, order: AnyOrder, key: str, refusal: errors.ConfigurationError
+        self, order: AnyOrder, key: str, refusal: errors.ConfigurationError, mode: CheckParams
     ) -> tuple[AnyOrder, Request]:
         """Return the order with URLs in the place of files, and its request. Raise *refusal* if it has no files."""
         if not find_files(inputs_of(order)):
             raise refusal
         await self._declarations.create_request(without_files(order), key)  # Nothing is uploaded for an invalid order.
+        await self._check_order(order, mode)
         order = await self._files.upload(order)
         return order, await self._declarations.create_request(order, key)
 

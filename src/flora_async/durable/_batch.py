@@ -13,7 +13,7 @@ import msgspec
 import sqlalchemy as sa
 from msgspec import Struct
 
-from flora_async import Budget, Flora, errors
+from flora_async import Budget, CheckParams, Flora, errors
 from flora_async._budget import check_budget
 from flora_async._validation import check_count, check_seconds, check_usd
 from flora_async.durable._store import batches
@@ -97,6 +97,7 @@ class Batch:
         run_timeout: float | None = None,
         retry_failed: int = 0,
         budget: Budget | None = None,
+        check_params: CheckParams | None = None,
     ) -> BatchStatus:
         """Order all of it, once, and return when every order has ended.
 
@@ -117,6 +118,8 @@ class Batch:
             budget: the batch takes *max_cost* from it. The share is set aside until this call returns, then replaced by
                 the cost of the batch. The database keeps *max_cost*: a batch that is resumed after a crash stays
                 within it, and takes the same share from the budget of the new process.
+            check_params: as in ``Flora``, whose setting is the default. All orders are compared with their models
+                before the first is sent, and not again.
 
         Raises:
             ConfigurationError: an order cannot be sent, the batch exists with other orders, or *budget* has less than
@@ -131,7 +134,7 @@ class Batch:
         if share is not None:
             share.take_share(self._share_name, max_cost or 0.0)
         try:
-            await self.add(_without_columns(orders), max_cost=max_cost, settings=settings)
+            await self.add(_without_columns(orders), max_cost=max_cost, settings=settings, check_params=check_params)
         except errors.ConfigurationError:
             if share is not None:
                 share.set_share(self._share_name, 0.0)
@@ -153,18 +156,24 @@ class Batch:
         *,
         max_cost: float | None = None,
         settings: BatchSettings | None = None,
+        check_params: CheckParams | None = None,
     ) -> None:
         """Store orders, each with its other columns, and let every worker on the database work on them."""
         database, worker = self._database, self._worker
         if worker is None:
             raise errors.ConfigurationError("these batches have no client to order with: open Batches(flora, ...)")
         money = None if max_cost is None else check_usd("max_cost", max_cost)
+        mode = worker.flora.check_params if check_params is None else check_params
+        sql = "SELECT 1 FROM flora_batches WHERE name = :name"
+        if await database.read(lambda c: select(c, sql, name=self.name)):
+            mode = "off"  # a stored batch continues, also if the list of models has changed since
         writer = BatchWriter(self.name, worker.process)
         await database.write(writer.begin)
         try:
             page: list[dict[str, object]] = []
             async for order, columns in orders:
-                page.append(writer.row(_check_order(worker.flora, order, writer.total), columns))
+                checked = await _check_order(worker.flora, order, writer.total, mode)
+                page.append(writer.row(checked, columns))
                 if len(page) == batches.STORE_PAGE:
                     await database.write(partial(batches.insert_orders, rows=page))
                     page = []
@@ -387,10 +396,14 @@ def _check_share(budget: object, max_cost: float | None) -> Budget | None:
     return share
 
 
-def _check_order(flora: Flora, order: object, number: int) -> AnyOrder:
+async def _check_order(flora: Flora, order: object, number: int, mode: CheckParams) -> AnyOrder:
     if not isinstance(order, AnyOrder):
         raise errors.ConfigurationError(f"order {number}: a batch takes Orders, not {type(order).__name__}")
     try:
-        return flora.generations.validate(order)
+        checked = flora.generations.validate(order)
+        await flora.models.check_order(checked, mode)
     except errors.ConfigurationError as error:
-        raise errors.ConfigurationError(f"order {number}: {error}") from None
+        numbered = errors.ConfigurationError(f"order {number}: {error}")
+        numbered.fields = error.fields
+        raise numbered from None
+    return checked

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from flora_async.models import GenerationType
+from flora_async.models import GenerationType, Order
 from flora_async.sandbox._runs import SECONDS, USD
 
 _CREATED_AT = 1_790_000_000_000
@@ -33,11 +33,33 @@ _STYLE = {
     "default": "plain",
     "options": [{"label": "Plain", "value": "plain"}, {"label": "Bold", "value": "bold"}],
 }
+_DURATION = {
+    "name": "duration",
+    "required": False,
+    "type": "int",
+    "label": "Duration in seconds",
+    "default": 5,
+    "min": 1,
+    "max": 10,
+}
+_CAMERA = {
+    "name": "camera",
+    "required": False,
+    "type": "dict",
+    "label": "Camera",
+    "properties": {"zoom": {"min": 0, "max": 10, "default": 0}, "pan": {"min": -10, "max": 10, "default": 0}},
+}
 
 
-def _model(kind: GenerationType, name: str, *params: Mapping[str, object]) -> dict[str, object]:
+def _media(name: str, kind: str) -> dict[str, object]:
+    return {"name": name, "required": True, "type": kind, "label": "Input"}
+
+
+def _model(
+    kind: GenerationType, name: str, *params: Mapping[str, object], model_id: str | None = None
+) -> dict[str, object]:
     return {
-        "model_id": f"sandbox-{kind}",
+        "model_id": model_id or f"sandbox-{kind}",
         "name": name,
         "provider": "sandbox",
         "type": kind,
@@ -50,7 +72,28 @@ def _model(kind: GenerationType, name: str, *params: Mapping[str, object]) -> di
 
 MODELS: list[dict[str, object]] = [
     _model("image", "Landscapes", _STYLE),
-    _model("video", "A day over landscapes"),
+    _model("video", "A day over landscapes", _DURATION),
+    _model(
+        "video",
+        "A picture that moves",
+        _media("image_url", "string"),
+        _DURATION,
+        _CAMERA,
+        model_id="sandbox-video-from-image",
+    ),
+    _model(
+        "video", "Pictures in a row", _media("image_urls", "string[]"), _DURATION, model_id="sandbox-video-from-images"
+    ),
     _model("audio", "Little tunes"),
     _model("text", "A few sentences"),
 ]
+
+
+def missing_inputs(order: Order, models: Iterable[Mapping[str, object]]) -> list[str]:
+    """Return the required parameters that an order lacks: FLORA accepts it, and its run fails."""
+    declared = next((model for model in models if model["model_id"] == order.model), {})
+    params = declared.get("params")
+    if not isinstance(params, list):
+        return []
+    required = [param["name"] for param in params if param.get("required") and param.get("default") is None]
+    return [name for name in required if (order.params or {}).get(name) is None]

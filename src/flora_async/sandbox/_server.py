@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from email.utils import formatdate
 from importlib.util import find_spec
 from typing import Literal, Self, get_args
@@ -112,7 +112,8 @@ class Sandbox:
     A prompt can request an outcome. ``[fail:safety_blocked]``, ``[fail:GPU_PROVIDER_ERROR]``: the run fails with that
     code, in either spelling, and ``[fail:GPU_PROVIDER_ERROR:rejected by the safety system]`` with that message too.
     ``[slow]``: it takes at least a minute at any time scale. ``[http:429]``: the create returns that status and starts
-    nothing. The same prompt and ``params={"seed": 7}`` make the same medium.
+    nothing. The same prompt and ``params={"seed": 7}`` make the same medium. As at FLORA, no value in ``params`` is
+    refused, and all are billed; without a required input of its model, a run fails.
 
     Args:
         api_key: the only accepted key; by default a new one.
@@ -128,6 +129,7 @@ class Sandbox:
         max_runs: maximum number of stored runs; the oldest are deleted first.
         faults: injected faults, each with its share of the requests, like ``{"lost_reply": 0.1, 503: 0.05}``;
             :data:`flora_async.sandbox.FaultName` lists them.
+        models: the response to ``GET /models``, in place of the sandbox's own models.
         seed: selects the requests that get a fault; the same ones for the same seed and sequence of requests.
         lost_webhooks: the share of webhooks that are never sent.
         rate_limit: requests a second for each API key, with a burst of one second's requests. More are rejected with
@@ -150,6 +152,7 @@ class Sandbox:
         idempotency: Literal["reject", "replay"] = "reject",
         max_runs: int = 200_000,
         faults: Mapping[Fault, float] | None = None,
+        models: Sequence[Mapping[str, object]] | None = None,
         seed: int = 0,
         lost_webhooks: float = 0.0,
         rate_limit: float | None = None,
@@ -172,6 +175,7 @@ class Sandbox:
         """Number of accepted creates: FLORA would have billed these."""
         self.requests: Counter[str] = Counter()
         """Number of requests by operation, like ``requests["POST /generate"]`` or ``requests["GET /runs"]``."""
+        self._own_models = models
         self._any_key = any_key
         self._host = host
         self._port = port
@@ -367,6 +371,10 @@ class Sandbox:
             raise refusal(status, retry_after=1 if status == 429 else None)
         run = plan_run(order, now=now, unix=self._unix_at_zero + now, time_scale=self._time_scale)
         run = replace(run, quote_factor=self._quote_factor, charge_delay=self._charge_delay)
+        missing = _catalog.missing_inputs(order, self._list_models())
+        if missing and run.failure is None:
+            reason = f"The input {', '.join(missing)} is missing."
+            run = replace(run, failure="GENERATION_INPUT_VALIDATION", failure_message=reason)
         self._runs.add(run)
         self._webhooks.schedule(run)
         self.accepted += 1
@@ -420,7 +428,10 @@ class Sandbox:
         if wanted is not None and wanted not in get_args(GenerationType):
             fields = {"type": f"Must be one of {', '.join(get_args(GenerationType))}"}
             raise RefusalError(400, "input_validation_error", "The request is not valid.", fields=fields)
-        return _json({"models": [model for model in _catalog.MODELS if wanted in (None, model["type"])]})
+        return _json({"models": [model for model in self._list_models() if wanted in (None, model["type"])]})
+
+    def _list_models(self) -> Sequence[Mapping[str, object]]:
+        return _catalog.MODELS if self._own_models is None else self._own_models
 
     async def _media(self, request: web.Request) -> web.Response:
         from flora_async.sandbox import _media

@@ -1,0 +1,77 @@
+"""``flora-async models check`` and ``models stubs``; order files compared with the list of models."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flora_async import AnyOrder, Catalog, Flora, Order, errors
+from flora_async._aio import run_in_thread
+from flora_async.cli import arguments, output
+from flora_async.cli.order_files import OrderFile, open_orders
+
+PLACE = {"workspace_id": "ws_any", "project_id": "prj_any", "prompt": "any"}
+"""Fields of an order that the list of models does not concern."""
+
+
+def comparing(
+    catalog: Catalog, validate: Callable[[AnyOrder], AnyOrder], warn: Callable[[str], object] | None = None
+) -> Callable[[AnyOrder], AnyOrder]:
+    """Return a function that validates an order, and compares it with its model: it raises, or calls *warn*."""
+
+    def check(order: AnyOrder) -> AnyOrder:
+        valid = validate(order)
+        faults = "; ".join(fault.message for fault in catalog.check(valid))
+        if faults and warn is None:
+            raise errors.ConfigurationError(faults)
+        if faults and warn is not None:
+            warn(faults)
+        return valid
+
+    return check
+
+
+async def check(options: argparse.Namespace, flora: Flora) -> int:
+    """Print the errors of the orders in a file, or of parameters for a model. Nothing is ordered."""
+    if (options.orders is None) == (options.model is None):
+        raise arguments.UsageError("models check: name a file of orders, or --model with its --params")
+    params = arguments.parse_params(options.params)
+    catalog = await flora.models.catalog()
+    if options.orders is None:
+        faults = _check_one(catalog, options, params)
+    else:
+        with open_orders(options.orders) as source:
+            faults = await run_in_thread(_check_lines, source, comparing(catalog, flora.generations.validate), options)
+    output.print_json({"faults": faults})
+    return 1 if faults else 0
+
+
+def _check_one(catalog: Catalog, options: argparse.Namespace, params: dict[str, Any] | None) -> list[dict[str, Any]]:
+    model = catalog.models.get(options.model)
+    if model is None:
+        raise errors.ConfigurationError(f"FLORA lists no model {options.model!r}: `flora-async models` lists them")
+    kind: Any = options.type or model.type
+    order = Order(type=kind, model=options.model, params=params, **PLACE)
+    return [fault.to_dict() for fault in catalog.check(order)]
+
+
+def _check_lines(
+    source: OrderFile, validate: Callable[[AnyOrder], AnyOrder], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    defaults = PLACE if options.type is None else {**PLACE, "type": options.type}
+    return list(_find_faults(source, validate, defaults))
+
+
+def _find_faults(
+    source: OrderFile, validate: Callable[[AnyOrder], AnyOrder], defaults: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    for line in source.read(validate, defaults):
+        if line.order is None:
+            yield {"line": line.number, "message": line.fault}
+
+
+async def write_stubs(flora: Flora) -> int:
+    """Print the types of all models' parameters."""
+    output.write(await flora.models.stubs(), flush=True)
+    return 0
