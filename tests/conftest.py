@@ -43,18 +43,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @cache
-def _allow_any_time() -> None:
-    """Disable hypothesis's deadline, which a busy machine exceeds."""
+def _load_hypothesis_profile() -> None:
+    """Set the number of generated examples, and disable hypothesis's deadline, which a busy machine exceeds."""
     from hypothesis import settings  # imported here: the import takes a second, and few modules need it
 
-    settings.register_profile("busy", deadline=None)
-    settings.load_profile("busy")
+    settings.register_profile("fast", deadline=None, max_examples=30)
+    settings.register_profile("thorough", deadline=None)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
 def pytest_pycollect_makemodule(module_path: Path) -> None:
     """Configure hypothesis before the first module that uses it is imported."""
     if "from hypothesis" in module_path.read_text(encoding="utf-8"):
-        _allow_any_time()
+        _load_hypothesis_profile()
 
 
 @pytest.hookimpl(optionalhook=True)
