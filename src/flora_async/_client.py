@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import partial
 from inspect import iscoroutine
 from pathlib import Path
@@ -56,6 +57,15 @@ from flora_async._resources.input_files import InputFiles
 from flora_async._resources.library import Feedback, Library
 from flora_async._resources.model_catalog import require_mode
 from flora_async._resources.param_checks import CheckParams
+from flora_async._resources.spending import (
+    Catalogue,
+    SeenPrices,
+    check_cost_key,
+    check_since,
+    count_orders,
+    estimate_costs,
+    sum_history,
+)
 from flora_async._resources.starting import OnCreate, RunStarter
 from flora_async._resources.techniques import TechniqueRuns, Techniques
 from flora_async._validation import (
@@ -70,15 +80,21 @@ from flora_async._validation import (
 )
 from flora_async.events import OnEvent, make_emitter
 from flora_async.models import (
+    ActionOrder,
     AnyOrder,
+    CostTable,
+    Estimate,
     Generation,
     GenerationPage,
     GenerationType,
+    Order,
     Output,
+    PriceHistory,
     Response,
     Run,
     RunLike,
     StartedRun,
+    TechniqueOrder,
     TechniqueRun,
     lacks_charge,
     lacks_outputs,
@@ -231,6 +247,9 @@ class Flora:
         self._transport = Transport(self._settings, emit=emit)
         self._awaited: dict[str, StartedRun] = {}
         self._unsettled: dict[str, CostEntry] = {}
+        self._uncharged: dict[str, bool] = {}
+        """Completed runs whose duration was counted, and whose charge was not seen."""
+        self._prices = SeenPrices()
         self._reorder_policy = ReorderPolicy()
         self._estimates = DurationEstimator()
         self._poller = Poller(
@@ -597,6 +616,93 @@ class Flora:
         entry = await reserve_cost(trackers, order)
         return await ordering.run(order, entry, key=idempotency_key, attempts=[])
 
+    async def estimate(
+        self,
+        orders: AnyOrder | Iterable[AnyOrder] | AsyncIterable[AnyOrder],
+        *,
+        past: Mapping[tuple[str, str | None], PriceHistory] | None = None,
+        quote: bool = False,
+    ) -> Estimate:
+        """Return the expected cost of one order or many in USD, and the duration, without starting anything.
+
+        The source is, for each kind and model: the charges of the runs that this client has awaited, and *past*; else
+        the catalogue of FLORA, read once (``estimated_credits``, at 0.001 USD each; ``run_cost`` of a technique; the
+        cost of an action). ``estimate.basis`` and the range from ``low`` to ``high`` show how sure it is. A price from
+        the catalogue or a quote can be too low by 3.5, so ``high`` is four times as much.
+
+        Args:
+            orders: an order, or any iterable or asynchronous iterable of orders. It is read to its end.
+            past: charges that were seen elsewhere, like ``await batches.past_costs()`` of durable batches.
+            quote: request FLORA's quote for the first order of each type and model. This parameter of ``POST
+                /generate`` is undocumented: if FLORA ignored it, the order would be started and billed.
+
+        Raises:
+            ResponseDecodeError: FLORA ignored *quote* and started a run; ``error.run_id`` is its id.
+        """
+        counts, samples = await count_orders(orders)
+        known = {} if past is None else past
+        return await estimate_costs(
+            counts,
+            samples,
+            find_prices=lambda key: self._prices.find(key, known),
+            durations=self._estimates,
+            catalogue=Catalogue(
+                models=self.models.list,
+                cost=self._declared_cost,
+                quote=self._request_quote if check_flag("quote", quote) else None,
+            ),
+        )
+
+    async def _declared_cost(self, order: TechniqueOrder | ActionOrder) -> float | None:
+        if isinstance(order, TechniqueOrder):
+            return (await self.techniques.retrieve(order.technique_id)).run_cost
+        return (await self.actions.retrieve(order.action_id)).charged_cost
+
+    async def _request_quote(self, order: Order) -> float | None:
+        """Return FLORA's quote; ``None`` if FLORA refuses the parameter. The request is sent once."""
+        body = self.generations.validate(order).to_dict() | {"quote": True}
+        try:
+            response = await self.request("POST", "/generate", json={k: v for k, v in body.items() if v is not None})
+        except errors.BadRequestError:
+            return None
+        run_id, quote = response.data.get("run_id"), response.data.get("estimated_cost")
+        if isinstance(run_id, str):
+            error = errors.ResponseDecodeError(
+                "FLORA ignored quote and started the order, which is billed. Wait for its run",
+                field="$.run_id",
+                url=f"{self._origin.url}/generate",
+                status=response.status,
+                request_id=response.request_id,
+                excerpt=run_id,
+            )
+            error.run_id = run_id
+            raise error
+        return float(quote) if isinstance(quote, int | float) and not isinstance(quote, bool) else None
+
+    async def costs(
+        self,
+        *,
+        since: datetime | timedelta | None = None,
+        by: Literal["model", "project", "day"] = "model",
+        project_id: str | None = None,
+        workspace_id: str | None = None,
+    ) -> CostTable:
+        """Return the costs of the history of generations, summed up by model, project or day (UTC).
+
+        It reads the pages of the history, a hundred runs each, and keeps the sums only. Runs of techniques and actions
+        are not in this history. Reference: "List generation history".
+
+        Args:
+            since: count runs created from then on: a datetime with a time zone, or a timedelta before now; ``None``:
+                all.
+            by: the column of the rows.
+            project_id: count the runs of this project only.
+            workspace_id: count the runs of this workspace only.
+        """
+        key, start = check_cost_key(by), check_since(since)
+        listing = self.generations.list(limit=100, project_id=project_id, workspace_id=workspace_id)
+        return await sum_history(listing.pages(), key, start)
+
     def inbox(self, secret: str | None = None) -> Inbox:
         """Return an inbox for webhooks. Create runs with a ``callback_url``, and pass its requests to the inbox.
 
@@ -784,9 +890,18 @@ class Flora:
             if not lacks_charge(run):
                 del self._unsettled[run.run_id]
         started = self._awaited.pop(run.run_id, None)
-        if started is not None and started.origin is not None and run.succeeded:
-            took = (run.completed - run.created).total_seconds() if run.completed else age
-            self._estimates.update(started.origin.type, started.origin.model, started.estimated_seconds, took)
+        if started is None or started.origin is None or not run.succeeded:
+            return
+        took = (run.completed - run.created).total_seconds() if run.completed else age
+        kind, model = started.origin.type, started.origin.model
+        if run.charged_cost is not None:
+            self._prices.record((kind, model), run.charged_cost, took)
+        if not self._uncharged.pop(run.run_id, False):
+            self._estimates.update(kind, model, started.estimated_seconds, took)
+        if lacks_charge(run):  # the record with the charge comes later, if it is awaited
+            self._awaited[run.run_id], self._uncharged[run.run_id] = started, True
+            if len(self._uncharged) > AWAITED_RUNS:
+                del self._uncharged[next(iter(self._uncharged))]
 
     async def _read_page(
         self, cursor: str | None, scope: tuple[str | None, str | None], turn: float | None = None

@@ -30,6 +30,8 @@ StopReason: TypeAlias = Literal["max_cost", "budget", "insufficient_credits", "r
 
 QUOTE_MARGIN = 4.0
 """Factor for a quote before the first charge of its type and model: FLORA has charged 0.873 for a quote of 0.253."""
+MAX_KINDS = 1000
+"""Maximum number of kinds and models whose prices a client keeps."""
 _ROUNDING = 1e-9
 
 

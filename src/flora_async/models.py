@@ -7,6 +7,7 @@ or has another type raises an error that names it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from math import inf
@@ -752,6 +753,123 @@ class ListedAsset(_AssetFields, frozen=True, kw_only=True, omit_defaults=True):
     asset_id: str | None = None
     """``None`` for media that lie on a canvas only."""
     node_id: str | None = None
+
+
+class CostRow(Record, frozen=True, gc=False, kw_only=True):
+    """The costs of one model, project or day in the history."""
+
+    key: str | None
+    """Model id, project id, or date in UTC like ``2026-11-25``; ``None`` for runs without a model id."""
+    runs: int = 0
+    completed: int = 0
+    failed: int = 0
+    charged: float = 0.0
+    """USD that FLORA has charged."""
+    unsettled: int = 0
+    """Runs without a final charge: unfinished, or completed without a charge so far."""
+
+
+class CostTable(Record, frozen=True, kw_only=True):
+    """The costs of the history, summed up by model, project or day."""
+
+    by: str
+    rows: tuple[CostRow, ...]
+    """Highest costs first; days in order."""
+    broken: int = 0
+    """Items of the history that could not be decoded, and are in no row."""
+
+    @property
+    def total(self) -> CostRow:
+        """The sum of all rows; its ``key`` is ``None``."""
+        rows = self.rows
+        return CostRow(
+            key=None,
+            runs=sum(row.runs for row in rows),
+            completed=sum(row.completed for row in rows),
+            failed=sum(row.failed for row in rows),
+            charged=math.fsum(row.charged for row in rows),
+            unsettled=sum(row.unsettled for row in rows),
+        )
+
+
+class PriceHistory(Record, frozen=True, gc=False, kw_only=True):
+    """Charges and durations of completed runs of one kind and model."""
+
+    runs: int
+    mean: float
+    """USD."""
+    low: float
+    """Lowest charge in USD."""
+    high: float
+    """Highest charge in USD."""
+    seconds: float | None = None
+    """Mean duration in seconds; ``None`` if unknown."""
+
+
+EstimateBasis: TypeAlias = Literal["charges", "quote", "catalogue", "unknown"]
+"""Source of an estimate: charges of earlier runs, FLORA's quote for the first order, FLORA's catalogue, or none."""
+
+
+class KindEstimate(Record, frozen=True, gc=False, kw_only=True):
+    """The expected cost of the orders of one kind and model, technique or action."""
+
+    kind: OrderKind
+    endpoint: str | None
+    """The model, technique or action."""
+    orders: int
+    usd: float | None
+    """Expected USD of all of them; ``None`` if unknown."""
+    low: float | None
+    """Lower end of the range in USD."""
+    high: float | None
+    """Upper end of the range in USD."""
+    seconds: float
+    """Expected duration of one run in seconds."""
+    basis: EstimateBasis
+    runs: int = 0
+    """Number of earlier runs behind it."""
+
+
+class Estimate(Record, frozen=True, kw_only=True):
+    """The expected cost of orders. It is no offer: only the charge of a completed run is final."""
+
+    kinds: tuple[KindEstimate, ...]
+
+    @property
+    def orders(self) -> int:
+        """Number of orders."""
+        return sum(each.orders for each in self.kinds)
+
+    @property
+    def usd(self) -> float | None:
+        """Expected USD of all orders; ``None`` if the cost of a kind is unknown."""
+        return _sum_known(each.usd for each in self.kinds)
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the range in USD; ``None`` if unknown."""
+        return _sum_known(each.low for each in self.kinds)
+
+    @property
+    def high(self) -> float | None:
+        """Upper end of the range in USD; ``None`` if unknown."""
+        return _sum_known(each.high for each in self.kinds)
+
+    @property
+    def seconds(self) -> float:
+        """Expected duration in seconds of the slowest run. Runs that start together need no longer."""
+        return max((each.seconds for each in self.kinds), default=0.0)
+
+    @property
+    def basis(self) -> EstimateBasis:
+        """The weakest source among the kinds."""
+        order: tuple[EstimateBasis, ...] = ("unknown", "catalogue", "quote", "charges")
+        return min((each.basis for each in self.kinds), key=order.index, default="unknown")
+
+
+def _sum_known(amounts: Iterable[float | None]) -> float | None:
+    known = list(amounts)
+    return None if None in known else math.fsum(amount or 0.0 for amount in known)
 
 
 class FieldError(Record, frozen=True, gc=False, kw_only=True):

@@ -82,9 +82,9 @@ def test_a_dry_run_orders_nothing(batch: Any, flora_sandbox: Sandbox, tmp_path: 
         more.write(json.dumps({**line, "type": "image", "model": "sandbox-image"}) + "\n")
         more.write(json.dumps({**line, "type": "video"}) + "\n")
     told = batch("run", orders, "--out", "other.jsonl", "--dry-run")
-    assert "5 orders, about 0.03 USD" in told
-    assert "3 text: about 0.03 USD, as earlier runs here" in told
-    assert "1 image by sandbox-image: " in told
+    assert "5 orders, about 0.07 USD" in told
+    assert "3 text: about 0.03 USD, as 3 earlier runs here" in told
+    assert "1 image by sandbox-image: about 0.04 USD, by the catalogue, 0.04 to 0.16" in told
     assert "1 video: cost unknown until the first run is charged" in told
     assert flora_sandbox.accepted == 3
     assert not (tmp_path / "other.jsonl").exists()

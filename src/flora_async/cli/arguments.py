@@ -88,6 +88,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "batch skip": ("batch skip --batch orders-1a2b3c 3 4",),
     "batch delete": ("batch delete --batch orders-1a2b3c",),
     "batch reassign": ("batch reassign --executor host-1",),
+    "costs": ("costs --since 30d --by day --draw",),
     "gallery": ("gallery --out failed.html --status failed --open",),
     "sandbox": ("sandbox --port 0", "sandbox -- pytest tests"),
     "demo": ("demo 'a heron at dawn'",),
@@ -238,6 +239,14 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
     )
+    _add_costs(
+        commands.add_parser(
+            "costs",
+            help="sum up the costs of the history",
+            parents=[_api_key_parser()],
+            allow_abbrev=False,
+        )
+    )
     _add_gallery(
         commands.add_parser(
             "gallery",
@@ -280,6 +289,17 @@ def build_parser() -> argparse.ArgumentParser:
     return whole
 
 
+def _add_costs(costs: argparse.ArgumentParser) -> None:
+    costs.add_argument("--by", choices=("model", "project", "day"), default="model", help="the rows (default: model)")
+    costs.add_argument(
+        "--since", metavar="TIME", help="runs from then on: 24h, 30d, 4w, or a date like 2026-11-25 (default: all)"
+    )
+    costs.add_argument("--project-id", metavar="prj_...")
+    costs.add_argument("--workspace-id", metavar="ws_...")
+    costs.add_argument("--draw", action="store_true", help="draw a bar for each row")
+    costs.add_argument("--format", choices=FORMATS, default="table", help="how to print it (default: table)")
+
+
 def _add_sandbox(sandbox: argparse.ArgumentParser) -> None:
     sandbox.add_argument(
         "--port",
@@ -314,6 +334,12 @@ def _add_generations(generations: argparse.ArgumentParser) -> None:
     create.add_argument("--callback-url", metavar="URL", help="where FLORA sends a webhook when the run has ended")
     create.add_argument("--idempotency-key", metavar="KEY", help="order once only under this key (default: a new one)")
     create.add_argument("--wait", action="store_true", help="wait for the run, and print it as it ended")
+    create.add_argument("--dry-run", action="store_true", help="check the order, estimate its cost, and order nothing")
+    create.add_argument(
+        "--quote",
+        action="store_true",
+        help="with --dry-run: request FLORA's quote, by a parameter that FLORA does not document",
+    )
     _add_wait_options(create, "600")
     retrieve = operations.add_parser(
         "retrieve",

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from flora_async import AnyOrder, Flora, errors
+from flora_async import AnyOrder, Flora, PriceHistory, errors
 from flora_async._aio import run_in_thread
-from flora_async.cli import arguments, batch_progress, batch_results, output
+from flora_async.cli import arguments, batch_progress, batch_results, costs, output
 from flora_async.cli.order_files import STDIN, OrderFile, open_orders
 from flora_async.durable import Batch, Batches, BatchSettings, BatchStatus
 
@@ -27,6 +27,7 @@ OWN_STOPS = {
 }
 
 Counts = Counter[tuple[str, str | None]]
+Samples = dict[tuple[str, str | None], AnyOrder]
 
 
 class Noted(Protocol):
@@ -87,8 +88,8 @@ async def _run(options: argparse.Namespace, session: Noted) -> int:
     _check_files(options, settings, options.orders)
     with open_orders(options.orders) as source:
         async with Flora(options.api_key) as flora:
-            counts = await run_in_thread(_count, source, flora, options)
-            output.print_status(await _estimate(flora, options, counts))
+            counts, samples = await run_in_thread(_count, source, flora, options)
+            output.print_status(await _estimate(flora, options, counts, samples))
             same = await _find_same(options, source, flora, counts.total()) if options.batch is None else None
             if same is not None:
                 raise arguments.UsageError(
@@ -191,9 +192,10 @@ def _defaults(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _count(source: OrderFile, flora: Flora, options: argparse.Namespace) -> Counts:
-    """Read all lines once; count them by type and model, or refuse the file with its faults."""
+def _count(source: OrderFile, flora: Flora, options: argparse.Namespace) -> tuple[Counts, Samples]:
+    """Read all lines once; return the number and one order of each kind, or refuse the file with its faults."""
     counts: Counts = Counter()
+    samples: Samples = {}
     faults: list[str] = []
     wrong = 0
     for line in source.read(flora.generations.validate, _defaults(options)):
@@ -202,13 +204,15 @@ def _count(source: OrderFile, flora: Flora, options: argparse.Namespace) -> Coun
             if wrong <= MAX_FAULTS:
                 faults.append(f"line {line.number}: {line.fault}")
         else:
-            counts[line.order.kind, line.order.endpoint] += 1
+            key = line.order.kind, line.order.endpoint
+            counts[key] += 1
+            samples.setdefault(key, line.order)
     if wrong:
         more = [f"and {wrong - MAX_FAULTS} more"] if wrong > MAX_FAULTS else []
         raise arguments.UsageError("\n  ".join([f"{options.orders}: nothing was ordered", *faults, *more]))
     if not counts:
         raise arguments.UsageError(f"{options.orders}: there are no orders")
-    return counts
+    return counts, samples
 
 
 async def _orders(
@@ -228,33 +232,24 @@ async def _find_same(options: argparse.Namespace, source: OrderFile, flora: Flor
         return None  # there is no database yet, or one that is refused when it is opened
 
 
-async def _estimate(flora: Flora, options: argparse.Namespace, counts: Counts) -> str:
-    """Return the expected cost, as far as it is known: FLORA names a price only when it charges it."""
-    past: dict[tuple[str, str | None], float] = {}
+async def _estimate(flora: Flora, options: argparse.Namespace, counts: Counts, samples: Samples) -> str:
+    """Return the expected cost, as far as it is known, from this database or FLORA's catalogue."""
+    past: dict[tuple[str, str | None], PriceHistory] = {}
     try:
         async with Batches(None, database=options.database) as batches:
             past = await batches.past_costs()
     except errors.ConfigurationError:
         pass  # as above
-    rates: dict[str, float] = {}
-    if set(counts) - set(past):
-        try:
-            rates = {m.model_id: m.estimated_credits for m in await flora.models.list() if m.estimated_credits}
-        except errors.FloraError as error:
-            output.print_status(f"the list of models, with what they cost, cannot be read: {error}")
-    known = 0.0
-    parts: list[str] = []
-    for (kind, model), count in sorted(counts.items(), key=str):
-        orders = f"{count} {kind}{f' by {model}' if model else ''}"
-        if (kind, model) in past:
-            known += count * past[kind, model]
-            parts.append(f"{orders}: about {count * past[kind, model]:.2f} USD, as earlier runs here")
-        elif model in rates:
-            parts.append(f"{orders}: about {count * rates[model]:g} credits")
-        else:
-            parts.append(f"{orders}: cost unknown until the first run is charged")
+    try:
+        estimate = await flora.estimate(samples.values(), past=past)
+    except errors.FloraError as error:
+        output.print_status(f"the catalogue, with its prices, cannot be read: {error}")
+        return f"{counts.total()} orders: cost unknown"
+    kinds = sorted(estimate.kinds, key=lambda kind: (kind.kind, kind.endpoint or ""))
+    known = sum(counts[kind.kind, kind.endpoint] * kind.usd for kind in kinds if kind.usd is not None)
+    parts = "; ".join(costs.describe_kind(kind, counts[kind.kind, kind.endpoint]) for kind in kinds)
     whole = f"{counts.total()} orders"
-    return f"{whole}, about {known:.2f} USD: {'; '.join(parts)}" if known else f"{whole}: {'; '.join(parts)}"
+    return f"{whole}, about {known:.2f} USD: {parts}" if known else f"{whole}: {parts}"
 
 
 def _name(path: Path) -> str:

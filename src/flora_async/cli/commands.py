@@ -11,8 +11,8 @@ import webbrowser
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from flora_async import AnyOrder, Flora, Model, Project, Run, Workspace, errors
-from flora_async.cli import arguments, demo, gallery, output
+from flora_async import AnyOrder, Flora, Model, Order, Project, Run, Workspace, errors
+from flora_async.cli import arguments, costs, demo, gallery, output
 from flora_async.export._tables import COLUMNS
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ async def _create(options: argparse.Namespace, context: CommandContext) -> int:
     params = arguments.parse_params(options.params)
     arguments.check_folder("--download", options.download)
     async with context.open_client(options) as flora:
-        started = await flora.generations.create(
+        order = Order(
             type=options.type,
             prompt=options.prompt,
             workspace_id=options.workspace_id,
@@ -101,8 +101,12 @@ async def _create(options: argparse.Namespace, context: CommandContext) -> int:
             model=options.model,
             params=params,
             callback_url=options.callback_url,
-            idempotency_key=options.idempotency_key,
         )
+        if options.dry_run:
+            estimate = await flora.estimate(flora.generations.validate(order), quote=options.quote)
+            output.print_json(costs.estimate_to_dict(estimate))
+            return 0
+        started = await flora.generations.create(order, idempotency_key=options.idempotency_key)
         context.record_created(started.run_id)
         if not (options.wait or options.download):
             output.print_json(output.to_dict(started, estimated_seconds=started.estimated_seconds))
@@ -368,6 +372,16 @@ async def _batch(options: argparse.Namespace, context: CommandContext) -> int:
     return await batch.run(options, context)
 
 
+async def _costs(options: argparse.Namespace, context: CommandContext) -> int:
+    since = costs.parse_since(options.since)
+    async with context.open_client(options) as flora:
+        table = await flora.costs(
+            since=since, by=options.by, project_id=options.project_id, workspace_id=options.workspace_id
+        )
+    costs.print_table(table, options)
+    return 3 if table.broken else 0
+
+
 async def _completion(options: argparse.Namespace, _context: CommandContext) -> int:
     try:
         import shtab
@@ -394,6 +408,7 @@ COMMANDS: dict[str, Command] = {
     "models": _models,
     "workspaces": _workspaces,
     "projects": _projects,
+    "costs": _costs,
     "gallery": _gallery,
     "sandbox": _sandbox,
     "demo": _demo,

@@ -13,7 +13,7 @@ from flora_async.durable._store import batches, orders
 from flora_async.durable._store.batches import BatchStatus, BatchWriter
 from flora_async.durable._store.database import DEFAULT_DATABASE, Database
 from flora_async.durable._worker.worker import Worker
-from flora_async.models import AnyOrder
+from flora_async.models import AnyOrder, PriceHistory
 
 CONCURRENCY = 1000
 
@@ -96,8 +96,8 @@ class Batches:
             writer.row(order, columns)
         return await self._database.read(lambda c: batches.find_unfinished(c, total, writer.digest))
 
-    async def past_costs(self) -> dict[tuple[str, str | None], float]:
-        """Return the average charge of completed runs by type and model, in USD."""
+    async def past_costs(self) -> dict[tuple[str, str | None], PriceHistory]:
+        """Return the charges of completed runs by type and model: the ``past`` of ``flora.estimate``."""
         return await self._database.read(batches.past_costs)
 
     async def reassign(self, executor: str) -> int:

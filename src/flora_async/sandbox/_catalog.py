@@ -64,7 +64,7 @@ def _model(
         "provider": "sandbox",
         "type": kind,
         "estimated_seconds": SECONDS[kind],
-        "estimated_credits": round(100 * USD[kind]),
+        "estimated_credits": round(1000 * USD[kind]),
         "capabilities": [f"text-to-{kind}"],
         "params": [_SEED, *params],
     }

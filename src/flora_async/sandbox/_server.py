@@ -361,6 +361,7 @@ class Sandbox:
         key = request.headers.get("Idempotency-Key")
         if self._idempotency == "replay":
             key = str(given.pop("idempotency_key", None) or key or "")
+        quoted = given.pop("quote", None) is True
         order = parse_order(given)
         now = self._clock()
         scope = (request.headers["Authorization"], key or "")
@@ -375,6 +376,8 @@ class Sandbox:
         if missing and run.failure is None:
             reason = f"The input {', '.join(missing)} is missing."
             run = replace(run, failure="GENERATION_INPUT_VALIDATION", failure_message=reason)
+        if quoted:  # undocumented at FLORA: the answer is the quote, and nothing is started
+            return _json({"estimated_cost": run.quote})
         self._runs.add(run)
         self._webhooks.schedule(run)
         self.accepted += 1

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from flora_async import errors
 from flora_async.durable._store.database import execute, prepare, select
 from flora_async.durable._store.schema import IN_FLIGHT, hold_name_lock
-from flora_async.models import AnyOrder
+from flora_async.models import AnyOrder, PriceHistory
 
 STORE_PAGE = 2000
 """Orders that are stored in one transaction."""
@@ -227,10 +227,14 @@ def delete(connection: sa.Connection, batch: str) -> None:
     execute(connection, "DELETE FROM flora_batches WHERE id = :batch", batch=batch)
 
 
-def past_costs(connection: sa.Connection) -> dict[tuple[str, str | None], float]:
-    """Return the average charge of completed runs by type and model, in USD."""
+def past_costs(connection: sa.Connection) -> dict[tuple[str, str | None], PriceHistory]:
+    """Return the charges of completed runs by type and model."""
     sql = (
-        "SELECT kind, model, avg(charged) FROM flora_orders WHERE state = 'completed' AND charged IS NOT NULL "
+        "SELECT kind, model, count(*), avg(charged), min(charged), max(charged) FROM flora_orders "
+        "WHERE state = 'completed' AND charged IS NOT NULL "
         "GROUP BY kind, model"
     )
-    return {(kind, model): float(cost) for kind, model, cost in select(connection, sql)}
+    return {
+        (kind, model): PriceHistory(runs=runs, mean=float(mean), low=low, high=high)
+        for kind, model, runs, mean, low, high in select(connection, sql)
+    }
