@@ -267,9 +267,7 @@ class Flora:
         )
         self._warned_of_poll_url = False
         self._has_inbox = False
-        self.assets = Assets(
-            self._origin, self._transport, check_url=self._settings.media_url, retries=self._settings.max_retries
-        )
+        self.assets = Assets(self._settings, self._transport)
         declarations = Declarations(self._origin, self._transport)
         self._recovery = CreateRecovery(
             self._origin, self._transport, declarations, self._policies.recovery, adopt=recover == "auto"

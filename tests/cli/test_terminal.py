@@ -201,7 +201,7 @@ def test_discovery(run: Any) -> None:
     """Nobody knows their ids."""
     assert run("x workspaces")["workspaces"][0]["workspace_id"] == "ws_demo"
     assert {one["project_id"] for one in run("x projects")["projects"]} == {"prj_demo", "prj_other"}
-    assert [one["model_id"] for one in run("x models --type video")["models"]] == ["sandbox-video"]
+    assert [one["model_id"] for one in run("x models --type audio")["models"]] == ["sandbox-audio"]
     assert "workspace_id,name" in run("x projects --workspace-id ws_demo --format csv").replace("project_id,", "", 1)
     assert "sandbox-image" in run("x models --format table")
     assert json.loads(run("x models --format jsonl").splitlines()[0])["model_id"] == "sandbox-image"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from flora_async import errors
 from flora_async._http import urls
 from flora_async._http.auth import APIKey
 from flora_async._http.rate_limit import RateLimitPolicy
@@ -48,9 +49,11 @@ class HTTPSettings(Struct, frozen=True, kw_only=True):
             return True  # The client connects to the proxy alone. The proxy decides on addresses.
         return self.origin.loopback and urls.is_loopback(address)
 
-    def media_url(self, url: str) -> str:
-        """Return the URL of an output, or raise an error if it is not allowed."""
-        return urls.media_url(self.origin, url, allow_private_hosts=self.allow_private_hosts)
+    def media_url(
+        self, url: str, *, label: str = "the output's url", error: type[errors.FloraError] = errors.DownloadError
+    ) -> str:
+        """Return the URL of a file, or raise *error*, which calls it by its *label*, if it is not allowed."""
+        return urls.media_url(self.origin, url, allow_private_hosts=self.allow_private_hosts, label=label, error=error)
 
 
 def check_settings(

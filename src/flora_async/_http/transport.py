@@ -172,11 +172,6 @@ class Transport:
         unbudgeted = isinstance(failure, errors.RateLimitError) or (billable and failure.outcome_unknown)
         return pause if unbudgeted or self._budget.try_withdraw() else None
 
-    @property
-    def timeout(self) -> float:
-        """Seconds for one HTTP exchange."""
-        return self._settings.timeout
-
     def server_time(self) -> float:
         """Return FLORA's time in Unix seconds, as far as it is known."""
         loop = self._loop

@@ -20,8 +20,8 @@ from flora_async import errors
 from flora_async._http.multipart import FormBody, UploadTarget, encode_form, upload_target
 from flora_async._http.requests import MAX_CURSOR, Request, custom_request
 from flora_async._http.responses import parse_asset, parse_response
+from flora_async._http.settings import HTTPSettings
 from flora_async._http.transport import Transport
-from flora_async._http.urls import BaseURL
 from flora_async._media_types import UPLOAD_TYPES, content_type_of_file
 from flora_async._resources.upload_sources import CHUNK_BYTES, UploadInput, UploadSource, open_source
 from flora_async._validation import check_callback, check_id, check_limit, check_seconds, check_text
@@ -31,7 +31,6 @@ log = logging.getLogger("flora_async")
 
 OnProgress: TypeAlias = Callable[[int, int], object]
 """Called with the number of bytes sent so far and their total. It falls back to 0 where an upload begins again."""
-CheckURL: TypeAlias = Callable[..., str]
 
 DIRECT_BYTES = 4 * 2**20
 """Largest file that is sent to FLORA itself. Official client 0.11.0: ``assets.upload``."""
@@ -57,11 +56,10 @@ class _AssetPage(Struct, frozen=True):
 class Assets:
     """``flora.assets``: files at FLORA, whose URLs are inputs of runs. Uploads cost nothing."""
 
-    def __init__(self, origin: BaseURL, transport: Transport, *, check_url: CheckURL, retries: int) -> None:
-        self._origin = origin
+    def __init__(self, settings: HTTPSettings, transport: Transport) -> None:
+        self._settings = settings
+        self._origin = settings.origin
         self._transport = transport
-        self._check_url = check_url
-        self._retries = retries
 
     async def upload(
         self,
@@ -104,9 +102,9 @@ class Assets:
             check_callback("on_progress", on_progress, "two numbers of bytes")
         seconds = None if timeout is None else check_seconds("timeout", timeout)
         if isinstance(source, str) and "://" in source:
-            url = self._check_url(source, label="source", error=errors.ConfigurationError)
+            url = self._settings.media_url(source, label="source", error=errors.ConfigurationError)
             fields.setdefault("file_name", _name_in_url(url))
-            by_url = _Upload(self, self._transport, fields, check_url=self._check_url, retries=self._retries)
+            by_url = _Upload(self, self._settings, self._transport, fields)
             return await by_url.within(seconds or UPLOAD_TIMEOUT, by_url.send_url(url))
         async with open_source(source) as file:
             kind = fields.get("content_type") or content_type_of_file(await file.head(), file_name or file.name)
@@ -117,14 +115,7 @@ class Assets:
                 )
             fields["content_type"] = kind
             fields.setdefault("file_name", _clean_name(file.name) or f"upload.{kind.partition('/')[2]}")
-            upload = _Upload(
-                self,
-                self._transport,
-                fields,
-                check_url=self._check_url,
-                retries=self._retries,
-                on_progress=on_progress,
-            )
+            upload = _Upload(self, self._settings, self._transport, fields, on_progress)
             return await upload.within(seconds or UPLOAD_TIMEOUT + file.size / SLOWEST_UPLOAD, upload.send_file(file))
 
     async def create(
@@ -238,7 +229,7 @@ class Assets:
             request,
             body=form.head,
             content_type=form.content_type,
-            timeout=self._transport.timeout + len(form.head) / SLOWEST_UPLOAD,
+            timeout=self._settings.timeout + len(form.head) / SLOWEST_UPLOAD,
         )
 
     async def _post(self, asset_id: str, step: str) -> Asset:
@@ -260,18 +251,15 @@ class _Upload:
     def __init__(
         self,
         assets: Assets,
+        settings: HTTPSettings,
         transport: Transport,
         fields: dict[str, str],
-        *,
-        check_url: CheckURL,
-        retries: int,
         on_progress: OnProgress | None = None,
     ) -> None:
         self._assets = assets
+        self._settings = settings
         self._transport = transport
         self._fields = fields
-        self._check_url = check_url
-        self._retries = retries
         self._on_progress = on_progress
         self._asset_id: str | None = None
 
@@ -332,7 +320,7 @@ class _Upload:
                 return await self._complete(asset.asset_id)
             except (errors.UploadError, errors.APIConnectionError) as error:
                 failures += 1
-                if not error.retryable or failures > self._retries:
+                if not error.retryable or failures > self._settings.max_retries:
                     raise
                 expired = isinstance(error, errors.UploadError) and error.status in _EXPIRED
                 log.info("upload of %s: attempt %d failed (%s)", asset.asset_id, failures, type(error).__name__)
@@ -360,14 +348,14 @@ class _Upload:
 
     async def _send_to_store(self, target: UploadTarget, file: UploadSource) -> None:
         """Send the bytes once. The store may not stand still for longer than the client's timeout."""
-        url = self._check_url(target.url, label="the address of the upload", error=errors.UploadError)
+        url = self._settings.media_url(target.url, label="the address of the upload", error=errors.UploadError)
         put = target.method == "PUT"
         form = FormBody(self._fields["content_type"]) if put else self._form(target.fields, target.file_field)
         headers = {
             "Content-Type": form.content_type,
             "Content-Length": str(len(form.head) + file.size + len(form.tail)),
         }
-        stall = asyncio.timeout(self._transport.timeout)
+        stall = asyncio.timeout(self._settings.timeout)
         body = _StoreBody(form, file, partial(self._on_chunk, stall))
         try:
             async with stall:
@@ -376,7 +364,7 @@ class _Upload:
             if not stall.expired():
                 raise
             raise errors.APITimeoutError(
-                f"{self._fields['file_name']}: its store accepted no byte for {self._transport.timeout:g} s",
+                f"{self._fields['file_name']}: its store accepted no byte for {self._settings.timeout:g} s",
                 sent="maybe_sent",
             ) from None
         except errors.APIConnectionError:
@@ -388,7 +376,7 @@ class _Upload:
 
     def _on_chunk(self, stall: asyncio.Timeout, sent: int, total: int) -> None:
         if not stall.expired():
-            stall.reschedule(asyncio.get_running_loop().time() + self._transport.timeout)
+            stall.reschedule(asyncio.get_running_loop().time() + self._settings.timeout)
         self._report(sent, total)
 
     async def _wait_until_ready(self, asset: Asset) -> Asset:

@@ -48,21 +48,32 @@ class Medium(Struct, frozen=True):
 
 
 @lru_cache(maxsize=64)
-def render(kind: GenerationType, prompt: str, seed: int) -> Medium:
-    """Render the medium of a finished run. Takes up to a second: call it in a worker thread."""
-    makers: dict[GenerationType, tuple[Callable[[str, int], bytes], str]] = {
+def render(kind: GenerationType, prompt: str, seed: int, picture: bytes | None = None) -> Medium:
+    """Render the medium of a finished run, of the given *picture* where there is one.
+
+    Takes up to a second: call it in a worker thread.
+    """
+    makers: dict[GenerationType, tuple[Callable[[_Scene], bytes], str]] = {
         "image": (_picture, "image/png"),
         "video": (_video, "video/mp4"),
         "audio": (_tune, "audio/wav"),
     }
     make, content_type = makers[kind]
-    return Medium(make(prompt, seed), content_type)
+    return Medium(make(_Scene(prompt, seed, _decode(picture))), content_type)
+
+
+def _decode(picture: bytes | None) -> Image.Image | None:
+    try:
+        return None if picture is None else Image.open(io.BytesIO(picture)).convert("RGB")
+    except OSError:  # a type that Pillow does not read
+        return None
 
 
 class _Scene:
     """A landscape that can be drawn at any size and hour."""
 
-    def __init__(self, prompt: str, seed: int) -> None:
+    def __init__(self, prompt: str, seed: int, picture: Image.Image | None = None) -> None:
+        self.prompt, self.seed, self.picture = prompt, seed, picture
         pick = seeded_random("scene", prompt, seed)
         self.hue = pick.random()
         self.turn = pick.choice((-1, 1)) * pick.uniform(0.08, 0.2)
@@ -80,7 +91,11 @@ class _Scene:
         return round(255 * red), round(255 * green), round(255 * blue)
 
     def draw(self, size: int, hour: float) -> Image.Image:
-        """Draw it at an *hour* from 0, dawn, to 1, dusk."""
+        """Draw it at an *hour* from 0, dawn, to 1, dusk. Of a given picture, draw a move towards its center."""
+        if self.picture is not None:
+            side = min(self.picture.size) * (1 - 0.3 * hour)
+            left, top = ((length - side) / 2 for length in self.picture.size)
+            return self.picture.resize((size, size), box=(left, top, left + side, top + side))
         image = Image.new("RGB", (size, size))
         pen = ImageDraw.Draw(image)
         day = 0.45 + 0.55 * math.sin(math.pi * hour)
@@ -123,10 +138,9 @@ def _disc(pen: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Co
     pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
 
 
-def _picture(prompt: str, seed: int) -> bytes:
-    scene = _Scene(prompt, seed)
+def _picture(scene: _Scene) -> bytes:
     # The picture is drawn twice as large and reduced, which smooths the edges.
-    hour = seeded_random("hour", prompt, seed).uniform(0.25, 0.75)
+    hour = seeded_random("hour", scene.prompt, scene.seed).uniform(0.25, 0.75)
     image = scene.draw(2 * PICTURE_SIZE, hour).reduce(2)
     scene.write(image)
     file = io.BytesIO()
@@ -134,8 +148,7 @@ def _picture(prompt: str, seed: int) -> bytes:
     return file.getvalue()
 
 
-def _video(prompt: str, seed: int) -> bytes:
-    scene = _Scene(prompt, seed)
+def _video(scene: _Scene) -> bytes:
     # "faststart" lets a browser play before it has the whole file; it needs a real file. With more threads, or with
     # the encoder's macroblock tree, the bytes differ each time.
     with TemporaryDirectory() as folder:
@@ -154,8 +167,8 @@ def _video(prompt: str, seed: int) -> bytes:
         return path.read_bytes()
 
 
-def _tune(prompt: str, seed: int) -> bytes:
-    pick = seeded_random("tune", prompt, seed)
+def _tune(scene: _Scene) -> bytes:
+    pick = seeded_random("tune", scene.prompt, scene.seed)
     root = 220.0 * 2 ** (pick.randrange(12) / 12)
     length = round(NOTE_SECONDS * SAMPLES_PER_SECOND)
     tail = 3 * length

@@ -23,6 +23,7 @@ from flora_async._aio import run_in_thread
 from flora_async.errors import ConfigurationError
 from flora_async.models import GenerationType, Order
 from flora_async.sandbox import _catalog, _front_page
+from flora_async.sandbox._assets import STORE_PATH, AssetStore
 from flora_async.sandbox._contract import (
     RefusalError,
     check_run_id,
@@ -106,7 +107,7 @@ class Sandbox:
     FLORA's reference over real HTTP on this machine: credentials, validation, idempotency, runs that are pending, run
     and finish, a paged history, valid media files. Any workspace and project id with the right prefix exists, and so
     does ``run_abc123`` of the reference's examples, which the history does not list. Nothing is billed, and
-    nothing is written to disk. A ``callback_url`` gets a webhook: https, or http on this machine. The front page, ``/``
+    nothing stays on the disk. A ``callback_url`` gets a webhook: https, or http on this machine. The front page, ``/``
     in a browser, shows the newest runs with their prompts and current states, and needs no key.
 
     A prompt can request an outcome. ``[fail:safety_blocked]``, ``[fail:GPU_PROVIDER_ERROR]``: the run fails with that
@@ -187,6 +188,7 @@ class Sandbox:
         self._rate_limit = rate_limit
         self._buckets: dict[str, _TokenBucket] = {}
         self._runs = Runs(max_runs)
+        self._assets = AssetStore(time_scale=time_scale)
         self._keys: dict[tuple[str, str], _AcceptedCreate] = {}
         self._planned: list[_PlannedFault] = []
         self._fault_picker = FaultPicker(faults or {}, seed)
@@ -230,6 +232,7 @@ class Sandbox:
                 web.get("/api/v1/workspaces", self._workspaces),
                 web.get("/api/v1/projects", self._projects),
                 web.get("/api/v1/models", self._models),
+                *self._assets.routes(),
                 web.get("/media/{run_id}/{name}", self._media),
                 web.get("/", self._front_page),
             ]
@@ -247,12 +250,15 @@ class Sandbox:
             ) from None
         self._runner = runner
         host, port = runner.addresses[0][:2]
-        self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}/api/v1"
+        origin = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        await self._assets.start(self._host, origin, self._clock, self._unix_at_zero, self._handle)
+        self._url = f"{origin}/api/v1"
 
     async def close(self) -> None:
         """Stop listening and cancel pending webhooks. A second call does nothing."""
         runner, self._runner = self._runner, None
         await self._webhooks.close()
+        await self._assets.close()
         if runner is not None:
             await runner.cleanup()
 
@@ -300,6 +306,8 @@ class Sandbox:
                 self.requests[f"{request.method} /{path.split('/')[1]}"] += 1
                 self._check_rate(self._check_key(request))
                 fault = self._next_fault(request.method, path)
+            elif request.path == STORE_PATH:
+                fault = self._next_fault(request.method, request.path)
             response = await (apply_before(fault, request) if fault in BEFORE else handler(request))
         except RefusalError as error:
             response = _json(error.body, status=error.status)
@@ -372,10 +380,7 @@ class Sandbox:
             raise refusal(status, retry_after=1 if status == 429 else None)
         run = plan_run(order, now=now, unix=self._unix_at_zero + now, time_scale=self._time_scale)
         run = replace(run, quote_factor=self._quote_factor, charge_delay=self._charge_delay)
-        missing = _catalog.missing_inputs(order, self._list_models())
-        if missing and run.failure is None:
-            reason = f"The input {', '.join(missing)} is missing."
-            run = replace(run, failure="GENERATION_INPUT_VALIDATION", failure_message=reason)
+        run = self._check_inputs(run)
         if quoted:  # undocumented at FLORA: the answer is the quote, and nothing is started
             return _json({"estimated_cost": run.quote})
         self._runs.add(run)
@@ -388,6 +393,16 @@ class Sandbox:
             if len(self._keys) > self._max_runs:
                 del self._keys[next(iter(self._keys))]
         return web.Response(body=response_body, status=201, content_type="application/json")
+
+    def _check_inputs(self, run: SandboxRun) -> SandboxRun:
+        """Return the run, with a planned failure if its inputs cannot be used."""
+        if run.failure is not None:
+            return run
+        missing = _catalog.missing_inputs(run.order, self._list_models())
+        if missing:
+            reason = f"The input {', '.join(missing)} is missing."
+            return replace(run, failure="GENERATION_INPUT_VALIDATION", failure_message=reason)
+        return replace(run, failure=self._assets.input_failure(run.order.params))
 
     def _respond_to_used_key(self, used: _AcceptedCreate, body: bytes) -> web.Response:
         if self._idempotency == "reject":
@@ -444,7 +459,8 @@ class Sandbox:
         there = run.status(self._clock()) == "completed" and kind in EXTENSIONS
         if not there or request.match_info["name"] != f"output_1.{EXTENSIONS[kind]}":
             raise refusal(404, message="There is no such output.")
-        medium = await run_in_thread(_media.render, kind, run.order.prompt, run.seed)
+        picture = await self._assets.picture_of(run.order.params)
+        medium = await run_in_thread(_media.render, kind, run.order.prompt, run.seed, picture)
         return _range_response(request, medium.content, medium.content_type)
 
     async def _front_page(self, request: web.Request) -> web.Response:
