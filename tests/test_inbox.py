@@ -11,8 +11,7 @@ import pytest
 from aiohttp import web
 from scripted import Scripted, answer, run, started
 
-from flora_async import ConfigurationError, Flora, Inbox, WebhookVerificationError, webhooks
-from flora_async._polling import poller
+from flora_async import ConfigurationError, Flora, Inbox, WebhookVerificationError
 from flora_async._polling.schedule import PollPolicy, PollState
 from flora_async.sandbox import Sandbox, _webhooks
 from flora_async.sandbox._virtual_time import VirtualTimeLoop
@@ -237,12 +236,11 @@ def test_lost_webhooks(waits: int) -> None:
     assert polls[1] + polls[-1] <= waits
 
 
-async def test_remembered_webhooks_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_remembered_webhooks_are_limited() -> None:
     """The number of remembered webhooks is limited, also if no run is awaited."""
-    monkeypatch.setattr(poller, "MAX_FINISHED_EARLY", 10)
-    monkeypatch.setattr(webhooks, "MAX_REMEMBERED_DELIVERIES", 10)
     async with Flora("any") as flora:
         inbox = flora.inbox(SECRET)
+        flora._poller._finished_early.limit = inbox._seen.limit = 10
         for number in range(50):
             body = delivery(f"run_{number}", number)
             inbox.receive(body, sign(body, SECRET))

@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from flora_async import errors
+from flora_async._bounded_dict import BoundedDict
 from flora_async._budget import Budget, check_budget
 from flora_async._costs import CostEntry, CostTracker
 from flora_async._downloads import Downloads
@@ -245,9 +246,9 @@ class Flora:
         emit = make_emitter(on_event)
         self._poll = _check_poll(poll)
         self._transport = Transport(self._settings, emit=emit)
-        self._awaited: dict[str, StartedRun] = {}
-        self._unsettled: dict[str, CostEntry] = {}
-        self._uncharged: dict[str, bool] = {}
+        self._awaited: BoundedDict[str, StartedRun] = BoundedDict(AWAITED_RUNS)
+        self._unsettled: BoundedDict[str, CostEntry] = BoundedDict(UNSETTLED_RUNS)
+        self._uncharged: BoundedDict[str, bool] = BoundedDict(AWAITED_RUNS)
         """Completed runs whose duration was counted, and whose charge was not seen."""
         self._prices = SeenPrices()
         self._reorder_policy = ReorderPolicy()
@@ -508,8 +509,6 @@ class Flora:
     def _hold_entry(self, run_id: str, entry: CostEntry) -> None:
         """Keep the entry of a run without a charge: a record that a later wait sees settles it."""
         self._unsettled[run_id] = entry
-        if len(self._unsettled) > UNSETTLED_RUNS:
-            del self._unsettled[next(iter(self._unsettled))]
 
     @overload
     async def generate(
@@ -844,8 +843,6 @@ class Flora:
                     run_id, poll_url=run.poll_url, estimate=run.estimated_seconds, in_history=_is_in_history(run)
                 )
             self._awaited[run_id] = run
-            if len(self._awaited) > AWAITED_RUNS:
-                del self._awaited[next(iter(self._awaited))]
             age = max(0.0, self._recovery.now() - origin.created_at)
             ours = self._recovery.has_created(run_id) and age < PLAUSIBLE_AGE
             return WaitTarget(
@@ -898,8 +895,6 @@ class Flora:
             self._estimates.update(kind, model, started.estimated_seconds, took)
         if lacks_charge(run):  # the record with the charge comes later, if it is awaited
             self._awaited[run.run_id], self._uncharged[run.run_id] = started, True
-            if len(self._uncharged) > AWAITED_RUNS:
-                del self._uncharged[next(iter(self._uncharged))]
 
     async def _read_page(
         self, cursor: str | None, scope: tuple[str | None, str | None], turn: float | None = None

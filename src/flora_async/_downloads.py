@@ -30,7 +30,8 @@ OnExisting: TypeAlias = Literal["error", "skip", "replace"]
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 3
 _EXPIRED = (401, 403, 404, 410)
-_RETRYABLE = (408, 416, 425, 429)
+_RETRYABLE = (416, 425)
+"""Statuses that a host of media may send again after a broken transfer, besides those of all servers."""
 _MAX_DECOMPRESSED_PIECE = 2**20
 _new_gunzip = partial(zlib.decompressobj, zlib.MAX_WBITS | 16)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)")
@@ -212,7 +213,7 @@ class _RetryableFailure(Struct, frozen=True):
 def _status_failure(status: int, name: str, *, resuming: bool) -> _RetryableFailure | None:
     if status == 200 or (status == 206 and resuming):
         return None
-    if status in _EXPIRED or status in _RETRYABLE or status >= 500:
+    if status in _EXPIRED or status in _RETRYABLE or errors.is_retryable_status(status):
         return _RetryableFailure(f"its host responded with {status}", expired=status in _EXPIRED)
     raise errors.DownloadError(f"cannot save {name}: its host responded with {status}")
 

@@ -126,8 +126,9 @@ class ClientClosedError(FloraError):
     """The client was closed before or during the call. Runs that were started continue at FLORA."""
 
 
-_RETRYABLE_STATUSES = (408, 429)
-"""Statuses below 500 with which a server asks for a retry."""
+def is_retryable_status(status: int) -> bool:
+    """Return whether a request that failed with this HTTP status may succeed later."""
+    return status in (408, 429) or status >= 500
 
 
 class APIError(FloraError):
@@ -151,7 +152,7 @@ class APIError(FloraError):
         """FLORA's message, for people."""
         self.status = status
         """The HTTP status."""
-        self.retryable: bool = status in _RETRYABLE_STATUSES or status >= 500
+        self.retryable: bool = is_retryable_status(status)
         self.outcome_unknown: bool = status >= 500  # the server can have failed after it accepted the create
         self.code = code
         """Machine-readable error code; ``None`` if a proxy sent the response."""

@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from flora_async import errors
+from flora_async._bounded_dict import BoundedDict
 from flora_async.models import Record
 
 SIGNATURE_HEADER = "Flora-Signature"
@@ -334,7 +335,7 @@ class Inbox:
         self._notify_finished = notify_finished
         self._secret = secret
         self._lock = Lock()
-        self._seen: dict[str, None] = {}
+        self._seen: BoundedDict[str, None] = BoundedDict(MAX_REMEMBERED_DELIVERIES)
 
     def __repr__(self) -> str:
         return "Inbox(***)"
@@ -374,6 +375,4 @@ class Inbox:
             if delivery in self._seen:
                 return True
             self._seen[delivery] = None
-            if len(self._seen) > MAX_REMEMBERED_DELIVERIES:
-                del self._seen[next(iter(self._seen))]
             return False

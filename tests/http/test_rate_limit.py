@@ -12,7 +12,6 @@ from benchmarks.polling.simulation import run_virtually
 from flora_async import ClientClosedError, FloraError, InternalServerError, RateLimitError
 from flora_async._http.rate_limit import Lane, RateLimiter, RateLimitPolicy, TokenBucket
 from flora_async._http.retry import RetryBudget, RetryPolicy
-from flora_async._polling import durations
 from flora_async._polling.durations import DurationEstimator
 
 LIMITS, RETRY = RateLimitPolicy(), RetryPolicy()
@@ -377,10 +376,10 @@ def test_estimates_are_learned_by_type_and_model() -> None:
     assert estimates.predict("image", "other", 10.0) == 10.0
 
 
-def test_what_is_learned_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_learned_is_bounded() -> None:
     """And strange numbers teach nothing strange."""
-    monkeypatch.setattr(durations, "MAX_MODELS", 3)
     estimates = DurationEstimator()
+    estimates._seen.limit = 3
     for number in range(10):
         estimates.update("image", f"m{number}", -5.0, float("inf"))
     assert len(estimates._seen) == 3

@@ -31,7 +31,6 @@ from flora_async import (
     RunTimeoutError,
     RunWatch,
     StartedRun,
-    _client,
 )
 from flora_async._polling import poller
 
@@ -451,11 +450,9 @@ async def test_concurrent_waits(flora: Flora, server: Scripted) -> None:
     assert [run.run_id for run in finished] == ids
 
 
-async def test_the_number_of_stored_runs_is_limited(
-    flora: Flora, server: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_number_of_stored_runs_is_limited(flora: Flora, server: Scripted) -> None:
     """A client stores only awaited runs, up to a limit."""
-    monkeypatch.setattr(_client, "AWAITED_RUNS", 3)
+    flora._awaited.limit = 3
     for number in range(5):
         server.on("POST", "/generate", answer(started(f"run_{number}"), 201))
         server.on("GET", f"/runs/run_{number}", answer(run("running", f"run_{number}")))

@@ -30,7 +30,7 @@ from flora_async import (
 from flora_async._http.requests import encode_order
 from flora_async._http.urls import parse_base_url
 from flora_async._inputs import STAND_IN, find_files, inputs_of, is_file, replace_files, without_files
-from flora_async._resources import assets, input_files
+from flora_async._resources import assets
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("fast_retries")]
 
@@ -309,11 +309,10 @@ async def test_a_new_caller_while_the_last_one_is_cancelled(store: Store, flora:
     assert first.cancelled()
 
 
-async def test_the_memory_of_files_is_bounded(
-    store: Store, flora: Flora, photo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_memory_of_files_is_bounded(store: Store, flora: Flora, photo: Path) -> None:
     """The oldest files are forgotten, and uploaded again."""
-    monkeypatch.setattr(input_files, "MAX_REMEMBERED_FILES", 2)
+    files = flora._starter._files
+    files._digests._known.limit = files._urls._known.limit = 2
     for content in (b"1", b"2", b"3", b"3", b"1"):
         photo.write_bytes(PNG + content)
         os.utime(photo, ns=(0, int(content)))

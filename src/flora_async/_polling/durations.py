@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from flora_async._bounded_dict import BoundedDict
 from flora_async.models import OrderKind
 
 DEFAULT_SECONDS: dict[OrderKind, float] = {
@@ -23,7 +24,7 @@ class DurationEstimator:
     """Corrects FLORA's estimates by type and model, from the durations of finished runs."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, str | None], tuple[float, int]] = {}
+        self._seen: BoundedDict[tuple[str, str | None], tuple[float, int]] = BoundedDict(MAX_MODELS)
 
     def predict(self, run_type: OrderKind, model: str | None, estimate: float | None) -> float:
         """Return the expected duration in seconds; *estimate* is FLORA's, or ``None``."""
@@ -37,8 +38,6 @@ class DurationEstimator:
         error = math.log(min(max(seconds, 0.1), 1e5) / _valid_estimate(estimate, DEFAULT_SECONDS[run_type]))
         weight = max(0.1, 1 / (runs + 2))
         self._seen[key] = (bias + weight * (error - bias), runs + 1)
-        if len(self._seen) > MAX_MODELS:
-            del self._seen[next(iter(self._seen))]
 
 
 def _valid_estimate(estimate: float | None, default: float) -> float:

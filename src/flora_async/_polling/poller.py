@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from flora_async import errors
 from flora_async._aio import require_loop, running_loop
+from flora_async._bounded_dict import BoundedDict
 from flora_async._http.rate_limit import Lane
 from flora_async._http.retry import RetryPolicy
 from flora_async._polling.schedule import PollFactory, PollPolicy, should_drop_poll_url
@@ -132,7 +133,7 @@ class Poller:
         self._pages_resume_at = 0.0
         self._page_failures = 0
         self._page_next = False
-        self._finished_early: dict[str, None] = {}
+        self._finished_early: BoundedDict[str, None] = BoundedDict(MAX_FINISHED_EARLY)
 
     def track(self, target: WaitTarget, poll: PollFactory | None) -> Interest:
         """Return the caller's interest in a run. Polling starts with :meth:`add_waiter`."""
@@ -155,14 +156,14 @@ class Poller:
     def notify_finished(self, run_id: str) -> None:
         """Poll a run now, because a webhook reported its end. Thread-safe."""
         if self._loop is None:
-            self._remember_finished(run_id)
+            self._finished_early[run_id] = None
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._on_run_finished, run_id)
 
     def _on_run_finished(self, run_id: str) -> None:
         tracked = self._tracked.get(run_id)
         if tracked is None:
-            self._remember_finished(run_id)
+            self._finished_early[run_id] = None
             return
         # The response to a request in flight may predate the end. Poll again, at the run's own URL.
         tracked.poll_now(asyncio.get_running_loop().time())
@@ -171,12 +172,6 @@ class Poller:
             self._schedule(tracked)
         else:
             tracked.poll_task.cancel()
-
-    def _remember_finished(self, run_id: str) -> None:
-        """Record that a run finished before a wait for it started."""
-        self._finished_early[run_id] = None
-        if len(self._finished_early) > MAX_FINISHED_EARLY:
-            self._finished_early.pop(next(iter(self._finished_early)), None)
 
     def add_waiter(
         self,

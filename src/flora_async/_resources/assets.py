@@ -444,7 +444,7 @@ def _store_error(status: int, answer: bytes) -> errors.UploadError:
     code = _STORE_CODE.search(answer)
     reason = f"{status} {code[1].decode()}" if code else str(status)
     final = "Entity" in reason  # EntityTooLarge comes as a 400 too.
-    retryable = (status in _EXPIRED and not final) or status in (408, 429) or status >= 500
+    retryable = (status in _EXPIRED and not final) or errors.is_retryable_status(status)
     return errors.UploadError(f"the store refused the file with {reason}", status=status, retryable=retryable)
 
 

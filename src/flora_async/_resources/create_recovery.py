@@ -15,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from flora_async import errors
+from flora_async._bounded_dict import BoundedDict
 from flora_async._http.requests import Request, create_request, list_request, retrieve_request
 from flora_async._http.responses import (
     RawResponse,
@@ -83,7 +84,7 @@ class CreateRecovery:
         self._declarations = declarations
         self._policy = policy
         self._adopt = adopt
-        self._assigned: dict[str, str] = {}
+        self._assigned: BoundedDict[str, str] = BoundedDict(MAX_REMEMBERED_RUNS)
         self._scopes: dict[tuple[str, str | None], _ProjectCreates] = {}
         self._max_scopes = MAX_IDLE_SCOPES
 
@@ -177,13 +178,8 @@ class CreateRecovery:
         started = parse_started_run(response)
         if self._assigned.get(started.run_id, key) != key:
             raise reused_run_error(response, started.run_id)
-        self._assign(started.run_id, key)
+        self._assigned[started.run_id] = key
         return started
-
-    def _assign(self, run_id: str, key: str) -> None:
-        self._assigned[run_id] = key
-        if len(self._assigned) > MAX_REMEMBERED_RUNS:
-            del self._assigned[next(iter(self._assigned))]
 
     def _skew(self) -> float:
         known = self._transport.clock.known
@@ -298,7 +294,7 @@ class CreateRecovery:
             with suppress(errors.FloraError):
                 run = await self._transport.send(retrieve_request(self._origin, named), partial(parse_run, named))
                 if unknown.window[0] <= run.created.timestamp() <= unknown.window[1]:
-                    self._assign(named, unknown.idempotency_key)
+                    self._assigned[named] = unknown.idempotency_key
                     return StartedRun(
                         run_id=named, type="action", charged_cost=0.0, poll_url=run.poll_url, recovered=True
                     )
@@ -313,7 +309,7 @@ class CreateRecovery:
             unknown.window = unknown.window[0], max(unknown.window[1], self._latest_now() + self._skew())
 
     def _assign_from_history(self, key: str, row: HistoryRow) -> StartedRun:
-        self._assign(row.run_id, key)
+        self._assigned[row.run_id] = key
         extra = {"idempotency_key": key, "run_id": row.run_id}
         log.warning("the response to the create under key %s was lost; %s is its run", key, row.run_id, extra=extra)
         return _as_started(row)

@@ -10,6 +10,7 @@ from typing import TypeGuard, TypeVar
 from msgspec import Struct
 
 from flora_async import errors
+from flora_async._bounded_dict import BoundedDict
 from flora_async._http.requests import Request, create_request, custom_request, encode_any_order, quote_segment
 from flora_async._http.responses import parse_response
 from flora_async._http.transport import Transport
@@ -48,7 +49,7 @@ class Declarations:
     def __init__(self, origin: BaseURL, transport: Transport) -> None:
         self._origin = origin
         self._transport = transport
-        self._entries: dict[str, _Entry] = {}
+        self._entries: BoundedDict[str, _Entry] = BoundedDict(MAX_DECLARATIONS)
 
     async def create_request(self, order: AnyOrder, idempotency_key: str, *, check: bool = True) -> Request:
         """Build the create of an order. With *check*, compare its inputs with the declared ones first.
@@ -95,8 +96,6 @@ class Declarations:
         entry = self._entries.get(path)
         if entry is None:
             entry = self._entries[path] = _Entry(asyncio.Lock())
-            if len(self._entries) > MAX_DECLARATIONS:
-                del self._entries[next(iter(self._entries))]
         asked = self._transport.time()
         async with entry.lock:
             known = entry.declared

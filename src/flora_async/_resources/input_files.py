@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from flora_async import errors
 from flora_async._aio import run_in_thread
+from flora_async._bounded_dict import BoundedDict
 from flora_async._http.transport import check_before_post
 from flora_async._inputs import OrderT, find_files, inputs_of, replace_files
 from flora_async._resources.assets import Assets
@@ -86,7 +87,7 @@ class _SharedResults:
     """Computes each result once, for all that ask for it at the same time or later. A failure is not remembered."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, str] = {}
+        self._known: BoundedDict[Hashable, str] = BoundedDict(MAX_REMEMBERED_FILES)
         self._tasks: dict[Hashable, _SharedTask] = {}
 
     async def get(self, key: Hashable, compute: Callable[[], Coroutine[Any, Any, str]]) -> str:
@@ -106,8 +107,6 @@ class _SharedResults:
                 del self._tasks[key]
                 shared.task.cancel()
                 await asyncio.wait([shared.task])
-        if len(self._known) > MAX_REMEMBERED_FILES:
-            del self._known[next(iter(self._known))]
         return result
 
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from flora_async._bounded_dict import BoundedDict
 from flora_async.models import GenerationType, Order
 from flora_async.sandbox._texts import text
 
@@ -228,8 +229,7 @@ class Runs:
     """The stored runs: at most *limit*; the oldest are deleted first."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._by_id: dict[str, SandboxRun] = {}
+        self._by_id: BoundedDict[str, SandboxRun] = BoundedDict(limit)
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -237,8 +237,6 @@ class Runs:
     def add(self, run: SandboxRun) -> None:
         """Store a run."""
         self._by_id[run.run_id] = run
-        if len(self._by_id) > self._limit:
-            del self._by_id[next(iter(self._by_id))]
 
     def get(self, run_id: str) -> SandboxRun | None:
         """Return a run, or ``None``."""

@@ -20,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from flora_async._aio import run_in_thread
+from flora_async._bounded_dict import BoundedDict
 from flora_async.errors import ConfigurationError
 from flora_async.models import GenerationType, Order
 from flora_async.sandbox import _catalog, _front_page
@@ -184,12 +185,11 @@ class Sandbox:
         self._quote_factor = quote_factor
         self._charge_delay = charge_delay * time_scale
         self._idempotency: Literal["reject", "replay"] = idempotency
-        self._max_runs = max_runs
         self._rate_limit = rate_limit
         self._buckets: dict[str, _TokenBucket] = {}
         self._runs = Runs(max_runs)
         self._assets = AssetStore(time_scale=time_scale)
-        self._keys: dict[tuple[str, str], _AcceptedCreate] = {}
+        self._keys: BoundedDict[tuple[str, str], _AcceptedCreate] = BoundedDict(max_runs)
         self._planned: list[_PlannedFault] = []
         self._fault_picker = FaultPicker(faults or {}, seed)
         self._webhooks = WebhookSender(time_scale=time_scale, lost=lost_webhooks, seed=seed)
@@ -390,8 +390,6 @@ class Sandbox:
         if key:
             self._keys.pop(scope, None)
             self._keys[scope] = _AcceptedCreate(now, msgspec.json.encode(order), response_body)
-            if len(self._keys) > self._max_runs:
-                del self._keys[next(iter(self._keys))]
         return web.Response(body=response_body, status=201, content_type="application/json")
 
     def _check_inputs(self, run: SandboxRun) -> SandboxRun:

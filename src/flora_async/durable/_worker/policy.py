@@ -36,7 +36,7 @@ def judge_failure(failure: errors.FloraError, *, doubtful: bool, fresh: bool) ->
         return "recover"
     if status in (401, 402):
         return "stop"
-    passing = status is not None and (status >= 500 or status in (408, 429))
+    passing = isinstance(failure, errors.APIError) and failure.retryable
     if passing or isinstance(failure, errors.CreateOutcomeUnknownError | errors.APIConnectionError):
         started = (
             doubtful or (status is not None and status != 429) or isinstance(failure, errors.CreateOutcomeUnknownError)
