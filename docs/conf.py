@@ -94,9 +94,10 @@ def _read_plain_markdown(_app: Sphinx, name: str, source: list[str]) -> None:
     """
     source[0] = _FILE.sub(_include, source[0])
     if name == "index":
-        source[0] += "".join(
-            _toctree(_ENTRY.findall(entries), caption) for caption, entries in _CHAPTER.findall(source[0])
-        )
+        chapters = _CHAPTER.findall(source[0])
+        unlisted = {f"guide/{page.stem}" for page in (HERE / "guide").glob("*.md")} - set(_ENTRY.findall(source[0]))
+        source[0] += "".join(_toctree(_ENTRY.findall(entries), caption) for caption, entries in chapters)
+        source[0] += _toctree(sorted(unlisted), "Further pages") if unlisted else ""
     if name == "reference":
         source[0] += _toctree(["api/index"])
 

@@ -1,5 +1,7 @@
 """What a real browser makes of the gallery, of the sandbox's front page and of what notebooks show."""
 
+import json
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from functools import partial
@@ -124,6 +126,56 @@ async def test_a_gallery_of_500_mixed_runs(browser: Browser, sandbox: Sandbox, f
     fetched = await browser.run("performance.getEntriesByType('resource').length")
     assert 0 < fetched < 100  # of some 160 pictures and videos only those that were come by
     assert browser.complaints == []
+
+
+async def test_a_gallery_is_for_looking(browser: Browser, flora: Flora, tmp_path: Path) -> None:
+    """Facts lie over a card that is pointed at; a picture opens whole, arrow keys turn; cards can be sorted."""
+    prompts: dict[str, str] = {}
+    for number in range(3):
+        run = await flora.generate(**{**ORDER, "type": "image"}, prompt=f"picture {number}")
+        prompts[run.run_id] = f"picture {number}"
+    video = await flora.generate(**{**ORDER, "type": "video"}, prompt="a video")
+    path = await gallery.write(flora.generations.list(), tmp_path / "gallery.html", limit=None, prompts=prompts)
+    await browser.size(1280, 900)
+    await browser.open(path.as_uri())
+    card = "[...document.querySelectorAll('.card')].find((one) => one.querySelector('h2').textContent === 'picture 2')"
+    opacity = f"getComputedStyle(({card}).querySelector('.about')).opacity"
+    assert await browser.run(opacity) == "0"
+    at = json.loads(await browser.run(f"JSON.stringify(({card}).getBoundingClientRect())"))
+    await browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=at["x"] + 50, y=at["y"] + 50)
+    await browser.until(f"{opacity} === '1'")
+    assert await browser.run(f"({card}).querySelector('.do').innerText") == "Copy id\nCopy prompt\nDownload"
+    await browser.run(f"({card}).querySelector('.made a').click()")
+    shown = "box.querySelector('figcaption p').textContent"
+    assert await browser.run(f"box.open && {shown}") == "picture 2"
+    for key, wanted in (("ArrowRight", "picture 1"), ("ArrowLeft", "picture 2"), ("ArrowLeft", "picture 0")):
+        await browser.call("Input.dispatchKeyEvent", type="keyDown", key=key)
+        assert await browser.run(shown) == wanted
+    fitted = "getComputedStyle(box.querySelector('img')).objectFit"
+    assert await browser.run(fitted) == "contain"
+    await browser.run("box.close()")
+    sort = "(order.value = '%s', order.dispatchEvent(new Event('input', {bubbles: true})))"
+    for key, wanted in (("cost", video.run_id), ("oldest", next(iter(prompts))), ("newest", video.run_id)):
+        await browser.run(sort % key)
+        assert await browser.run("document.querySelector('.card').dataset.run") == wanted
+    assert browser.complaints == []
+
+
+async def test_saved_files_outlive_their_addresses(
+    browser: Browser, sandbox: Sandbox, flora: Flora, tmp_path: Path
+) -> None:
+    """Media that has gone is a sentence; with --local the page shows the saved files, without the server."""
+    run = await flora.generate(**{**ORDER, "type": "image"}, prompt="a mug")
+    await flora.download(run, tmp_path / "saved files")
+    remote = await gallery.write(flora.generations.list(), tmp_path / "remote.html", limit=None, prompts={})
+    saved = tmp_path / "saved files"
+    local = await gallery.write(flora.generations.list(), tmp_path / "local.html", limit=None, prompts={}, local=saved)
+    await sandbox.close()
+    await browser.open(local.as_uri())
+    await browser.until("document.images[0].naturalWidth === 768")
+    assert browser.complaints == []
+    await browser.open(remote.as_uri())
+    await browser.until("document.querySelector('.nothing')?.textContent.startsWith('No longer at its address')")
 
 
 async def test_the_filters_without_script(browser: Browser, tmp_path: Path) -> None:
@@ -252,10 +304,13 @@ async def test_nothing_sticks_out_on_a_phone(scheme: str, browser: Browser, tmp_
 async def test_everything_has_a_name(browser: Browser, tmp_path: Path) -> None:
     """For those who do not see it: whatever can be used, seen or heard."""
     kinds = ("imageUrl", "videoUrl", "audioUrl", "documentUrl")
-    made = run(outputs=[output(kind, "http://127.0.0.1:9/x") for kind in kinds])
-    long = run(prompt="a long prompt " * 30, status="running", progress=20)
-    await browser.open(written(page([made, long]), tmp_path))
-    tree = await browser.call("Accessibility.getFullAXTree")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # media that has gone would be replaced by text
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        made = run(outputs=[output(kind, url) for kind in kinds])
+        long = run(prompt="a long prompt " * 30, status="running", progress=20)
+        await browser.call("Page.navigate", url=written(page([made, long]), tmp_path))
+        await browser.until("document.querySelectorAll('.card').length === 2 && document.readyState !== 'loading'")
+        tree = await browser.call("Accessibility.getFullAXTree")
     told = [(node["role"]["value"], node.get("name", {}).get("value")) for node in tree["nodes"] if not node["ignored"]]
     wanted = {"RootWebArea", "banner", "main", "contentinfo", "heading", "list", "listitem", "article", "link", "image"}
     wanted |= {"search", "radio", "searchbox", "group", "DisclosureTriangle", "progressbar", "Video", "Audio"}

@@ -29,6 +29,7 @@ NOTEBOOK = "div table caption thead tbody tr th td bdi br time strong span a det
 ATTRIBUTES = """
     lang data-live charset http-equiv content name rel href class aria-label data-count type value checked hidden for id
     autocomplete placeholder role tabindex data-run data-status data-types dir datetime max target src alt loading
+    data-created data-cost data-prompt
     controls preload scope
 """
 

@@ -33,9 +33,12 @@ def types_of(record: Record) -> list[str]:
 def card(record: Record) -> str:
     """Return a run as an item of the list."""
     status, types = status_of(record), types_of(record)
+    prompted = " data-prompt" if record.get("prompt") else ""
+    focusable = "" if record.get("outputs") else ' tabindex="0"'
     return (
-        f'<li class="card" data-run="{text(record["run_id"])}" data-status="{status}" data-types="{" ".join(types)}">'
-        f'<article><div class="about">{_heading(record, types)}{_facts(record)}</div>'
+        f'<li class="card" data-run="{text(record["run_id"])}" data-status="{status}" data-types="{" ".join(types)}"'
+        f' data-created="{record["created"].timestamp():.3f}" data-cost="{record.get("charged_cost") or 0}"{prompted}>'
+        f'<article{focusable}><div class="about">{_heading(record, types)}{_facts(record)}</div>'
         f'<div class="made">{_outputs(record)}</div></article></li>\n'
     )
 
@@ -102,7 +105,8 @@ def _output(output: Record, record: Record) -> str:
     kind = _KINDS.get(output["type"], OTHER)
     if kind == "text":
         return f'<div class="text" dir="auto" tabindex="0" role="group" aria-label="Text">{text(output["url"])}</div>'
-    url = safe_link(output["url"])
+    local = output.get("local")  # the URL of a saved file, below the folder of the page
+    url = safe_link(output["url"]) if local is None else text(local)
     if url is None:
         return f'<div class="unlinked">{unsafe_address(output)}</div>'
     name = _media_label(kind, record)

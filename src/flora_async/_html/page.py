@@ -38,14 +38,18 @@ def _read_asset(name: str) -> str:
 
 
 @cache
-def content_policy(*, live: bool) -> str:
-    """Return the content security policy: media from the web, the page's own script, and for *live* its reload."""
+def content_policy(*, live: bool, local: bool = False) -> str:
+    """Return the content security policy: media from the web, the page's own script, and for *live* its reload.
+
+    With *local*, media may also be files of this machine.
+    """
+    media = "http: https: data: file:" if local else "http: https: data:"
     allowed = {
         "default-src": "'none'",
         "base-uri": "'none'",
         "form-action": "'none'",
-        "img-src": "http: https: data:",
-        "media-src": "http: https: data:",
+        "img-src": media,
+        "media-src": media,
         "style-src": _hash(_read_asset("page.css")),
         "script-src": _hash(_read_asset("page.js")),
     }
@@ -58,13 +62,13 @@ def _hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def page_start(title: str, about: str, totals: Totals, *, live: bool = False) -> str:
-    """Return the page before the cards. A *live* page reloads its data every two seconds."""
+def page_start(title: str, about: str, totals: Totals, *, live: bool = False, local: bool = False) -> str:
+    """Return the page before the cards. A *live* page reloads its data every two seconds; *local* media are files."""
     return f"""<!DOCTYPE html>
 <html lang="en"{" data-live" if live else ""}>
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{content_policy(live=live)}">
+<meta http-equiv="Content-Security-Policy" content="{content_policy(live=live, local=local)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
 <meta name="color-scheme" content="light dark">

@@ -486,6 +486,12 @@ def _add_gallery(gallery: argparse.ArgumentParser) -> None:
     gallery.add_argument("--limit", type=int, metavar="N", help="so many runs at most, the newest (default: all)")
     _add_filters(gallery)
     gallery.add_argument(
+        "--local",
+        type=Path,
+        metavar="DIR",
+        help="show outputs that were saved in DIR from there, not from FLORA",
+    )
+    gallery.add_argument(
         "--prompts",
         type=Path,
         metavar="FILE",

@@ -293,7 +293,7 @@ async def _gallery(options: argparse.Namespace, context: CommandContext) -> int:
             status=options.status,
             workspace_id=options.workspace_id,
         )
-        path = await gallery.write(listing, options.out, limit=options.limit, prompts=prompts)
+        path = await gallery.write(listing, options.out, limit=options.limit, prompts=prompts, local=options.local)
     output.write(f"{path}\n", flush=True)
     if options.open and not webbrowser.open(path.as_uri()):
         output.print_status("cannot open the page: no browser was found")

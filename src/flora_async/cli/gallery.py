@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import tempfile
@@ -10,11 +11,13 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 import msgspec
 
 from flora_async import Generation, GenerationList, ResponseDecodeError
 from flora_async._aio import run_in_thread
+from flora_async._file_names import EXTENSIONS, file_stems
 from flora_async._html.cards import card
 from flora_async._html.page import Totals, page_end, page_start
 from flora_async.cli import output
@@ -67,8 +70,12 @@ def read_prompts(path: Path) -> dict[str, str]:
     return prompts
 
 
-async def write(listing: GenerationList, out: Path, *, limit: int | None, prompts: Mapping[str, str]) -> Path:
+async def write(
+    listing: GenerationList, out: Path, *, limit: int | None, prompts: Mapping[str, str], local: Path | None = None
+) -> Path:
     """Write the newest *limit* runs of a history as a page, and return its path.
+
+    Outputs whose files are in the folder *local*, as ``download`` names them, are shown from there.
 
     A run that cannot be parsed is reported on stderr and left out.
 
@@ -82,6 +89,7 @@ async def write(listing: GenerationList, out: Path, *, limit: int | None, prompt
     await run_in_thread(check_output_file, "--out", out)
     out = await run_in_thread(out.absolute)
     totals = Totals()
+    saved = {} if local is None else await run_in_thread(find_saved, local, out.parent)
     # The page shows the totals before the cards, and they are known only after all cards.
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="", dir=out.parent) as cards:
         async with listing:
@@ -98,27 +106,55 @@ async def write(listing: GenerationList, out: Path, *, limit: int | None, prompt
                     output.print_status(f"skipped an item that cannot be parsed: {error}")
                     break
                 if len(pending) == CARDS_PER_WRITE:
-                    await run_in_thread(partial(_write_cards, cards, totals, pending, prompts))
+                    await run_in_thread(partial(_write_cards, cards, totals, pending, prompts, saved))
                     pending.clear()
-        await run_in_thread(partial(_write_cards, cards, totals, pending, prompts))
-        await run_in_thread(partial(_write_page, cards, totals, out))
+        await run_in_thread(partial(_write_cards, cards, totals, pending, prompts, saved))
+        await run_in_thread(partial(_write_page, cards, totals, out, local=local is not None))
     return out
 
 
-def _write_cards(cards: IO[str], totals: Totals, generations: list[Generation], prompts: Mapping[str, str]) -> None:
+def find_saved(folder: Path, start: Path) -> dict[str, str]:
+    """Return the URL of each saved output, relative to the folder *start*, by the name of its file without extension.
+
+    Raises:
+        UsageError: *folder* cannot be read.
+    """
+    try:
+        paths = [
+            path for path in sorted(folder.absolute().iterdir()) if path.suffix[1:] in EXTENSIONS and path.is_file()
+        ]
+    except OSError as error:
+        raise UsageError(f"--local {folder}: {error.strerror}") from None
+    return {path.stem: quote(Path(os.path.relpath(path, start)).as_posix()) for path in paths}
+
+
+def _write_cards(
+    cards: IO[str],
+    totals: Totals,
+    generations: list[Generation],
+    prompts: Mapping[str, str],
+    saved: Mapping[str, str],
+) -> None:
     for generation in generations:
         known = {"created": generation.created, "prompt": prompts.get(generation.run_id)}
         record = output.to_dict(generation) | known
+        if saved and generation.outputs:
+            stems = file_stems(generation.run_id, generation.outputs)
+            record["outputs"] = [
+                made | {"local": saved.get(stem)} for made, stem in zip(record["outputs"], stems, strict=True)
+            ]
         totals.add(record)
         cards.write(card(record))
 
 
-def _write_page(cards: IO[str], totals: Totals, out: Path) -> None:
+def _write_page(cards: IO[str], totals: Totals, out: Path, *, local: bool) -> None:
     part = out.with_name(f".gallery.{secrets.token_hex(4)}.part")
     cards.seek(0)
     try:
         with part.open("x", encoding="utf-8", newline="") as page:
-            page.write(page_start("FLORA gallery", f"as of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC", totals))
+            page.write(
+                page_start("FLORA gallery", f"as of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC", totals, local=local)
+            )
             shutil.copyfileobj(cards, page)
             page.write(page_end())
         part.replace(out)
