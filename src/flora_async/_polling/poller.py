@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from copy import copy
 from functools import partial
 from itertools import chain, islice
-from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
@@ -26,8 +25,16 @@ from flora_async._aio import require_loop, running_loop
 from flora_async._bounded_dict import BoundedDict
 from flora_async._http.rate_limit import Lane
 from flora_async._http.retry import RetryPolicy
+from flora_async._polling.planner import (
+    ReadyGroup,
+    choose_group,
+    measured_pace,
+    narrowest_scope,
+    plan_sweeps,
+    valid_marks,
+)
 from flora_async._polling.schedule import PollFactory, PollPolicy, should_drop_poll_url
-from flora_async._polling.sweep import MARK_LIFETIME, PACE_HALF_LIFE, Mark, Sweep, Wanted, count_worthwhile, split
+from flora_async._polling.sweep import Mark, Sweep
 from flora_async._polling.targets import PollResult, Scope, WaitTarget
 from flora_async._polling.tracked_run import Agenda, Interest, Plan, TrackedRun, Waiter, is_change, to_run
 from flora_async.events import Emit, PollFinished, PollStarted
@@ -35,8 +42,6 @@ from flora_async.models import Generation, GenerationPage, Run, lacks_charge, la
 
 log = logging.getLogger("flora_async")
 
-POLL_EVICTION_SECONDS = 0.5
-"""Seconds after which a poll in flight can be cancelled for another run, if the maximum is reached."""
 PAGE_TIMEOUT = 1.5
 """Seconds until a page request times out. Its runs are then polled one by one."""
 SWEEP_LOOKAHEAD = 1.0
@@ -49,8 +54,6 @@ FINAL_POLL_LEAD = 5.0
 """Seconds before its deadline at which a wait for a webhook polls once more. The webhook may be lost."""
 MAX_PAGE_MISSES = 2
 """Number of pages that lack a run after which the run is always polled at its own URL."""
-CLOCK_SKEW = 5.0
-"""Maximum error in seconds of an estimated creation time."""
 MAX_FINISHED_EARLY = 100_000
 """Maximum number of run ids remembered as finished before a wait for them starts."""
 
@@ -369,22 +372,15 @@ class Poller:
 
         The poll may replace one that has been in flight for too long.
         """
-        later = math.inf
-        for failing in (False, True):
-            alone, any_way = self._ready[failing, True], self._ready[failing, False]
-            group = alone if self._sweeps or alone.next_due() <= any_way.next_due() else any_way
-            tracked = group.first(now)
-            if tracked is None:
-                later = min(later, group.next_due())
-            elif len(self._polls) < self._policy.max_concurrent:
-                return now, tracked
-            else:
-                oldest = next((poll.started_at for poll in self._polls if poll.tracked is not None), math.inf)
-                frees = oldest + POLL_EVICTION_SECONDS * 2 ** min(tracked.failures, 10)
-                if frees <= now:
-                    return now, tracked
-                later = min(later, frees)
-        return later, None
+        ready = {
+            key: ReadyGroup(group.next_due(), first.failures if (first := group.first(now)) else 0)
+            for key, group in self._ready.items()
+        }
+        oldest: float | None = None
+        if len(self._polls) >= self._policy.max_concurrent:
+            oldest = next((poll.started_at for poll in self._polls if poll.tracked is not None), math.inf)
+        later, key = choose_group(ready, now=now, sweeping=bool(self._sweeps), oldest_poll=oldest)
+        return later, None if key is None else self._ready[key].first(now)
 
     # -- polls
 
@@ -559,33 +555,25 @@ class Poller:
         if all(group.first(now) is None for group in groups):
             return
         members = list(islice(chain(*groups), MAX_SWEEP_RUNS))
-        scope = _scope_of(members)
+        scope = narrowest_scope(tracked.scope for tracked in members)
         if scope != self._scope:
             self._scope, self._marks = scope, []
-        unix, last = self._operations.clock(), self._marks[-1] if self._marks else None
-        pace = (
-            0.0
-            if last is None
-            else last.page / max(0.1, unix - last.created) * 0.5 ** ((unix - last.at) / PACE_HALF_LIFE)
-        )
-        self._marks = [mark for mark in self._marks if mark.at > unix - MARK_LIFETIME] or self._marks[-1:]
-        marks = sorted(self._marks, key=attrgetter("created"), reverse=True)
-        wanted = [(tracked.created, tracked.run_id) for tracked in members if tracked.created_known]
-        unsure = [(tracked.created - CLOCK_SKEW, tracked.run_id) for tracked in members if not tracked.created_known]
-        distant: list[Wanted] = []
-        for mark, part in split(wanted, unsure, marks):
-            count = count_worthwhile([unix - created for created, _ in part], pace, mark.page if mark else 0)
-            distant.extend(part[count:])
-            if count:
-                self._sweeps[sweep := Sweep(part[:count], mark)] = scope
-                for _, run_id in sweep.wanted:
-                    tracked = self._tracked[run_id]
-                    self._drop_ready(tracked)
-                    tracked.sweep = sweep
+        unix = self._operations.clock()
+        pace = measured_pace(self._marks, unix)
+        self._marks = valid_marks(self._marks, unix)
+        known = [(tracked.created, tracked.run_id) for tracked in members if tracked.created_known]
+        estimated = [(tracked.created, tracked.run_id) for tracked in members if not tracked.created_known]
+        plan = plan_sweeps(known, estimated, self._marks, unix, pace=pace)
+        for mark, part in plan.parts:
+            self._sweeps[sweep := Sweep(part, mark)] = scope
+            for _, run_id in part:
+                tracked = self._tracked[run_id]
+                self._drop_ready(tracked)
+                tracked.sweep = sweep
         if not self._sweeps and len(members) < MAX_SWEEP_RUNS:
             self._next_sweep = now + 1e-4 * len(members)  # the check itself costs time for each run
             return
-        for _, run_id in distant:
+        for _, run_id in plan.distant:
             tracked = self._tracked[run_id]
             tracked.poll_individually = True
             self._schedule(tracked)
@@ -675,16 +663,6 @@ class Poller:
         self._pages_resume_at = asyncio.get_running_loop().time() + pause
         name = type(failure).__name__
         log.info("reading a page of the history failed (%s), runs are polled one by one", name, extra={"error": name})
-
-
-def _scope_of(runs: Iterable[TrackedRun]) -> Scope:
-    """Return the narrowest history scope that contains all the runs."""
-    workspaces = {tracked.scope[0] for tracked in runs}
-    projects = {tracked.scope[1] for tracked in runs}
-    return (
-        next(iter(workspaces)) if len(workspaces) == 1 else None,
-        next(iter(projects)) if len(projects) == 1 else None,
-    )
 
 
 def _create_task(work: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
