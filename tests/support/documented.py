@@ -16,7 +16,7 @@ from pathlib import Path
 from programs import PAGES, ROOT, programs
 
 NOTEBOOK = ROOT / "docs" / "notebook" / "first_steps.ipynb"
-EXAMPLES = ROOT / "examples"
+EXAMPLES = (ROOT / "examples", ROOT / "tests" / "docs" / "newcomer")
 PYRIGHT = {"typeCheckingMode": "strict", "pythonVersion": "3.11", "extraPaths": ["service"]}
 MYPY = ("--strict", "--python-version", "3.11", "--config-file", "", "--cache-dir", str(ROOT / ".mypy_cache" / "shown"))
 
@@ -28,7 +28,7 @@ def copy_programs(folder: Path) -> list[str]:
             name = f"{page.parent.name}_{program.name}".replace(":", "_line_")
             (folder / f"{name.replace('-', '_')}.py").write_text(program.text, encoding="utf-8")
     (folder / "notebook.py").write_text(read_notebook(NOTEBOOK), encoding="utf-8")
-    for example in EXAMPLES.rglob("*.py"):
+    for example in (path for examples in EXAMPLES for path in examples.rglob("*.py")):
         shutil.copy(example, folder)
     return sorted(path.name for path in folder.iterdir())
 

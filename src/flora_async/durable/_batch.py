@@ -61,6 +61,11 @@ class BatchOutcome(Struct, frozen=True, kw_only=True):
     attempts: tuple[errors.FloraError, ...] = ()
     """The failed attempts before this one, oldest first: each was ordered again under a new key (``retry_failed``)."""
 
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run, also of a failed one; ``None`` if no run is known."""
+        return self.run.run_id if self.run else self.error.run_id if self.error else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as plain JSON types, as a line of the results of ``flora-async batch`` has it."""
         line: dict[str, Any] = {"index": self.index, "state": self.state, "key": self.key, "cost": self.cost}
