@@ -29,6 +29,7 @@ from flora_async._resources.canvas import (
 from flora_async._resources.catalog import Models, Projects, Workspaces
 from flora_async._resources.gateway import Gateway, GatewayModel, GatewayParam
 from flora_async._resources.generations import Generations
+from flora_async._resources.input_files import FileMemory
 from flora_async._resources.library import Feedback, FeedbackKind, FeedbackReceipt, Library, LibraryFolder, LibraryItem
 from flora_async._resources.pagination import (
     GenerationList,
@@ -191,6 +192,7 @@ __all__ = [
     "FeedbackKind",
     "FeedbackReceipt",
     "FieldError",
+    "FileMemory",
     "Flora",
     "FloraError",
     "Gateway",

@@ -54,7 +54,6 @@ from flora_async._resources.create_recovery import CreateRecovery, RecoveryPolic
 from flora_async._resources.declarations import Declarations
 from flora_async._resources.gateway import Gateway
 from flora_async._resources.generations import Generations
-from flora_async._resources.input_files import InputFiles
 from flora_async._resources.library import Feedback, Library
 from flora_async._resources.model_catalog import require_mode
 from flora_async._resources.param_checks import CheckParams
@@ -279,7 +278,7 @@ class Flora:
             self._transport,
             self._recovery,
             declarations,
-            InputFiles(self.assets),
+            self.assets,
             on_create=on_create,
             emit=emit,
             check_order=self.models.check_order,

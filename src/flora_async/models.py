@@ -704,15 +704,15 @@ class _AssetFields(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The URL for the ``params`` of an order."""
     content_type: str | None = None
     name: str | None = None
-    size_bytes: float | None = None
-    width: float | None = None
-    height: float | None = None
+    size_bytes: int | float | None = None
+    width: int | float | None = None
+    height: int | float | None = None
     description: str | None = None
     workspace_id: str | None = None
     project_id: str | None = None
     uploaded_via: str | None = None
     """``direct``, ``signed_url`` or ``url``. Open."""
-    created_at: str | float | None = None
+    created_at: str | int | float | None = None
     """Raw value from FLORA: text in a record, a number in a list. :attr:`created` is the decoded time."""
 
     @property

@@ -541,3 +541,34 @@ def test_saved_again(run: Any, tmp_path: Path) -> None:
     assert run(f"{line} --on-existing replace") == first
     assert path.read_bytes() != b"kept"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_assets(run: Any, tmp_path: Path) -> None:
+    """Files are uploaded, listed and retrieved; progress stands on stderr, in steps."""
+    small, large = tmp_path / "a.png", tmp_path / "b.mp4"
+    small.write_bytes(b"\x89PNG\r\n\x1a\nsmall")
+    large.write_bytes(b"\0\0\0\x18ftypisom" + bytes(4 * 2**20))
+    one = run(f"x assets upload {small} --workspace-id ws_demo")
+    assert (one["status"], one["uploaded_via"]) == ("ready", "direct")
+    two = run(f"x assets upload {large} {small} --workspace-id ws_demo --project-id prj_demo --timeout 30")
+    assert [json.loads(line)["status"] for line in two.splitlines()] == ["ready", "ready"]
+    assert run.err.count(f"{large} uploaded") == 11
+    listed = run("x assets list --workspace-id ws_demo --limit 2")["assets"]
+    assert [each["name"] for each in listed] == ["a.png", "b.mp4"]
+    assert run(f"x assets retrieve --asset-id {one['asset_id']}")["name"] == "a.png"
+    run(f"x assets upload {tmp_path / 'none.png'} --workspace-id ws_demo", 2)
+    assert "No such file" in run.err
+
+
+def test_a_file_in_params(run: Any, tmp_path: Path, flora_sandbox: Sandbox) -> None:
+    """``@FILE`` is uploaded, ``@@`` stands for an ``@``, and a file that is not there is an error of usage."""
+    photo = tmp_path / "a photo.png"
+    photo.write_bytes(b"\x89PNG\r\n\x1a\nphoto")
+    line = f"x generations create {' '.join(ORDER)} video --prompt 'it turns'"
+    run(f"{line} --params 'image_url=@{photo}' --params name=@@me --params seed=7")
+    (params,) = (order.params for order in flora_sandbox.orders.values())
+    assert params is not None
+    assert "/media/assets/asset_" in params["image_url"]
+    assert (params["name"], params["seed"]) == ("@me", 7)
+    run(f"{line} --params image_url=@none.png", 2)
+    assert "there is no file 'none.png'" in run.err

@@ -311,7 +311,7 @@ async def test_a_new_caller_while_the_last_one_is_cancelled(store: Store, flora:
 
 async def test_the_memory_of_files_is_bounded(store: Store, flora: Flora, photo: Path) -> None:
     """The oldest files are forgotten, and uploaded again."""
-    files = flora._starter._files
+    files = flora.assets._inputs
     files._digests._known.limit = files._urls._known.limit = 2
     for content in (b"1", b"2", b"3", b"3", b"1"):
         photo.write_bytes(PNG + content)

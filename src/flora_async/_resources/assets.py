@@ -22,7 +22,9 @@ from flora_async._http.requests import MAX_CURSOR, Request, custom_request
 from flora_async._http.responses import parse_asset, parse_response
 from flora_async._http.settings import HTTPSettings
 from flora_async._http.transport import Transport
+from flora_async._inputs import OrderT, find_files, inputs_of
 from flora_async._media_types import UPLOAD_TYPES, content_type_of_file
+from flora_async._resources.input_files import FileMemory, InputFiles
 from flora_async._resources.upload_sources import CHUNK_BYTES, UploadInput, UploadSource, open_source
 from flora_async._validation import check_callback, check_id, check_limit, check_seconds, check_text
 from flora_async.models import Asset, ListedAsset, PageMeta
@@ -60,6 +62,19 @@ class Assets:
         self._settings = settings
         self._origin = settings.origin
         self._transport = transport
+        self._inputs = InputFiles(lambda path, workspace_id: self.upload(path, workspace_id=workspace_id))
+
+    async def replace_files(self, order: OrderT, *, memory: FileMemory | None = None) -> OrderT:
+        """Return the order with URLs in the place of the files among its inputs. Paths are uploaded first.
+
+        ``create``, ``generate`` and the others do it by themselves. The same bytes are uploaded once for a client and
+        workspace; a *memory* makes it once for longer. An order without files is returned as it is.
+
+        Raises:
+            ConfigurationError: a file cannot be read, or an asset is not ready.
+            UploadError: as :meth:`upload` raises it.
+        """
+        return await self._inputs.replace(order, memory) if find_files(inputs_of(order)) else order
 
     async def upload(
         self,

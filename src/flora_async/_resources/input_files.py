@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -16,7 +16,6 @@ from flora_async._aio import run_in_thread
 from flora_async._bounded_dict import BoundedDict
 from flora_async._http.transport import check_before_post
 from flora_async._inputs import OrderT, find_files, inputs_of, replace_files
-from flora_async._resources.assets import Assets
 from flora_async._resources.upload_sources import open_source
 from flora_async._validation import check_path
 from flora_async.models import Asset
@@ -25,27 +24,36 @@ MAX_REMEMBERED_FILES = 10_000
 """Files of a client whose URLs are remembered."""
 
 
+class FileMemory(Protocol):
+    """Remembers the URLs of uploaded files for longer than a client lives."""
+
+    async def find_url(self, workspace_id: str, digest: str) -> str | None:
+        """Return the URL of the file with this SHA-256 in a workspace; ``None`` if it was not uploaded."""
+        ...
+
+    async def record_url(self, workspace_id: str, digest: str, url: str) -> None:
+        """Record the URL of a file that was uploaded."""
+        ...
+
+
 class InputFiles:
     """Replaces files among the inputs of orders by their URLs. The same bytes are uploaded once for a workspace."""
 
-    def __init__(self, assets: Assets) -> None:
-        self._assets = assets
+    def __init__(self, upload: Callable[[Path, str], Coroutine[Any, Any, Asset]]) -> None:
+        self._upload_file = upload
         self._digests = _SharedResults()
         self._urls = _SharedResults()
 
-    async def upload(self, order: OrderT) -> OrderT:
-        """Return a checked order with URLs in the place of its files.
-
-        Raises:
-            ConfigurationError: a file cannot be read, or an asset is not ready.
-            UploadError: as ``flora.assets.upload`` raises it. Nothing was ordered.
-        """
+    async def replace(self, order: OrderT, memory: FileMemory | None) -> OrderT:
+        """Return an order with URLs in the place of its files."""
         files = find_files(inputs_of(order))
         for asset in files:
             if isinstance(asset, Asset):
                 _url_of(asset)
         paths = {os.fspath(file): file for file in files if not isinstance(file, Asset)}
-        uploads = {path: asyncio.create_task(self._upload(file, order.workspace_id)) for path, file in paths.items()}
+        uploads = {
+            path: asyncio.create_task(self._upload(file, order.workspace_id, memory)) for path, file in paths.items()
+        }
         try:
             urls = {path: await upload for path, upload in uploads.items()}
         finally:
@@ -54,7 +62,7 @@ class InputFiles:
             await asyncio.gather(*uploads.values(), return_exceptions=True)
         return replace_files(order, lambda file: _url_of(file) if isinstance(file, Asset) else urls[os.fspath(file)])
 
-    async def _upload(self, file: os.PathLike[Any], workspace_id: str) -> str:
+    async def _upload(self, file: os.PathLike[Any], workspace_id: str, memory: FileMemory | None) -> str:
         check_before_post.set(None)  # It is about the create, and this is a task of its own.
         path = check_path("a path in the inputs", file)
         try:
@@ -63,10 +71,15 @@ class InputFiles:
             raise errors.ConfigurationError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
         version = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
         digest = await self._digests.get(version, partial(_digest, path))
-        return await self._urls.get((workspace_id, digest), partial(self._send, path, workspace_id))
+        if memory is not None and (stored := await memory.find_url(workspace_id, digest)):
+            return stored
+        url = await self._urls.get((workspace_id, digest), partial(self._send, path, workspace_id))
+        if memory is not None:
+            await memory.record_url(workspace_id, digest, url)
+        return url
 
     async def _send(self, path: Path, workspace_id: str) -> str:
-        return _url_of(await self._assets.upload(path, workspace_id=workspace_id))
+        return _url_of(await self._upload_file(path, workspace_id))
 
 
 async def _digest(path: Path) -> str:

@@ -15,9 +15,9 @@ from flora_async._http.requests import Request, create_request, with_timeout
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
 from flora_async._inputs import find_files, inputs_of, without_files
+from flora_async._resources.assets import Assets
 from flora_async._resources.create_recovery import CreateRecovery
 from flora_async._resources.declarations import Declarations
-from flora_async._resources.input_files import InputFiles
 from flora_async._resources.model_catalog import require_mode
 from flora_async._resources.param_checks import CheckParams
 from flora_async._validation import check_idempotency_key
@@ -42,7 +42,7 @@ class RunStarter:
         transport: Transport,
         recovery: CreateRecovery,
         declarations: Declarations,
-        files: InputFiles,
+        assets: Assets,
         *,
         on_create: OnCreate | None,
         emit: Emit | None,
@@ -53,7 +53,7 @@ class RunStarter:
         self._transport = transport
         self._recovery = recovery
         self._declarations = declarations
-        self._files = files
+        self._assets = assets
         self._on_create = on_create
         self._emit = emit
         self._check_order = check_order
@@ -129,7 +129,7 @@ class RunStarter:
             raise refusal
         await self._declarations.create_request(without_files(order), key)  # Nothing is uploaded for an invalid order.
         await self._check_order(order, mode)
-        order = await self._files.upload(order)
+        order = await self._assets.replace_files(order)
         return order, await self._declarations.create_request(order, key)
 
 

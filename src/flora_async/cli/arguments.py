@@ -69,11 +69,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "generations create": (
         f"generations create {_ORDER}",
         f"generations create {_ORDER} --params seed=7 --download out",
+        f"generations create {_ORDER} --params image_url=@photo.png",
     ),
     "generations retrieve": ("generations retrieve --run-id run_abc123",),
     "generations list": ("generations list --all --status completed --format csv > runs.csv",),
     "wait": ("wait run_abc123 --download out --timeout 900",),
     "watch": ("watch run_abc123 --download out",),
+    "assets": ("assets upload photo.png --workspace-id ws_demo",),
+    "assets upload": ("assets upload photo.png --workspace-id ws_demo",),
+    "assets list": ("assets list --workspace-id ws_demo --format table",),
+    "assets retrieve": ("assets retrieve --asset-id asset_abc123",),
     "models": ("models --type image --format table",),
     "workspaces": ("workspaces --format table",),
     "projects": ("projects --workspace-id ws_demo --format csv",),
@@ -232,6 +237,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     _add_resources(commands)
+    _add_assets(commands.add_parser("assets", help="upload files, and list the uploaded ones", allow_abbrev=False))
     _add_batch(
         commands.add_parser(
             "batch",
@@ -329,7 +335,7 @@ def _add_generations(generations: argparse.ArgumentParser) -> None:
         "--params",
         action="append",
         metavar="JSON|NAME=VALUE",
-        help="the model's parameters: a JSON object, or NAME=VALUE as often as needed (VALUE is JSON, else text)",
+        help="the model's parameters: a JSON object, or NAME=VALUE as often as needed (VALUE is JSON, @FILE or text)",
     )
     create.add_argument("--callback-url", metavar="URL", help="where FLORA sends a webhook when the run has ended")
     create.add_argument("--idempotency-key", metavar="KEY", help="order once only under this key (default: a new one)")
@@ -386,6 +392,26 @@ def _add_resources(commands: argparse._SubParsersAction[_Parser]) -> None:  # py
         if name == "projects":
             listing.add_argument("--workspace-id", metavar="ws_...", help="of this workspace only")
         _add_format(listing)
+
+
+def _add_assets(assets: argparse.ArgumentParser) -> None:
+    operations = assets.add_subparsers(dest="operation", required=True, metavar="OPERATION", parser_class=_Parser)
+    upload = operations.add_parser("upload", help="upload files", parents=[_api_key_parser()], allow_abbrev=False)
+    upload.add_argument("file", nargs="+", metavar="FILE", help="a path, an https URL, or - for standard input")
+    upload.add_argument("--workspace-id", required=True, metavar="ws_...")
+    upload.add_argument("--project-id", metavar="prj_...", help="put it on the canvas of this project")
+    upload.add_argument("--folder", help="folder of the library")
+    upload.add_argument("--content-type", metavar="TYPE", help="like image/png (default: by its bytes or its name)")
+    upload.add_argument("--file-name", metavar="NAME", help="its name (default: that of the file)")
+    upload.add_argument("--timeout", type=float, metavar="S", help="seconds for one file (default: by its size)")
+    listing = operations.add_parser("list", help="list assets", parents=[_api_key_parser()], allow_abbrev=False)
+    listing.add_argument("--query", metavar="TEXT", help="search for this")
+    listing.add_argument("--limit", type=int, metavar="N", help="so many at most, the newest (default: 100)")
+    listing.add_argument("--project-id", metavar="prj_...")
+    listing.add_argument("--workspace-id", metavar="ws_...")
+    _add_format(listing)
+    retrieve = operations.add_parser("retrieve", help="get an asset", parents=[_api_key_parser()], allow_abbrev=False)
+    retrieve.add_argument("--asset-id", required=True, metavar="asset_...")
 
 
 def _add_batch(batch: argparse.ArgumentParser) -> None:
@@ -544,5 +570,17 @@ def parse_params(given: Sequence[str] | None) -> dict[str, Any] | None:
         try:
             params[name] = json.loads(value)
         except ValueError:
-            params[name] = value
+            params[name] = _parse_text(value)
     return params
+
+
+def _parse_text(value: str) -> str | Path:
+    """Return the path of ``@FILE``, and any other text as it is; ``@@`` stands for an ``@`` at its beginning."""
+    if not value.startswith("@"):
+        return value
+    if value.startswith("@@"):
+        return value[1:]
+    path = Path(value[1:])
+    if not path.is_file():
+        raise UsageError(f"--params: there is no file {value[1:80]!r}; @@ stands for an @ at the beginning of a text")
+    return path

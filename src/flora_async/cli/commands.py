@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flora_async import AnyOrder, Flora, Model, Order, Project, Run, Workspace, errors
-from flora_async.cli import arguments, costs, demo, gallery, output
+from flora_async.cli import arguments, assets, costs, demo, gallery, output
 from flora_async.export._tables import COLUMNS
 
 if TYPE_CHECKING:
@@ -276,6 +276,12 @@ async def _workspaces(options: argparse.Namespace, context: CommandContext) -> i
     return 0
 
 
+async def _assets(options: argparse.Namespace, context: CommandContext) -> int:
+    async with context.open_client(options) as flora:
+        await assets.run(flora, options)
+    return 0
+
+
 async def _projects(options: argparse.Namespace, context: CommandContext) -> int:
     async with context.open_client(options) as flora:
         listed = await flora.projects.list(workspace_id=options.workspace_id)
@@ -408,6 +414,7 @@ COMMANDS: dict[str, Command] = {
     "models": _models,
     "workspaces": _workspaces,
     "projects": _projects,
+    "assets": _assets,
     "costs": _costs,
     "gallery": _gallery,
     "sandbox": _sandbox,

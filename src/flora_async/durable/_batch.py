@@ -15,7 +15,9 @@ from msgspec import Struct
 
 from flora_async import Budget, CheckParams, Flora, errors
 from flora_async._budget import check_budget
+from flora_async._inputs import find_files, inputs_of, without_files
 from flora_async._validation import check_count, check_seconds, check_usd
+from flora_async.durable._files import upload_files
 from flora_async.durable._store import batches
 from flora_async.durable._store.batches import BatchSettings, BatchStatus, BatchWriter
 from flora_async.durable._store.database import Database, execute, select
@@ -106,8 +108,9 @@ class Batch:
     ) -> BatchStatus:
         """Order all of it, once, and return when every order has ended.
 
-        All orders are checked and stored first, or none; nothing is sent before. If the batch exists with the same
-        orders, nothing is ordered twice: it is resumed, so a service can call this at each start, and twice at once.
+        All orders are checked and stored first, or none; nothing is ordered before. Files among their inputs are
+        uploaded before that, each once for a database and workspace, also after a restart. If the batch exists with the
+        same orders, nothing is ordered twice: it is resumed, so a service can call this at each start.
         A refusal of the key or of payment (401, 402, 403) stops the batch: see ``status.stopped``. While FLORA or the
         database cannot be used the batch pauses, and continues by itself.
 
@@ -175,15 +178,15 @@ class Batch:
         writer = BatchWriter(self.name, worker.process)
         await database.write(writer.begin)
         try:
-            page: list[dict[str, object]] = []
+            page: list[tuple[AnyOrder, Mapping[str, Any]]] = []
             async for order, columns in orders:
-                checked = await _check_order(worker.flora, order, writer.total, mode)
-                page.append(writer.row(checked, columns))
+                checked = await _check_order(worker.flora, order, writer.total + len(page), mode)
+                page.append((checked, columns))
                 if len(page) == batches.STORE_PAGE:
-                    await database.write(partial(batches.insert_orders, rows=page))
+                    await self._store(worker.flora, writer, page)
                     page = []
             if page:
-                await database.write(lambda c: batches.insert_orders(c, page))
+                await self._store(worker.flora, writer, page)
         except BaseException:
             await database.write(lambda c: batches.delete(c, writer.id))
             raise
@@ -198,6 +201,14 @@ class Batch:
         if named == "exists":
             await self.resume(max_cost=max_cost, wait=False)
         worker.wake()
+
+    async def _store(self, flora: Flora, writer: BatchWriter, page: list[tuple[AnyOrder, Mapping[str, Any]]]) -> None:
+        """Store orders, with URLs in the place of files."""
+        checked = [order for order, _ in page]
+        if any(find_files(inputs_of(order)) for order in checked):
+            checked = await upload_files(flora, self._database, checked)
+        rows = [writer.row(order, columns) for order, (_, columns) in zip(checked, page, strict=True)]
+        await self._database.write(partial(batches.insert_orders, rows=rows))
 
     async def _read(self, question: Callable[..., T]) -> T:
         """Return the result of a function of a connection and ``batch``, the id."""
@@ -406,7 +417,7 @@ async def _check_order(flora: Flora, order: object, number: int, mode: CheckPara
         raise errors.ConfigurationError(f"order {number}: a batch takes Orders, not {type(order).__name__}")
     try:
         checked = flora.generations.validate(order)
-        await flora.models.check_order(checked, mode)
+        await flora.models.check_order(without_files(checked), mode)
     except errors.ConfigurationError as error:
         numbered = errors.ConfigurationError(f"order {number}: {error}")
         numbered.fields = error.fields

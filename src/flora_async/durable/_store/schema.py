@@ -12,7 +12,7 @@ State: TypeAlias = Literal["waiting", "sending", "running", "completed", "failed
 IN_FLIGHT: tuple[State, ...] = ("sending", "running")
 ENDED: tuple[State, ...] = ("completed", "failed", "refused", "unknown", "skipped")
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 NAME_LOCK = 0x666C6F7261
 """Key of a PostgreSQL advisory lock."""
 
@@ -74,6 +74,14 @@ workers = sa.Table(
     sa.Column("host", sa.Text, nullable=False),
     sa.Column("pid", sa.Integer, nullable=False),
     sa.Column("seen", sa.Float, nullable=False),  # by the database's clock
+)
+
+files = sa.Table(
+    "flora_files",
+    _schema,
+    sa.Column("workspace", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, primary_key=True),  # SHA-256 of the bytes
+    sa.Column("url", sa.Text, nullable=False),
 )
 
 
