@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -45,6 +46,101 @@ async def test_the_official_client(official_client: Path) -> None:
         "NotFoundError 404 not_found",
         "RateLimitError 429 rate_limited",
     ]
+
+
+OPERATIONS = 35
+"""Operations of the client beside the five of assets."""
+
+
+async def test_every_operation_of_the_official_client(official_client: Path) -> None:
+    """All of them, unchanged, get responses of the types that they promise, and their runs end with outputs."""
+    program = str(shutil.copy(Path(__file__).with_name("operations.mjs"), official_client))
+    async with Sandbox(time_scale=0.01) as sandbox:
+        process = await asyncio.create_subprocess_exec(
+            *("node", program),
+            env={**os.environ, "FLORA_API_KEY": sandbox.api_key, "FLORA_BASE_URL": sandbox.base_url},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        output, complaints = await process.communicate()
+        assert process.returncode == 0, complaints.decode()
+    met = json.loads(output)
+    calls = [name for name in met if "." in name and not name.startswith("run of")]
+    assert len(calls) == OPERATIONS
+    assert (met["notFoundAtTheNestedRoute"], met["malformedProject"]) == (404, "500 unknown_error")
+    for name in (
+        "generations.retrieve",
+        "run of runs.startTechnique",
+        "techniques.runs.retrieve",
+        "run of actions.run",
+    ):
+        assert met[name]["status"] == "completed"
+        assert met[name]["outputs"]
+    assert [len(met[name]) for name in ("projects.list", "techniques.runs.list", "projects.listNodes")] == [5, 2, 3]
+    assert [run["status"] for run in met["workspaces.projects.runNodes"]["runs"]] == ["started", "skipped"]
+    types = official_client / "node_modules" / "@flora-ai" / "flora" / "resources"
+    for name, (module, promised) in PROMISES.items():
+        values = met[name] if isinstance(met[name], list) else [met[name]]
+        for value in values:
+            missing = required_fields(types / module, promised) - value.keys()
+            assert not missing, f"{name} lacks {missing}"
+
+
+PROMISES = {
+    "workspaces.list": ("workspaces/workspaces.d.ts", "WorkspaceListResponse"),
+    "projects.create": ("projects/projects.d.ts", "ProjectCreateResponse"),
+    "projects.retrieve": ("projects/projects.d.ts", "ProjectRetrieveResponse"),
+    "projects.list": ("projects/projects.d.ts", "ProjectListResponse"),
+    "projects.listNodes": ("projects/projects.d.ts", "ProjectListNodesResponse"),
+    "projects.canvas.retrieve": ("projects/canvas.d.ts", "CanvasRetrieveResponse"),
+    "projects.canvas.update": ("projects/canvas.d.ts", "CanvasUpdateResponse"),
+    "projects.actions.create": ("projects/actions.d.ts", "ActionCreateResponse"),
+    "projects.actions.run": ("projects/actions.d.ts", "ActionRunResponse"),
+    "projects.assets.attachAsset": ("projects/assets.d.ts", "AssetAttachAssetResponse"),
+    "workspaces.projects.create": ("workspaces/projects/projects.d.ts", "ProjectCreateResponse"),
+    "workspaces.folders.createProject": ("workspaces/folders.d.ts", "FolderCreateProjectResponse"),
+    "workspaces.projects.graph": ("workspaces/projects/projects.d.ts", "ProjectGraphResponse"),
+    "workspaces.projects.runNodes": ("workspaces/projects/projects.d.ts", "ProjectRunNodesResponse"),
+    "workspaces.projects.canvas.applyChangeset": (
+        "workspaces/projects/canvas.d.ts",
+        "CanvasApplyChangesetResponse",
+    ),
+    "workspaces.projects.canvas.retrieveDefinition": (
+        "workspaces/projects/canvas.d.ts",
+        "CanvasRetrieveDefinitionResponse",
+    ),
+    "workspaces.projects.canvas.replaceDefinition": (
+        "workspaces/projects/canvas.d.ts",
+        "CanvasReplaceDefinitionResponse",
+    ),
+    "workspaces.library.folders.create": ("workspaces/library/folders.d.ts", "FolderCreateResponse"),
+    "workspaces.library.folders.delete": ("workspaces/library/folders.d.ts", "FolderDeleteResponse"),
+    "workspaces.library.folders.addItem": ("workspaces/library/folders.d.ts", "FolderAddItemResponse"),
+    "generations.create": ("generations.d.ts", "GenerationCreateResponse"),
+    "generations.retrieve": ("generations.d.ts", "GenerationRetrieveResponse"),
+    "generations.list": ("generations.d.ts", "GenerationListResponse"),
+    "runs.startGeneration": ("runs.d.ts", "RunStartGenerationResponse"),
+    "runs.startTechnique": ("runs.d.ts", "RunStartTechniqueResponse"),
+    "models.list": ("models.d.ts", "ModelListResponse"),
+    "techniques.list": ("techniques/techniques.d.ts", "TechniqueListResponse"),
+    "techniques.retrieve": ("techniques/techniques.d.ts", "TechniqueRetrieveResponse"),
+    "techniques.runs.create": ("techniques/runs.d.ts", "RunCreateResponse"),
+    "techniques.runs.retrieve": ("techniques/runs.d.ts", "RunRetrieveResponse"),
+    "techniques.runs.list": ("techniques/runs.d.ts", "RunListResponse"),
+    "actions.list": ("actions.d.ts", "ActionListResponse"),
+    "actions.retrieve": ("actions.d.ts", "ActionRetrieveResponse"),
+    "actions.run": ("actions.d.ts", "ActionRunResponse"),
+    "feedback.record": ("feedback.d.ts", "FeedbackRecordResponse"),
+}
+"""Declaration of each response in the client's own types."""
+
+
+def required_fields(module: Path, name: str) -> set[str]:
+    """Return the fields that a declared interface requires."""
+    text = module.read_text(encoding="utf-8").partition(f"export interface {name} {{")[2]
+    assert text, f"{module} has no {name}"
+    body = text.partition("\n}")[0]
+    return set(re.findall(r"^ {4}(\w+): ", body, re.MULTILINE))
 
 
 def vectors() -> Iterator[dict[str, Any]]:

@@ -7,17 +7,17 @@ from collections.abc import Iterable, Mapping
 from flora_async.models import GenerationType, Order
 from flora_async.sandbox._runs import SECONDS, USD
 
-_CREATED_AT = 1_790_000_000_000
+CREATED_AT = 1_790_000_000_000
 
 WORKSPACES: list[dict[str, object]] = [
-    {"workspace_id": "ws_demo", "name": "Sandbox", "role": "owner", "created_at": _CREATED_AT},
+    {"workspace_id": "ws_demo", "name": "Sandbox", "role": "owner", "created_at": CREATED_AT},
 ]
 PROJECTS: list[dict[str, object]] = [
     {
         "project_id": project_id,
         "workspace_id": "ws_demo",
         "name": name,
-        "created_at": _CREATED_AT,
+        "created_at": CREATED_AT,
         "last_modified": None,
         "origin": None,
     }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
+from aiohttp import web
 
 from flora_async.models import GenerationType, Order
 from flora_async.sandbox._runs import HistoryQuery, decode_cursor
@@ -17,6 +18,7 @@ STATUSES = ("pending", "running", "completed", "failed")
 _ORDER_FIELDS = ("type", "prompt", "workspace_id", "project_id", "model", "params", "callback_url")
 _WEBHOOK_URL = re.compile(r"https://.|http://(localhost|127\.[0-9.]+|\[::1\])[:/]", re.IGNORECASE)
 _REQUESTED_STATUS = re.compile(r"\[http:([45][0-9]{2})\]")
+_PROJECT_ID = re.compile(r"prj_[A-Za-z0-9_-]+")
 _REQUIRED = ("type", "prompt", "workspace_id", "project_id")
 
 
@@ -66,6 +68,39 @@ def refusal(
     return RefusalError(status, word, message or f"The sandbox returns {status}, as requested.", headers=headers)
 
 
+def invalid(fields: Mapping[str, str]) -> RefusalError:
+    """Build the error response of a request with invalid *fields*."""
+    return RefusalError(400, "input_validation_error", "The request is not valid.", fields=fields)
+
+
+def json_response(body: object, status: int = 200) -> web.Response:
+    """Return a response with JSON."""
+    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+
+
+async def read_body(request: web.Request) -> dict[str, Any]:
+    """Return the JSON object of a request.
+
+    An empty body passes without a content type, as FLORA's npm client sends it. Other empty bodies are refused:
+    aiohttp and others send them with a content type that is not JSON.
+    """
+    body = await request.read()
+    if not body and request.headers.get("Content-Type", "application/json").startswith("application/json"):
+        return {}
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.ValidationError:
+        raise refusal(400, message="The body must be a JSON object.") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise refusal(400, code="invalid_json", message="The body is not JSON.") from None
+
+
+def check_project_id(project_id: str) -> None:
+    """Raise the 500 with which FLORA answers a malformed project id."""
+    if project_id.startswith("prj_") and not _PROJECT_ID.fullmatch(project_id):
+        raise refusal(500, code="unknown_error", message="An unknown error occurred.")
+
+
 def parse_order(given: dict[str, object]) -> Order:
     """Parse the body of ``POST /generate``.
 
@@ -80,7 +115,8 @@ def parse_order(given: dict[str, object]) -> Order:
             wrong[name] = "Must be a string with at least one character"
     for name in ("workspace_id", "project_id"):
         value = given.get(name)
-        if isinstance(value, str) and value and not _has_prefix(value, PREFIXES[name]):
+        malformed = isinstance(value, str) and name == "project_id" and value[:4] == "prj_" != value  # a 500, see below
+        if isinstance(value, str) and value and not malformed and not _has_prefix(value, PREFIXES[name]):
             wrong[name] = f"Must start with {PREFIXES[name]}"
     if given.get("type") is not None and given["type"] not in get_args(GenerationType):
         wrong["type"] = f"Must be one of {', '.join(get_args(GenerationType))}"
@@ -91,6 +127,7 @@ def parse_order(given: dict[str, object]) -> Order:
         wrong["callback_url"] = "Must be an https URL, or an http one on this machine"
     if wrong:
         raise RefusalError(400, "input_validation_error", "The request is not valid.", fields=wrong)
+    check_project_id(str(given["project_id"]))
     return msgspec.convert(given, Order)
 
 

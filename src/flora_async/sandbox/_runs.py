@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from hashlib import sha256
 from itertools import islice
 from random import Random
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from flora_async._bounded_dict import BoundedDict
-from flora_async.models import GenerationType, Order
+from flora_async.models import ActionOrder, GenerationType, Order, TechniqueOrder
 from flora_async.sandbox._texts import text
 
 SECONDS: dict[GenerationType, float] = {"text": 2.0, "audio": 4.0, "image": 6.0, "video": 12.0}
@@ -42,6 +43,17 @@ def seeded_random(*words: object) -> Random:
     return Random(sha256("\0".join(map(str, words)).encode(errors="replace")).digest())
 
 
+class PlannedOutput(Struct, frozen=True):
+    """An output of a technique or an action: a text, or a picture that an effect makes of a source."""
+
+    type: str
+    text: str | None = None
+    source: str | None = None
+    """URL of the picture."""
+    effect: str = ""
+    params: dict[str, Any] = {}
+
+
 class SandboxRun(Struct, frozen=True, kw_only=True):
     """A run with its order, its planned durations and its planned end."""
 
@@ -58,6 +70,15 @@ class SandboxRun(Struct, frozen=True, kw_only=True):
     """Seconds that the run takes after its start."""
     failure: str | None
     failure_message: str | None
+    kind: str = "generation"
+    given: TechniqueOrder | ActionOrder | None = None
+    """The order of a technique or an action; ``order`` then has the main words and the type of its inputs."""
+    is_nested: bool = False
+    """Whether it was started by ``POST /techniques/{id}/runs``."""
+    outputs: tuple[PlannedOutput, ...] = ()
+    """The outputs of a technique or an action."""
+    price: float | None = None
+    name: str = ""
     model: str
     quote_factor: float = 1.0
     """Charge of the run divided by its quote."""
@@ -73,7 +94,7 @@ class SandboxRun(Struct, frozen=True, kw_only=True):
     @property
     def cost(self) -> float:
         """The charge in USD."""
-        return USD[self.order.type]
+        return USD[self.order.type] if self.price is None else self.price
 
     @property
     def quote(self) -> float:
@@ -137,6 +158,11 @@ def started_record(run: SandboxRun, base_url: str) -> dict[str, object]:
     }
 
 
+def _poll_url(run: SandboxRun, base_url: str) -> str:
+    nested = f"/techniques/{run.given.endpoint}" if run.is_nested and run.given else ""
+    return f"{base_url}{nested}/runs/{run.run_id}"
+
+
 def run_record(run: SandboxRun, now: float, base_url: str) -> dict[str, object]:
     """Return the record of a run. Reference: "Get a run", Returns."""
     status = run.status(now)
@@ -145,7 +171,7 @@ def run_record(run: SandboxRun, now: float, base_url: str) -> dict[str, object]:
         "status": status,
         "progress": 0,
         "created_at": run.created_at,
-        "poll_url": f"{base_url}/runs/{run.run_id}",
+        "poll_url": _poll_url(run, base_url),
     }
     if status == "pending":
         return record
@@ -163,7 +189,7 @@ def run_record(run: SandboxRun, now: float, base_url: str) -> dict[str, object]:
     record["progress"] = 100
     if now - run.created >= run.waiting + run.working + run.charge_delay:
         record["charged_cost"] = run.cost
-    record["outputs"] = [_output(run, base_url)]
+    record["outputs"] = _planned_outputs(run, base_url) if run.given else [_output(run, base_url)]
     return record
 
 
@@ -176,6 +202,18 @@ def generation_record(run: SandboxRun, now: float, base_url: str) -> dict[str, o
         "workspace_id": run.order.workspace_id,
         "model": {"model_id": run.model},
     }
+
+
+def _planned_outputs(run: SandboxRun, base_url: str) -> list[dict[str, object]]:
+    media = f"{base_url.removesuffix('/api/v1')}/media/{run.run_id}"
+    return [
+        {
+            "output_id": f"output_{number}",
+            "type": output.type,
+            "url": f"{media}/output_{number}.png" if output.text is None else output.text,
+        }
+        for number, output in enumerate(run.outputs, 1)
+    ]
 
 
 def _output(run: SandboxRun, base_url: str) -> dict[str, object]:
@@ -195,11 +233,13 @@ class HistoryQuery(Struct, frozen=True):
     project_id: str | None = None
     workspace_id: str | None = None
     status: str | None = None
+    endpoint: str | None = None
+    """Technique of the runs."""
 
     @property
     def unfiltered(self) -> bool:
         """Whether the query has no filter."""
-        return self.project_id is None and self.workspace_id is None and self.status is None
+        return (self.project_id, self.workspace_id, self.status, self.endpoint) == (None, None, None, None)
 
     def matches(self, run: SandboxRun, now: float) -> bool:
         """Return whether a run matches the filters."""
@@ -207,6 +247,7 @@ class HistoryQuery(Struct, frozen=True):
             self.project_id in (None, run.order.project_id)
             and self.workspace_id in (None, run.order.workspace_id)
             and (self.status is None or self.status == run.status(now))
+            and (self.endpoint is None or (run.given is not None and self.endpoint == run.given.endpoint))
         )
 
 
@@ -233,6 +274,9 @@ class Runs:
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+    def __iter__(self) -> Iterator[SandboxRun]:
+        return iter(self._by_id.values())
 
     def add(self, run: SandboxRun) -> None:
         """Store a run."""

@@ -22,14 +22,16 @@ from msgspec.structs import replace
 from flora_async._aio import run_in_thread
 from flora_async._bounded_dict import BoundedDict
 from flora_async.errors import ConfigurationError
-from flora_async.models import GenerationType, Order
+from flora_async.models import ActionOrder, GenerationType, Order, TechniqueOrder
 from flora_async.sandbox import _catalog, _front_page
 from flora_async.sandbox._assets import STORE_PATH, AssetStore
 from flora_async.sandbox._contract import (
     RefusalError,
     check_run_id,
+    json_response,
     parse_history_query,
     parse_order,
+    read_body,
     refusal,
     requested_status,
 )
@@ -43,6 +45,7 @@ from flora_async.sandbox._faults import (
     check_fault,
     is_number,
 )
+from flora_async.sandbox._kinds import Host, Kinds
 from flora_async.sandbox._runs import (
     EXTENSIONS,
     Runs,
@@ -54,6 +57,7 @@ from flora_async.sandbox._runs import (
     run_record,
     started_record,
 )
+from flora_async.sandbox._studio import Studio
 from flora_async.sandbox._webhooks import WebhookSender
 
 log: logging.Logger = logging.getLogger("flora_async.sandbox")
@@ -190,6 +194,11 @@ class Sandbox:
         self._runs = Runs(max_runs)
         self._assets = AssetStore(time_scale=time_scale)
         self._keys: BoundedDict[tuple[str, str], _AcceptedCreate] = BoundedDict(max_runs)
+        services = Host(
+            lambda: self.base_url, lambda: self._clock(), self._plan, self._accept, self._count_accepted, self._runs
+        )
+        self._kinds = Kinds(services, max_runs)
+        self._studio = Studio(services, self._kinds)
         self._planned: list[_PlannedFault] = []
         self._fault_picker = FaultPicker(faults or {}, seed)
         self._webhooks = WebhookSender(time_scale=time_scale, lost=lost_webhooks, seed=seed)
@@ -209,8 +218,13 @@ class Sandbox:
 
     @property
     def orders(self) -> dict[str, Order]:
-        """The orders by run id, oldest first."""
+        """The orders of generations by run id, oldest first."""
         return self._runs.orders()
+
+    @property
+    def technique_and_action_orders(self) -> dict[str, TechniqueOrder | ActionOrder]:
+        """The orders of techniques and actions by run id."""
+        return self._kinds.orders()
 
     async def start(self) -> None:
         """Start to listen. ``async with`` does it too."""
@@ -227,10 +241,12 @@ class Sandbox:
         app.add_routes(
             [
                 web.post("/api/v1/generate", self._create),
+                web.post("/api/v1/runs/generation", self._create),
+                *self._kinds.routes(),
+                *self._studio.routes(),
                 web.get("/api/v1/runs/{run_id}", self._retrieve),
                 web.get("/api/v1/generations", self._list),
                 web.get("/api/v1/workspaces", self._workspaces),
-                web.get("/api/v1/projects", self._projects),
                 web.get("/api/v1/models", self._models),
                 *self._assets.routes(),
                 web.get("/media/{run_id}/{name}", self._media),
@@ -310,15 +326,15 @@ class Sandbox:
                 fault = self._next_fault(request.method, request.path)
             response = await (apply_before(fault, request) if fault in BEFORE else handler(request))
         except RefusalError as error:
-            response = _json(error.body, status=error.status)
+            response = json_response(error.body, status=error.status)
             response.headers.update(error.headers)
         except web.HTTPException as error:
             words = refusal(error.status, message=error.reason)
-            response = _json(words.body, status=words.status)
+            response = json_response(words.body, status=words.status)
         except Exception:
             extra = {"method": request.method, "path": request.path}
             log.exception("%s %s failed", request.method, request.path, extra=extra)
-            response = _json(refusal(500, message="The sandbox has failed.").body, status=500)
+            response = json_response(refusal(500, message="The sandbox has failed.").body, status=500)
         response.headers["request-id"] = f"req_{secrets.token_hex(12)}"
         # The date follows the clock of the runs, which may be virtual.
         response.headers["Date"] = formatdate(self._unix_at_zero + self._clock(), usegmt=True)
@@ -360,37 +376,57 @@ class Sandbox:
     # -- FLORA's operations
 
     async def _create(self, request: web.Request) -> web.Response:
-        try:
-            given = msgspec.json.decode(await request.read(), type=dict[str, object])
-        except msgspec.ValidationError:
-            raise refusal(400, message="The body must be a JSON object.") from None
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise refusal(400, code="invalid_json", message="The body is not JSON.") from None
+        given = await read_body(request)
         key = request.headers.get("Idempotency-Key")
         if self._idempotency == "replay":
             key = str(given.pop("idempotency_key", None) or key or "")
         quoted = given.pop("quote", None) is True
         order = parse_order(given)
-        now = self._clock()
-        scope = (request.headers["Authorization"], key or "")
-        used = self._keys.get(scope) if key else None
-        if used is not None and now - used.at <= KEY_LIFETIMES[self._idempotency]:
-            return self._respond_to_used_key(used, msgspec.json.encode(order))
+        if quoted:  # undocumented at FLORA: the answer is the quote, and nothing is started
+            return json_response({"estimated_cost": self._plan(order).quote})
+
+        def plan() -> tuple[SandboxRun, object]:
+            run = self._check_inputs(self._plan(order))
+            self._runs.add(run)
+            return run, started_record(run, self.base_url)
+
+        return self._accept(request, key, msgspec.json.encode(order), plan)
+
+    def _plan(self, order: Order) -> SandboxRun:
+        """Plan the run of an order, or raise the error that its prompt requests."""
         if status := requested_status(order.prompt):
             raise refusal(status, retry_after=1 if status == 429 else None)
+        now = self._clock()
         run = plan_run(order, now=now, unix=self._unix_at_zero + now, time_scale=self._time_scale)
-        run = replace(run, quote_factor=self._quote_factor, charge_delay=self._charge_delay)
-        run = self._check_inputs(run)
-        if quoted:  # undocumented at FLORA: the answer is the quote, and nothing is started
-            return _json({"estimated_cost": run.quote})
-        self._runs.add(run)
-        self._webhooks.schedule(run)
-        self.accepted += 1
-        response_body = msgspec.json.encode(started_record(run, self.base_url))
+        return replace(run, quote_factor=self._quote_factor, charge_delay=self._charge_delay)
+
+    def _accept(
+        self,
+        request: web.Request,
+        key: str | None,
+        body: bytes,
+        plan: Callable[[], tuple[SandboxRun | None, object]],
+        *,
+        status: int = 201,
+    ) -> web.Response:
+        """Start what *plan* plans, or respond to a used key. Keys count for one operation."""
+        now = self._clock()
+        scope = (request.headers["Authorization"], f"{request.path} {key}")
+        used = self._keys.get(scope) if key else None
+        if used is not None and now - used.at <= KEY_LIFETIMES[self._idempotency]:
+            return self._respond_to_used_key(used, body)
+        run, record = plan()
+        if run is not None:
+            self._webhooks.schedule(run)
+            self._count_accepted()
+        response_body = msgspec.json.encode(record)
         if key:
             self._keys.pop(scope, None)
-            self._keys[scope] = _AcceptedCreate(now, msgspec.json.encode(order), response_body)
-        return web.Response(body=response_body, status=201, content_type="application/json")
+            self._keys[scope] = _AcceptedCreate(now, body, response_body)
+        return web.Response(body=response_body, status=status, content_type="application/json")
+
+    def _count_accepted(self) -> None:
+        self.accepted += 1
 
     def _check_inputs(self, run: SandboxRun) -> SandboxRun:
         """Return the run, with a planned failure if its inputs cannot be used."""
@@ -413,10 +449,10 @@ class Sandbox:
     async def _retrieve(self, request: web.Request) -> web.Response:
         run_id = request.match_info["run_id"]
         check_run_id(run_id)
-        return _json(run_record(self._run(run_id), self._clock(), self.base_url))
+        return json_response(run_record(self._run(run_id), self._clock(), self.base_url))
 
     def _run(self, run_id: str) -> SandboxRun:
-        run = self._runs.get(run_id)
+        run = self._runs.get(run_id) or self._kinds.get(run_id)
         if run is None and run_id == self._example.run_id:
             return self._example
         if run is None:
@@ -429,22 +465,17 @@ class Sandbox:
         runs, following, total = self._runs.page(query, now)
         cursor = None if following is None else encode_cursor(following)
         listed = [generation_record(run, now, self.base_url) for run in runs]
-        return _json({"generations": listed, "meta": {"next_cursor": cursor, "total_estimate": total}})
+        return json_response({"generations": listed, "meta": {"next_cursor": cursor, "total_estimate": total}})
 
     async def _workspaces(self, _request: web.Request) -> web.Response:
-        return _json({"workspaces": _catalog.WORKSPACES})
-
-    async def _projects(self, request: web.Request) -> web.Response:
-        wanted = request.query.get("workspace_id", "ws_demo")
-        listed = [project for project in _catalog.PROJECTS if project["workspace_id"] == wanted]
-        return _json({"projects": listed, "meta": {"next_cursor": None}})
+        return json_response({"workspaces": _catalog.WORKSPACES})
 
     async def _models(self, request: web.Request) -> web.Response:
         wanted = request.query.get("type")
         if wanted is not None and wanted not in get_args(GenerationType):
             fields = {"type": f"Must be one of {', '.join(get_args(GenerationType))}"}
             raise RefusalError(400, "input_validation_error", "The request is not valid.", fields=fields)
-        return _json({"models": [model for model in self._list_models() if wanted in (None, model["type"])]})
+        return json_response({"models": [model for model in self._list_models() if wanted in (None, model["type"])]})
 
     def _list_models(self) -> Sequence[Mapping[str, object]]:
         return _catalog.MODELS if self._own_models is None else self._own_models
@@ -453,6 +484,11 @@ class Sandbox:
         from flora_async.sandbox import _media
 
         run = self._run(request.match_info["run_id"])
+        if run.given is not None:
+            picture = await self._kinds.render(run, request.match_info["name"])
+            if picture is None:
+                raise refusal(404, message="There is no such output.")
+            return _range_response(request, picture, "image/png")
         kind = run.order.type
         there = run.status(self._clock()) == "completed" and kind in EXTENSIONS
         if not there or request.match_info["name"] != f"output_1.{EXTENSIONS[kind]}":
@@ -474,10 +510,6 @@ def _check_count(name: str, value: object, least: int = 1, most: float = math.in
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         wanted = f"from {least} on" if most == math.inf else f"from {least} to {most}"
         raise ConfigurationError(f"{name} must be a whole number {wanted}, not {value!r}")
-
-
-def _json(body: object, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
 
 
 def _range_response(request: web.Request, content: bytes, content_type: str) -> web.Response:

@@ -79,7 +79,7 @@ def _event(run: SandboxRun) -> dict[str, object]:
         "created_at": run.created_at + round(1000 * (run.waiting + run.working)),
         "data": {
             "run_id": run.run_id,
-            "run_type": "generation",
+            "run_type": run.kind,
             "workspace_id": run.order.workspace_id,
             "status": status,
             **failure,
