@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from scripted import Scripted, answer, run, started, tasks_of_ours
 
 from flora_async import Budget, BudgetExceededError, ConfigurationError, Flora, Order, RunFailedError, RunTimeoutError
@@ -111,6 +112,15 @@ async def test_no_error_loses_a_completed_run() -> None:
         assert (await client.generate(image(), settle=True)).succeeded
         (outcome,) = [each async for each in client.as_completed([run_record()], settle=True)]
         assert outcome.run is not None
+
+
+async def test_a_charge_after_a_webhook(sandbox: Sandbox, flora: Flora) -> None:
+    """Where a webhook is expected, and lost, the charge is polled for as soon as elsewhere once the run has ended."""
+    flora.inbox(sandbox.webhook_secret)
+    began = now()
+    order = replace(image(), callback_url="http://127.0.0.1:9/nowhere")
+    assert (await flora.generate(order, settle=True)).charged_cost == PRICE
+    assert now() - began < 90
 
 
 def run_record() -> Any:

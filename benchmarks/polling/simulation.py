@@ -61,7 +61,7 @@ def run_virtually(main: Coroutine[Any, Any, T]) -> T:
 class Simulated:
     """One run: its creation, start and end times, and its progress bar."""
 
-    __slots__ = ("bar", "began", "created", "ends", "estimate", "gone", "hidden", "run_id")
+    __slots__ = ("bar", "began", "charge_delay", "created", "ends", "estimate", "gone", "hidden", "run_id")
 
     def __init__(
         self,
@@ -81,6 +81,7 @@ class Simulated:
         self.bar = bar
         self.gone = False
         self.hidden = False
+        self.charge_delay = 0.0
 
     def record(self, now: float) -> dict[str, Any]:
         """Return the record of the run, in FLORA's fields."""
@@ -95,6 +96,7 @@ class Simulated:
             "progress": 100.0 if done else bars[self.bar],
             "created_at": UNIX + self.created,
             "started_at": UNIX + self.began if now >= self.began else None,
+            "charged_cost": 0.01 if now >= self.ends + self.charge_delay else None,
             "completed_at": UNIX + self.ends if done else None,
             "outputs": (Output(output_id="output_1", type="text", url="x"),) if done else (),
         }

@@ -212,6 +212,10 @@ class Ordering:
                 waiter.exception()  # mark it as retrieved
             entry.abandon()  # no effect on an entry with its charge
 
-        waiter = self._settle(started, run)
+        try:
+            waiter = self._settle(started, run)
+        except errors.FloraError:  # the client was closed: the completed run counts more than its charge
+            entry.abandon()
+            return
         self._settling.add(waiter)
         waiter.add_done_callback(end)

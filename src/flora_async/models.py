@@ -863,8 +863,9 @@ class Estimate(Record, frozen=True, kw_only=True):
     @property
     def basis(self) -> EstimateBasis:
         """The weakest source among the kinds."""
-        order: tuple[EstimateBasis, ...] = ("unknown", "catalogue", "quote", "charges")
-        return min((each.basis for each in self.kinds), key=order.index, default="unknown")
+        strength: dict[EstimateBasis, int] = {"unknown": 0, "catalogue": 1, "quote": 2, "charges": 3}
+        found = [each.basis for each in self.kinds] or ["unknown"]
+        return min(found, key=strength.__getitem__)
 
 
 def _sum_known(amounts: Iterable[float | None]) -> float | None:

@@ -277,6 +277,21 @@ async def test_a_chat_through_a_pipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_budget_for_lines(tmp_path: Path) -> None:
+    """The estimate comes first; failures are ordered again; the budget ends the ordering, with final costs."""
+    typed = "a mug\n\na lamp [fail:SERVER_ERROR]\n" + "a kettle\n" * 5
+    async with Sandbox(time_scale=0.01, quote_factor=3.5, charge_delay=30) as sandbox:
+        code, said, _ = await run(sandbox, tmp_path, "budget.py", "5.00", "--dry-run", typed=typed)
+        assert (code, sandbox.accepted) == (0, 0)
+        assert "7 images: 0.28 to 1.12 USD (catalogue)" in said
+        code, said, complaints = await run(sandbox, tmp_path, "budget.py", "0.18", typed=typed)
+        assert code == 1
+        assert "stopped: budget" in said
+        assert "4 of 7 images, 0.16 USD, 0 not settled" in said
+        assert "50% of 0.18 USD" in complaints
+
+
+@pytest.mark.anyio
 async def test_a_chat_that_is_interrupted(tmp_path: Path) -> None:
     """It says what goes on, and ends at once."""
     async with Sandbox() as sandbox:

@@ -135,3 +135,29 @@ def test_a_hundred_thousand_orders(
     peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
     assert first <= 10
     assert peak <= 200
+
+
+@pytest.mark.flora_sandbox(time_scale=0.05, charge_delay=20, quote_factor=3.5)
+def test_attempts_outlive_kills(tmp_path: Path, flora_sandbox: Sandbox) -> None:
+    """A batch whose runs fail is killed at random moments: each order has its four attempts, none lost or repeated."""
+    dice = random.Random(5)
+    line = '{"type":"text","prompt":"%d [fail:MODEL_TIMEOUT]","workspace_id":"ws_1","project_id":"prj_1"}\n'
+    orders = tmp_path / "orders.jsonl"
+    orders.write_text("".join(line % number for number in range(30)))
+    first: tuple[str | Path, ...] = ("run", orders, "--out", "results.jsonl", "--batch", "mugs", "--retry-failed", "3")
+    words = first
+    kills = 0
+    while flora_sandbox.accepted < 110 and kills < KILLS:
+        enough = flora_sandbox.accepted + dice.randint(1, 12)
+        process = start(tmp_path, flora_sandbox, *words, "--concurrency", "5")
+        wait_until(partial(has_accepted, flora_sandbox, enough))
+        process.kill()
+        process.wait()
+        words, kills = ("resume",), kills + 1
+    assert kills > 5
+    assert start(tmp_path, flora_sandbox, *words).wait(300) == 1, said(tmp_path)
+    lines = read_lines(tmp_path / "results.jsonl")
+    assert [(line["state"], len(line["attempts"])) for line in lines] == [("failed", 3)] * 30
+    assert flora_sandbox.accepted == 120
+    runs = {attempt["run_id"] for line in lines for attempt in (*line["attempts"], line["error"])}
+    assert runs == set(flora_sandbox.orders)

@@ -45,14 +45,16 @@ class Trial:
         self.settled: dict[int, str] = {}
         self.cancelled: set[int] = set()
         self.waiting: list[asyncio.Task[None]] = []
+        self.charge_chance = random.Random(-seed)
         self.runs: list[Simulated] = []
 
     async def wait(self, number: int, run: Simulated, patience: float) -> None:
         """Wait for one run, and check how that ends."""
         loop = asyncio.get_running_loop()
         estimate = (run.ends - run.created) * self.chance.uniform(0.3, 3)
+        settle = self.charge_chance.random() < 0.3
         waiter = self.poller.add_waiter(
-            self.poller.track(started(run, estimate), None), deadline=loop.time() + patience
+            self.poller.track(started(run, estimate), None), deadline=loop.time() + patience, settle=settle
         )
         try:
             seen = await waiter
@@ -67,6 +69,8 @@ class Trial:
         assert (seen.run_id, seen.status) == (run.run_id, "completed"), "another end"
         assert seen.outputs, "a finished run without its outputs"
         assert loop.time() >= run.ends
+        if settle and run.charge_delay < 60 and patience == math.inf and not run.gone:
+            assert seen.charged_cost is not None, "a charge was not awaited"
         self.settle(number, "finished")
 
     def settle(self, number: int, end: str) -> None:
@@ -80,6 +84,7 @@ class Trial:
         bar = chance.choice(["none", "linear"])
         run = Simulated(f"run_{made}", loop.time(), chance.uniform(0, 3), chance.uniform(1, 60), bar=bar)
         run.hidden = chance.random() < 0.1
+        run.charge_delay = self.charge_chance.choice([0.0, 0.0, 5.0, 40.0, 1000.0])
         self.flora.add(run)
         self.runs.append(run)
         for _ in range(chance.choice([0, 0, 0, 0, 1, 1, 2, 4])):

@@ -477,6 +477,8 @@ class Poller:
     def _apply(self, tracked: TrackedRun, run: Run, now: float) -> None:
         """Apply a record of a run: update its state, resolve waiters, schedule the next poll."""
         before = tracked.run
+        if tracked.settles and before is not None and not run.finished:
+            run = before  # an outdated row of the history: the run has completed
         tracked.created, tracked.created_known = run.created.timestamp(), True
         if run.finished:
             tracked.run = run
