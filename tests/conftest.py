@@ -100,6 +100,17 @@ def fast_polls(change_policies: Callable[..., None]) -> None:
 
 
 @pytest.fixture
+def change_worker_policy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that changes fields of the policy of later durable batches: ``(read_interval=0.02)``."""
+    from flora_async.durable import Batches  # imported here: few modules need a database
+
+    def change(**fields: float) -> None:
+        monkeypatch.setattr(Batches, "_policy", replace(Batches._policy, **fields))
+
+    return change
+
+
+@pytest.fixture
 def official_client(tmp_path: Path) -> Path:
     """Install FLORA's official npm client in a folder."""
     (tmp_path / "package.json").write_text('{"private": true}')

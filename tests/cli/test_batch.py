@@ -17,8 +17,6 @@ from killing import check_billing, read_lines, said, start, write_orders
 from programs import complaints_of
 
 from flora_async.cli import main
-from flora_async.durable import _batch
-from flora_async.durable._worker import processor, worker
 from flora_async.sandbox import Sandbox, _media
 
 pytestmark = pytest.mark.flora_sandbox(time_scale=0.005)
@@ -26,16 +24,18 @@ pytestmark = pytest.mark.flora_sandbox(time_scale=0.005)
 
 @pytest.fixture(autouse=True)
 def environment(
-    monkeypatch: pytest.MonkeyPatch, change_policies: Callable[..., None], flora_sandbox: Sandbox, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    change_policies: Callable[..., None],
+    change_worker_policy: Callable[..., None],
+    flora_sandbox: Sandbox,
+    tmp_path: Path,
 ) -> None:
     """Point the command at a sandbox, from a folder of its own, and have it look often."""
     monkeypatch.setenv("FLORA_BASE_URL", flora_sandbox.base_url)
     monkeypatch.setenv("FLORA_API_KEY", flora_sandbox.api_key)
     monkeypatch.chdir(tmp_path)
     change_policies(retry={"first_delay": 0.01}, poll={"min_delay": 0.02})
-    for module in (processor, worker):
-        monkeypatch.setattr(module, "LOOK_INTERVAL", 0.05)
-    monkeypatch.setattr(_batch, "POLL_INTERVAL", 0.05)
+    change_worker_policy(read_interval=0.05)
 
 
 @pytest.fixture

@@ -210,7 +210,7 @@ def test_a_key_is_not_used_to_its_last_second() -> None:
 
 def test_pauses_grow_to_a_cap() -> None:
     """A minute."""
-    assert [policy.pause_after(failures) for failures in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
+    assert [policy.WorkerPolicy().pause_after(failures) for failures in (1, 2, 3, 7, 5000)] == [1, 2, 4, 60, 60]
 
 
 FAILED = Run(run_id="run_1", status="failed", progress=40.0, created_at=1.0, error_code="safety_blocked")

@@ -26,27 +26,21 @@ from flora_async import (
     RunFailedError,
     RunTimeoutError,
 )
-from flora_async.durable import Batches, _batch, reassign
+from flora_async.durable import Batches, reassign
 from flora_async.durable._store import database as database_module
 from flora_async.durable._store.database import Database
 from flora_async.durable._store.schema import batches as batch_rows
 from flora_async.durable._store.schema import orders as order_rows
 from flora_async.durable._store.schema import workers
-from flora_async.durable._worker import policy, processor, worker
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, fast_retries: None) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, change_worker_policy: Callable[..., None], fast_retries: None) -> None:
     """Make pauses short."""
-    monkeypatch.setattr(policy, "FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(policy, "LONGEST_PAUSE", 0.1)
-    for module in (processor, worker):
-        monkeypatch.setattr(module, "LOOK_INTERVAL", 0.05)
-    monkeypatch.setattr(worker, "TAKE_OVER_INTERVAL", 0.1)
-    monkeypatch.setattr(_batch, "POLL_INTERVAL", 0.05)
+    change_worker_policy(first_pause=0.02, max_pause=0.1, read_interval=0.05, take_over_interval=0.1)
     monkeypatch.setattr(database_module, "OUTAGE_PAUSE", 0.02)
 
 
@@ -327,10 +321,10 @@ async def test_an_executor_that_is_lost_is_named(sandbox: Sandbox, url: str) -> 
 
 
 async def test_a_process_that_lost_its_order_does_not_send_it(
-    sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, url: str, change_worker_policy: Callable[..., None]
 ) -> None:
     """A worker that wakes up after others took its order over finds that out before it sends."""
-    monkeypatch.setattr(processor, "LOST_AFTER", 0.0)
+    change_worker_policy(renew_after=0.0)
     key = await left_behind(sandbox, url)
     async with opened(sandbox, url) as batches:
         await batches["mugs"].resume(wait=False)
@@ -345,10 +339,10 @@ async def test_a_process_that_lost_its_order_does_not_send_it(
 
 
 async def test_the_client_does_not_send_again_what_others_took_over(
-    sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch, change_policies: Callable[..., None]
+    sandbox: Sandbox, url: str, change_worker_policy: Callable[..., None], change_policies: Callable[..., None]
 ) -> None:
     """The claim is renewed also before the attempts that the client itself makes after a 503."""
-    monkeypatch.setattr(processor, "LOST_AFTER", 0.0)
+    change_worker_policy(renew_after=0.0)
     change_policies(retry={"first_delay": 0.5})
     sandbox.fail_next(503, method="POST")
     async with Flora(sandbox.api_key, base_url=sandbox.base_url) as flora, Batches(flora, database=url) as batches:
@@ -505,14 +499,16 @@ async def test_the_database_is_away_for_a_moment(sandbox: Sandbox, url: str, mon
     assert (status.completed, sandbox.accepted) == (20, 20)
 
 
-async def test_closing_while_the_database_is_away(sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_while_the_database_is_away(
+    sandbox: Sandbox, url: str, change_worker_policy: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A change that waits for the database fails when the batches are closed, and does not wait forever."""
 
     def fail(self: Any, work: Any, writes: bool) -> Any:
         raise sa.exc.OperationalError("UPDATE", {}, Exception("gone"))
 
     monkeypatch.setattr(database_module, "CLOSE_TIMEOUT", 0.05)
-    monkeypatch.setattr(worker, "CLOSE_TIMEOUT", 0.05)
+    change_worker_policy(close_timeout=0.05)
     async with opened(sandbox, url) as batches:
         await batches["mugs"].run(orders(1))
         monkeypatch.setattr(Database, "_transact", fail)

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,8 @@ import pytest
 
 from flora_async import Budget, ConfigurationError, Flora, Order, RunFailedError
 from flora_async._failures import ReorderPolicy
-from flora_async.durable import Batches, _batch
+from flora_async.durable import Batches
 from flora_async.durable._store import orders as order_store
-from flora_async.durable._worker import processor, worker
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -25,12 +24,9 @@ PRICE = 0.01
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, fast_retries: None) -> None:
+def quick(change_worker_policy: Callable[..., None], fast_retries: None) -> None:
     """Make pauses short."""
-    for module in (processor, worker):
-        monkeypatch.setattr(module, "LOOK_INTERVAL", 0.02)
-    monkeypatch.setattr(worker, "TAKE_OVER_INTERVAL", 0.05)
-    monkeypatch.setattr(_batch, "POLL_INTERVAL", 0.02)
+    change_worker_policy(read_interval=0.02, take_over_interval=0.05)
 
 
 @pytest.fixture

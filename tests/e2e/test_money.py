@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import backoff
@@ -12,8 +13,7 @@ import pytest
 from aiohttp import web
 
 from flora_async import Budget, Flora, GenerationType, Order
-from flora_async.durable import Batches, _batch
-from flora_async.durable._worker import processor, worker
+from flora_async.durable import Batches
 from flora_async.sandbox import Sandbox
 from flora_async.sandbox._runs import USD
 
@@ -67,11 +67,9 @@ async def spend(seed: int, url: str) -> tuple[float, Budget, int]:
         return billed, budget, sandbox.accepted
 
 
-async def test_a_budget_with_low_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_budget_with_low_quotes(tmp_path: Path, change_worker_policy: Callable[..., None]) -> None:
     """Quotes are too low by 3.5 and charges late: no seed exceeds the budget by more than its dearest first order."""
-    for module in (processor, worker):
-        monkeypatch.setattr(module, "LOOK_INTERVAL", 0.02)
-    monkeypatch.setattr(_batch, "POLL_INTERVAL", 0.02)
+    change_worker_policy(read_interval=0.02)
     charged: list[float] = []
     for seed in range(20):
         billed, budget, creates = await spend(seed, f"sqlite:///{tmp_path}/{seed}.db")

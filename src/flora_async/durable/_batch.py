@@ -30,13 +30,12 @@ from flora_async.durable._store.outcomes import (
     store_error,
 )
 from flora_async.durable._store.schema import ENDED, State
+from flora_async.durable._worker.policy import WorkerPolicy
 from flora_async.durable._worker.worker import Worker
 from flora_async.models import AnyOrder, Run
 
 T = TypeVar("T")
 
-POLL_INTERVAL = 0.25
-"""Seconds between reads of a batch that is waited for."""
 COMMIT_DELAY = 5.0
 """Seconds for which an end can be invisible to others after its time: its transaction is not committed."""
 
@@ -87,8 +86,9 @@ class BatchOutcome(Struct, frozen=True, kw_only=True):
 class Batch:
     """A batch of orders, by its name. It lives in the database; every process there can use it."""
 
-    def __init__(self, database: Database, worker: Worker | None, name: str) -> None:
+    def __init__(self, database: Database, worker: Worker | None, policy: WorkerPolicy, name: str) -> None:
         self.name = name
+        self._policy = policy
         self._database = database
         self._worker = worker
 
@@ -293,7 +293,7 @@ class Batch:
     async def finished(self) -> BatchStatus:
         """Wait until every order has ended, or the batch is stopped and this process works on none of its orders."""
         while not await self.is_finished():  # noqa: ASYNC110 - other machines work on it too
-            await asyncio.sleep(POLL_INTERVAL)
+            await asyncio.sleep(self._policy.read_interval)
         return await self.status()
 
     async def is_finished(self) -> bool:
@@ -311,16 +311,22 @@ class Batch:
 
         Orders that have not ended are waited for, unless the batch is stopped; then they are left out.
         """
-        return BatchOutcomes(self, self._read, as_finished=as_finished)
+        return BatchOutcomes(self, self._read, self._policy.read_interval, as_finished=as_finished)
 
 
 class BatchOutcomes:
     """The outcomes of the orders of a batch: iterate over it with ``async for``. One task at a time."""
 
     def __init__(
-        self, batch: Batch, read: Callable[[Callable[..., list[Any]]], Awaitable[list[Any]]], *, as_finished: bool
+        self,
+        batch: Batch,
+        read: Callable[[Callable[..., list[Any]]], Awaitable[list[Any]]],
+        interval: float,
+        *,
+        as_finished: bool,
     ) -> None:
         self._batch = batch
+        self._interval = interval
         self._read = read
         self._as_finished = as_finished
         self._place = 0
@@ -343,7 +349,7 @@ class BatchOutcomes:
                         raise StopAsyncIteration
                     self._over = await self._batch.is_finished()
                     if not self._over:
-                        await asyncio.sleep(POLL_INTERVAL)
+                        await asyncio.sleep(self._interval)
             return _to_outcome(self._next_rows.popleft())
 
     async def _read_next(self, *, last: bool) -> None:

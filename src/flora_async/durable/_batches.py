@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterable, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from flora_async import Flora, PollFactory
 from flora_async._validation import check_count, check_text
@@ -12,6 +12,7 @@ from flora_async.durable._batch import Batch
 from flora_async.durable._store import batches, orders
 from flora_async.durable._store.batches import BatchStatus, BatchWriter
 from flora_async.durable._store.database import DEFAULT_DATABASE, Database
+from flora_async.durable._worker.policy import WorkerPolicy
 from flora_async.durable._worker.worker import Worker
 from flora_async.models import AnyOrder, PriceHistory
 
@@ -39,6 +40,8 @@ class Batches:
         DatabaseError: the database cannot be used.
     """
 
+    _policy: ClassVar[WorkerPolicy] = WorkerPolicy()
+
     def __init__(
         self,
         flora: Flora | None,
@@ -54,7 +57,9 @@ class Batches:
             (socket.gethostname() or "executor") if executor is None else check_text("executor", executor, longest=100)
         )
         self._database = Database(database)
-        self._worker = None if flora is None else Worker(flora, self._database, name, concurrency, poll, only)
+        self._worker = (
+            None if flora is None else Worker(flora, self._database, self._policy, name, concurrency, poll, only)
+        )
 
     async def __aenter__(self) -> Self:
         try:
@@ -79,7 +84,7 @@ class Batches:
 
     def __getitem__(self, batch: str) -> Batch:
         """Return a batch by its name; it need not exist."""
-        return Batch(self._database, self._worker, batches.check_batch_name(batch))
+        return Batch(self._database, self._worker, self._policy, batches.check_batch_name(batch))
 
     async def statuses(self) -> list[BatchStatus]:
         """Return where all batches stand, oldest first."""

@@ -15,7 +15,7 @@ from flora_async._http.transport import check_before_post
 from flora_async.durable._store import batches, orders
 from flora_async.durable._store.batches import BatchSettings
 from flora_async.durable._store.database import Database, select
-from flora_async.durable._store.orders import LOST_AFTER, Item
+from flora_async.durable._store.orders import Item
 from flora_async.durable._store.outcomes import decode_attempts, decode_order, encode_outcome
 from flora_async.durable._store.schema import State
 from flora_async.durable._worker import policy
@@ -23,8 +23,6 @@ from flora_async.models import AnyOrder, Run, StartedRun, lacks_charge
 
 log = logging.getLogger("flora_async")
 
-LOOK_INTERVAL = 0.25
-"""Seconds between looks at changes that other orders or processes make."""
 RECOVERY_TRIES = 3
 """How often the run of an accepted create is looked for while the history shows no candidate."""
 MAX_FORBIDDEN = 5
@@ -39,9 +37,15 @@ class OrderProcessor:
     """Processes the orders that one process holds."""
 
     def __init__(
-        self, flora: Flora, database: Database, poll: PollFactory | None, on_place_free: Callable[[], None]
+        self,
+        flora: Flora,
+        database: Database,
+        worker_policy: policy.WorkerPolicy,
+        poll: PollFactory | None,
+        on_place_free: Callable[[], None],
     ) -> None:
         self._flora = flora
+        self._policy = worker_policy
         self._database = database
         self._poll = poll
         self._on_place_free = on_place_free
@@ -74,7 +78,7 @@ class OrderProcessor:
             nonlocal held_since, sent
             if self.closing and not sent:
                 raise ClaimLostError
-            if time.time() - held_since > LOST_AFTER / 3:  # also after this machine was suspended
+            if time.time() - held_since > self._policy.renew_after:  # also after this machine was suspended
                 held_since = time.time()
                 if not await self._database.write(lambda c: orders.renew(c, item)):
                     raise ClaimLostError
@@ -121,7 +125,7 @@ class OrderProcessor:
 
     async def _wait_until_open(self) -> None:
         while self.pause > 0 or self.closing:  # noqa: ASYNC110 - it may be put off again
-            await asyncio.sleep(max(LOOK_INTERVAL, self.pause))
+            await asyncio.sleep(max(self._policy.read_interval, self.pause))
 
     async def _send(self, item: Item, order: AnyOrder) -> StartedRun | str | errors.FloraError | None:
         self.creating += 1
@@ -168,10 +172,10 @@ class OrderProcessor:
                     return "stop"
                 if not self.creating and not await self._database.read(lambda c: select(c, waiting, batch=item.batch)):
                     return "stop" if len(suspects) > 1 else "refused"
-                await asyncio.sleep(LOOK_INTERVAL)
+                await asyncio.sleep(self._policy.read_interval)
             return "refused"
         finally:
-            asyncio.get_running_loop().call_later(2 * LOOK_INTERVAL, suspects.pop, item.number, None)
+            asyncio.get_running_loop().call_later(2 * self._policy.read_interval, suspects.pop, item.number, None)
 
     async def _recover(self, unknown: errors.CreateOutcomeUnknownError, item: Item) -> str | None:
         """Look for the run of an order in the history. A run of another order in the database is not taken."""
@@ -188,7 +192,7 @@ class OrderProcessor:
             if unknown.candidates or not unknown.accepted:
                 break
             if failures < RECOVERY_TRIES:
-                await asyncio.sleep(policy.pause_after(failures + 2))
+                await asyncio.sleep(self._policy.pause_after(failures + 2))
         await self._end(item, "unknown", error=unknown)
         return None
 
@@ -257,7 +261,7 @@ class OrderProcessor:
         if self.pause > 0:
             return  # an order that was sent before the others failed
         self._failures += 1
-        pause = policy.pause_after(self._failures)
+        pause = self._policy.pause_after(self._failures)
         self._open_at = time.monotonic() + pause
         self.trouble = str(failure)
         extra = {"pause": pause, "error": type(failure).__name__}

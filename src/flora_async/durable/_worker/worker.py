@@ -12,15 +12,15 @@ from functools import partial
 
 from flora_async import Flora, PollFactory, errors
 from flora_async.durable._store import orders
-from flora_async.durable._store.database import CLOSE_TIMEOUT, Database
+from flora_async.durable._store.database import Database
 from flora_async.durable._store.orders import Item
-from flora_async.durable._worker.processor import LOOK_INTERVAL, OrderProcessor
+from flora_async.durable._worker.policy import WorkerPolicy
+from flora_async.durable._worker.processor import OrderProcessor
 
 log = logging.getLogger("flora_async")
 
 CLAIM_LIMIT = 200
 """Orders that are claimed in one transaction."""
-TAKE_OVER_INTERVAL = 2.0
 FAULT_PAUSE = 5.0
 
 
@@ -31,6 +31,7 @@ class Worker:
         self,
         flora: Flora,
         database: Database,
+        policy: WorkerPolicy,
         executor: str,
         concurrency: int,
         poll: PollFactory | None,
@@ -39,9 +40,10 @@ class Worker:
         self.process: str = f"{executor}/{uuid.uuid4().hex}"
         self.flora = flora
         self._database = database
+        self._policy = policy
         self._concurrency = concurrency
         self._only = only
-        self.processor: OrderProcessor = OrderProcessor(flora, database, poll, self.wake)
+        self.processor: OrderProcessor = OrderProcessor(flora, database, policy, poll, self.wake)
         self.in_hand: Counter[str] = Counter()
         """Number of orders in progress, by batch."""
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -67,7 +69,7 @@ class Worker:
             return
         self.processor.closing = True
         with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_TIMEOUT):
+            async with asyncio.timeout(self._policy.close_timeout):
                 while self.processor.creating:  # noqa: ASYNC110 - at most ten seconds
                     await asyncio.sleep(0.01)
         ending = [*loops, *self._tasks.values()]
@@ -75,7 +77,7 @@ class Worker:
             task.cancel()
         await asyncio.wait(ending)
         with suppress(TimeoutError, errors.DatabaseError):  # else others take the orders over when they miss the signs
-            async with asyncio.timeout(CLOSE_TIMEOUT):
+            async with asyncio.timeout(self._policy.close_timeout):
                 await self._database.write(lambda c: orders.remove(c, self.process))
 
     async def _keep_beating(self) -> None:
@@ -88,9 +90,9 @@ class Worker:
         looked = 0.0
         while True:
             self._wake.clear()
-            pause = LOOK_INTERVAL
+            pause = self._policy.read_interval
             try:
-                if self._free() and time.monotonic() - looked > TAKE_OVER_INTERVAL:
+                if self._free() and time.monotonic() - looked > self._policy.take_over_interval:
                     looked = time.monotonic()
                     await self._take_over()
                 if self._free() and self.processor.pause <= 0:
@@ -116,7 +118,7 @@ class Worker:
 
     async def _claim(self) -> float:
         """Claim orders of one batch after the other; return when to look again, in seconds."""
-        pause = LOOK_INTERVAL
+        pause = self._policy.read_interval
         found = await self._database.read(lambda c: orders.list_claimable(c, self._only))
         self._turn += 1
         for place in range(len(found)):
