@@ -80,10 +80,6 @@ def check_settings(
     )
     if proxy is not None:
         urls.check_proxy(origin, check_text("proxy", proxy), allow_insecure=allow_insecure)
-    if session is not None:
-        from flora_async._http.session import check_session  # imports aiohttp
-
-        check_session(session)
     return HTTPSettings(
         key=key,
         origin=origin,

@@ -62,6 +62,10 @@ class Transport:
     """Send requests and parse responses on one event loop, until it is closed."""
 
     def __init__(self, settings: HTTPSettings, *, emit: Emit | None) -> None:
+        if settings.session is not None:
+            from flora_async._http.session import check_session
+
+            check_session(settings.session)
         self._settings = settings
         self._emit = emit
         self._process = os.getpid()
