@@ -46,6 +46,7 @@ nitpick_ignore_regex = [
     ("py:.*", rf"({'|'.join(OTHERS.split())})\..*"),
     ("py:.*", r"(flora_async\..*\.)?_?([A-Z]\w*)?T(_co)?"),  # type variables
     ("py:class", r"flora_async\.errors\._RunError|flora_async\._costs\.CostTracker"),
+    ("py:class", r"flora_async\._(http|resources)\.\w+\.\w+"),  # in the signatures of public names
     ("py:class", r"Any|Callable|Generator|Mapping|Outputs"),
 ]
 

@@ -15,14 +15,14 @@ from typing import Literal
 
 from msgspec import Struct
 
-from flora_async import APIError, AuthenticationError, Flora, FloraError, __version__, errors
+from flora_async import APIError, AuthenticationError, Flora, FloraError, Workspace, __version__, errors
 from flora_async.cli.arguments import KEY_PAGE
 
 TIMEOUT = 15.0
 MAX_CLOCK_OFFSET = 30.0
 """Seconds. Webhooks are refused beyond 300, and expired certificates and keys of orders are judged by the clock."""
 DEPENDENCIES = ("aiohttp", "msgspec", "anyio", "backoff")
-EXTRAS = {
+EXTRAS: dict[str, tuple[str, ...]] = {
     "sandbox": ("PIL", "av"),
     "cli": ("rich", "shtab"),
     "durable": ("sqlalchemy",),
@@ -45,6 +45,10 @@ class Finding(Struct, frozen=True):
     def __str__(self) -> str:
         line = f"{self.state:5} {self.subject:12} {self.text}"
         return f"{line}\n{'':18} -> {self.fix}" if self.fix else line
+
+
+class _Workspaces(Struct):
+    workspaces: list[Workspace]
 
 
 def check_versions() -> Iterator[Finding]:
@@ -104,13 +108,12 @@ async def check_api(key: str) -> list[Finding]:
     began = time.monotonic()
     async with flora:
         try:
-            response = await flora.request("GET", "/workspaces")
+            response = await flora.request("GET", "/workspaces", decode_as=_Workspaces)
         except APIError as error:
             return [*findings, *_report_connection(address, error.status, error.headers, began), _report_refusal(error)]
         except FloraError as error:
             return [*findings, Finding("FAIL", "connection", str(error), _connection_fix(error))]
-    spaces = response.data.get("workspaces")
-    count = len(spaces) if isinstance(spaces, list) else 0
+    count = len(response.data.workspaces)
     read = Finding("ok", "free read", f"{count} workspaces: flora-async workspaces lists them")
     return [*findings, *_report_connection(address, response.status, response.headers, began), read]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import quote
 
 import msgspec
@@ -137,7 +137,7 @@ def _write_cards(
 ) -> None:
     for generation in generations:
         known = {"created": generation.created, "prompt": prompts.get(generation.run_id)}
-        record = output.to_dict(generation) | known
+        record: dict[str, Any] = output.to_dict(generation) | known
         if saved and generation.outputs:
             stems = file_stems(generation.run_id, generation.outputs)
             record["outputs"] = [
