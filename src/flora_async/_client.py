@@ -87,6 +87,7 @@ from flora_async.models import (
     Generation,
     GenerationPage,
     GenerationType,
+    Model,
     Order,
     Output,
     PriceHistory,
@@ -622,9 +623,10 @@ class Flora:
         """Return the expected cost of one order or many in USD, and the duration, without starting anything.
 
         The source is, for each kind and model: the charges of the runs that this client has awaited, and *past*; else
-        the catalogue of FLORA, read once (``estimated_credits``, at 0.001 USD each; ``run_cost`` of a technique; the
-        cost of an action). ``estimate.basis`` and the range from ``low`` to ``high`` show how sure it is. A price from
-        the catalogue or a quote can be too low by 3.5, so ``high`` is four times as much.
+        FLORA's catalogue (``estimated_credits`` of a model, at 0.001 USD each, from the list that the client keeps;
+        ``run_cost`` of a technique; the cost of an action). ``estimate.basis`` and the range from ``low`` to ``high``
+        show how sure it is. A price from the catalogue or a quote can be too low by 3.5, so ``high`` is four times as
+        much.
 
         Args:
             orders: an order, or any iterable or asynchronous iterable of orders. It is read to its end.
@@ -643,11 +645,14 @@ class Flora:
             find_prices=lambda key: self._prices.find(key, known),
             durations=self._estimates,
             catalogue=Catalogue(
-                models=self.models.list,
+                model=self._find_model,
                 cost=self._declared_cost,
                 quote=self._request_quote if check_flag("quote", quote) else None,
             ),
         )
+
+    async def _find_model(self, model_id: str) -> Model | None:
+        return (await self.models.catalog()).models.get(model_id)
 
     async def _declared_cost(self, order: TechniqueOrder | ActionOrder) -> float | None:
         if isinstance(order, TechniqueOrder):

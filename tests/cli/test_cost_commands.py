@@ -58,6 +58,8 @@ def test_a_dry_run_of_a_create(command: Any, flora_sandbox: Sandbox) -> None:
     told = json.loads(command(*CREATE, "image", "--dry-run", "--quote"))
     assert (told["usd"], told["basis"]) == (0.04, "quote")
     assert "prompt" in command(*CREATE[:-3], "--prompt", "", "--type", "image", "--dry-run", code=2)
+    wrong = (*CREATE, "image", "--model", "sandbox-image", "--params", "stile=bold", "--dry-run")
+    assert "stile" in command(*wrong, code=2)
     assert flora_sandbox.accepted == 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import backoff
 import pytest
 from aiohttp import web
+from postgres import cluster
 
 from flora_async import Budget, Flora, GenerationType, Order
 from flora_async.durable import Batches
@@ -81,6 +82,34 @@ async def test_a_budget_with_low_quotes(tmp_path: Path, change_worker_policy: Ca
     sys.stdout.write(f"\nworst: {worst:+.2f} USD, least used: {min(charged):.2f} USD\n")
     assert worst <= USD["video"] + 1e-9  # the documented bound
     assert min(charged) > 0.8 * BUDGET
+
+
+async def test_a_batch_on_postgresql() -> None:
+    """Limits, shares, late charges and attempts are the same on PostgreSQL as on SQLite."""
+    texts = [Order(type="text", prompt=f"mug {n}", workspace_id="ws_1", project_id="prj_1") for n in range(60)]
+    failing = [
+        Order(type="text", prompt=f"[fail:{code}] {n}", workspace_id="ws_1", project_id="prj_1")
+        for code in ("MODEL_TIMEOUT", "SAFETY_BLOCKED")
+        for n in range(5)
+    ]
+    with cluster() as url:
+        async with (
+            Sandbox(time_scale=0.005, quote_factor=FACTOR, charge_delay=20) as sandbox,
+            Flora(sandbox.api_key, base_url=sandbox.base_url) as flora,
+            Batches(flora, database=url, poll=lambda: backoff.expo(base=1, factor=0.02)) as batches,
+        ):
+            budget = Budget(1.0)
+            batch = batches["mugs"]
+            status = await batch.run([*texts, *failing], retry_failed=2, max_cost=0.3, budget=budget)
+            assert (status.completed, status.stopped, sandbox.accepted) == (30, "max_cost", 30)
+            assert budget.spent == budget.expected == pytest.approx(0.3)
+            status = await batch.resume(max_cost=1.0)
+            assert (status.completed, status.failed) == (60, 10)
+            attempts = [len(outcome.attempts) async for outcome in batch.results()]
+            assert attempts == [0] * 60 + [2] * 5 + [0] * 5
+            assert sandbox.accepted == 60 + 15 + 5
+            (history,) = (await batches.past_costs()).values()
+            assert (history.runs, history.low, history.high) == (60, 0.01, 0.01)
 
 
 ITEM = (

@@ -156,7 +156,8 @@ def merge_prices(histories: Iterable[PriceHistory]) -> PriceHistory:
 class Catalogue(Struct, frozen=True):
     """The requests that an estimate can need."""
 
-    models: Callable[[], Coroutine[Any, Any, tuple[Model, ...]]]
+    model: Callable[[str], Coroutine[Any, Any, Model | None]]
+    """Returns a model by its id, from the list that the client keeps."""
     cost: Callable[[TechniqueOrder | ActionOrder], Coroutine[Any, Any, float | None]]
     """Returns the declared cost of a technique or an action in USD."""
     quote: Callable[[Order], Coroutine[Any, Any, float | None]] | None
@@ -197,14 +198,11 @@ async def estimate_costs(
     catalogue: Catalogue,
 ) -> Estimate:
     """Return the expected cost of orders, by the best source for each kind and model."""
-    models: dict[str, Model] | None = None
     kinds: list[KindEstimate] = []
     for key, count in counts.items():
         sample, history, model = samples[key], find_prices(key), None
         if history is None and isinstance(sample, Order) and sample.model is not None:
-            if models is None:
-                models = {each.model_id: each for each in await catalogue.models()}
-            model = models.get(sample.model)
+            model = await catalogue.model(sample.model)
         if history is not None and history.seconds is not None:
             seconds = history.seconds
         else:

@@ -103,7 +103,8 @@ async def _create(options: argparse.Namespace, context: CommandContext) -> int:
             callback_url=options.callback_url,
         )
         if options.dry_run:
-            estimate = await flora.estimate(flora.generations.validate(order), quote=options.quote)
+            await flora.models.check_order(flora.generations.validate(order))
+            estimate = await flora.estimate(order, quote=options.quote)
             output.print_json(costs.estimate_to_dict(estimate))
             return 0
         started = await flora.generations.create(order, idempotency_key=options.idempotency_key)
