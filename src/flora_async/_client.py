@@ -638,7 +638,7 @@ class Flora:
             ResponseDecodeError: FLORA ignored *quote* and started a run; ``error.run_id`` is its id.
         """
         counts, samples = await count_orders(orders)
-        known = {} if past is None else past
+        known: Mapping[tuple[str, str | None], PriceHistory] = past or {}
         return await estimate_costs(
             counts,
             samples,

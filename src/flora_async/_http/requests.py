@@ -24,6 +24,7 @@ from flora_async._validation import (
     check_segment,
     check_text,
     encode,
+    is_mapping,
     to_json_object,
     unwrap_number,
 )
@@ -185,7 +186,7 @@ def with_timeout(request: Request, timeout: float | None) -> Request:
 
 def check_headers(given: object) -> dict[str, str]:
     """Check a caller's further headers, and return them as plain text. No error shows a value: it can be a secret."""
-    if not isinstance(given, Mapping):
+    if not is_mapping(given):
         raise errors.ConfigurationError(f"default_headers must be a mapping, like a dict, not {type(given).__name__}")
     headers: dict[str, str] = {}
     for name, value in given.items():

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 from msgspec import Struct
 
 from flora_async import errors
+from flora_async._bounded_dict import BoundedDict
 from flora_async._costs import MAX_KINDS, QUOTE_MARGIN, PriceKey, price_key
 from flora_async._polling.durations import DurationEstimator
 from flora_async._resources.pagination import Deduplicator, PageIterator
@@ -116,15 +117,13 @@ class SeenPrices:
     """Charges and durations of the completed runs that a client has seen, by kind and model."""
 
     def __init__(self) -> None:
-        self._seen: dict[PriceKey, PriceHistory] = {}
+        self._seen: BoundedDict[PriceKey, PriceHistory] = BoundedDict(MAX_KINDS)
 
     def record(self, key: PriceKey, charge: float, seconds: float) -> None:
         """Add a completed run."""
         history = PriceHistory(runs=1, mean=charge, low=charge, high=charge, seconds=seconds)
         before = self._seen.pop(key, None)
         self._seen[key] = history if before is None else merge_prices([before, history])
-        if len(self._seen) > MAX_KINDS:
-            del self._seen[next(iter(self._seen))]
 
     def find(self, key: PriceKey, past: Mapping[PriceKey, PriceHistory]) -> PriceHistory | None:
         """Return the prices of a kind and model. An order without a model can get each model of its kind."""

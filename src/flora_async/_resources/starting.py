@@ -57,7 +57,7 @@ class RunStarter:
         self._on_create = on_create
         self._emit = emit
         self._check_order = check_order
-        self._check_params = check_params
+        self._check_params: CheckParams = check_params
 
     async def start(
         self,
