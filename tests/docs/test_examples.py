@@ -246,6 +246,23 @@ async def test_a_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_careful_order(tmp_path: Path) -> None:
+    """A mistake is refused by sentences and not ordered, a failure has its advice, an image its URL."""
+    async with Sandbox(time_scale=0.01) as sandbox:
+        code, told, complaints = await run(sandbox, tmp_path, "careful_order.py", "a mug", "sandbox-image", "style=bld")
+        assert (code, told, sandbox.accepted) == (2, "", 0)
+        assert "did you mean 'bold'?" in complaints
+        failing = "a mug [fail:GENERATION_QUEUE_TOO_LARGE]"
+        code, told, complaints = await run(sandbox, tmp_path, "careful_order.py", failing, "sandbox-image")
+        assert (code, told) == (1, "")
+        assert complaints == "GENERATION_QUEUE_TOO_LARGE: order it again in a few minutes\n"
+        words = ("careful_order.py", "a mug", "sandbox-image", "style=bold", "seed=7")
+        code, told, complaints = await run(sandbox, tmp_path, *words)
+        assert (code, complaints) == (0, "")
+        assert told.startswith(sandbox.base_url.removesuffix("api/v1"))
+
+
+@pytest.mark.anyio
 async def test_a_batch_that_cannot_be_right(tmp_path: Path) -> None:
     """All faults are told with their lines, and nothing is ordered."""
     bad = "type,prompt,params\nimage,a mug,\nvidoe,a day,\ntext,,\ntext,a poem,{\ntext,a poem,,more\n"

@@ -15,6 +15,7 @@ from flora_async.models import FieldError, Model, Order
 
 log = logging.getLogger("flora_async")
 
+MODES: tuple[CheckParams, ...] = get_args(CheckParams)
 MAX_AGE = 3600.0
 """Seconds after which the list is read again."""
 MIN_AGE = 300.0
@@ -143,10 +144,9 @@ class ModelCatalog:
 
 def require_mode(value: object) -> CheckParams:
     """Return a value of ``check_params``."""
-    modes: tuple[CheckParams, ...] = get_args(CheckParams)
-    if value not in modes:
+    if value not in MODES:
         raise errors.ConfigurationError(f"check_params must be 'off', 'warn' or 'refuse', not {value!r}")
-    return modes[modes.index(value)]
+    return MODES[MODES.index(value)]
 
 
 def refusal(faults: list[Fault]) -> errors.ConfigurationError:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from flora_async import GenerationType, __version__, errors
+from flora_async import CheckParams, GenerationType, __version__, errors
 from flora_async.cli import output
 from flora_async.cli.demo import PROMPTS
 from flora_async.cli.output import FORMATS
@@ -80,6 +80,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "assets list": ("assets list --workspace-id ws_demo --format table",),
     "assets retrieve": ("assets retrieve --asset-id asset_abc123",),
     "models": ("models --type image --format table",),
+    "models check": ("models check orders.csv", "models check --model sandbox-image --params seed=7"),
+    "models stubs": ("models stubs > flora_models.py",),
     "workspaces": ("workspaces --format table",),
     "projects": ("projects --workspace-id ws_demo --format csv",),
     "batch": ("batch run orders.csv --out results.jsonl",),
@@ -337,6 +339,7 @@ def _add_generations(generations: argparse.ArgumentParser) -> None:
         metavar="JSON|NAME=VALUE",
         help="the model's parameters: a JSON object, or NAME=VALUE as often as needed (VALUE is JSON, @FILE or text)",
     )
+    _add_check_params(create)
     create.add_argument("--callback-url", metavar="URL", help="where FLORA sends a webhook when the run has ended")
     create.add_argument("--idempotency-key", metavar="KEY", help="order once only under this key (default: a new one)")
     create.add_argument("--wait", action="store_true", help="wait for the run, and print it as it ended")
@@ -389,6 +392,7 @@ def _add_resources(commands: argparse._SubParsersAction[_Parser]) -> None:  # py
         )
         if name == "models":
             listing.add_argument("--type", choices=get_args(GenerationType))
+            _add_model_operations(listing)
         if name == "projects":
             listing.add_argument("--workspace-id", metavar="ws_...", help="of this workspace only")
         _add_format(listing)
@@ -412,6 +416,36 @@ def _add_assets(assets: argparse.ArgumentParser) -> None:
     _add_format(listing)
     retrieve = operations.add_parser("retrieve", help="get an asset", parents=[_api_key_parser()], allow_abbrev=False)
     retrieve.add_argument("--asset-id", required=True, metavar="asset_...")
+
+
+def _add_model_operations(models: argparse.ArgumentParser) -> None:
+    operations = models.add_subparsers(dest="operation", metavar="OPERATION", parser_class=_Parser)
+    check = operations.add_parser(
+        "check",
+        help="compare orders, or parameters, with what the models declare; nothing is ordered",
+        description="Prints the errors of the orders in a file, or of --params for a --model. Nothing is ordered. Exit "
+        "codes: 0 no errors, 1 some.",
+        parents=[_api_key_parser()],
+        allow_abbrev=False,
+    )
+    check.add_argument("orders", nargs="?", type=Path, metavar="FILE", help="orders: JSON Lines or CSV, - is stdin")
+    check.add_argument("--model", help="check --params for this model, in place of a file")
+    check.add_argument("--params", action="append", metavar="JSON|NAME=VALUE", help="as for `generations create`")
+    check.add_argument("--type", choices=get_args(GenerationType), help="type of the orders that name none")
+    operations.add_parser(
+        "stubs",
+        help="print Python types of all models' parameters, for editors and type checkers",
+        parents=[_api_key_parser()],
+        allow_abbrev=False,
+    )
+
+
+def _add_check_params(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--check-params",
+        choices=get_args(CheckParams),
+        help="an order that its model does not accept: send it, warn and send it, or refuse it (default: refuse)",
+    )
 
 
 def _add_batch(batch: argparse.ArgumentParser) -> None:
@@ -445,6 +479,7 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
         help="JSON Lines, or CSV with a header; - is standard input; {column} in a prompt is filled in",
     )
     run.add_argument("--out", required=True, metavar="FILE", help="file for the results, one line each; - is stdout")
+    _add_check_params(run)
     run.add_argument("--rate", type=float, metavar="N", help="orders a second, on all machines together")
     run.add_argument(
         "--run-timeout",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import msgspec
 
 from flora_async import AnyOrder, Flora, PriceHistory, errors
 from flora_async._aio import run_in_thread
-from flora_async.cli import arguments, batch_progress, batch_results, costs, output
+from flora_async.cli import arguments, batch_progress, batch_results, costs, model_checks, output
 from flora_async.cli.order_files import STDIN, OrderFile, open_orders
 from flora_async.durable import Batch, Batches, BatchSettings, BatchStatus
 
@@ -88,7 +88,8 @@ async def _run(options: argparse.Namespace, session: Noted) -> int:
     _check_files(options, settings, options.orders)
     with open_orders(options.orders) as source:
         async with Flora(options.api_key) as flora:
-            counts, samples = await run_in_thread(_count, source, flora, options)
+            validate = await model_checks.checked_by(flora, options.check_params)
+            counts, samples = await run_in_thread(_count, source, validate, options)
             output.print_status(await _estimate(flora, options, counts, samples))
             same = await _find_same(options, source, flora, counts.total()) if options.batch is None else None
             if same is not None:
@@ -101,7 +102,9 @@ async def _run(options: argparse.Namespace, session: Noted) -> int:
             name = options.batch or _name(options.orders)
             async with _open_batches(flora, options, name) as batches:
                 orders = _orders(source, flora, options)
-                await batches[name].add(orders, max_cost=options.max_cost, settings=settings)
+                await batches[name].add(
+                    orders, max_cost=options.max_cost, settings=settings, check_params="off"
+                )  # all lines were compared above
                 return await _finish(batches, batches[name], flora, settings, options, session)
 
 
@@ -192,13 +195,15 @@ def _defaults(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _count(source: OrderFile, flora: Flora, options: argparse.Namespace) -> tuple[Counts, Samples]:
+def _count(
+    source: OrderFile, validate: Callable[[AnyOrder], AnyOrder], options: argparse.Namespace
+) -> tuple[Counts, Samples]:
     """Read all lines once; return the number and one order of each kind, or refuse the file with its faults."""
     counts: Counts = Counter()
     samples: Samples = {}
     faults: list[str] = []
     wrong = 0
-    for line in source.read(flora.generations.validate, _defaults(options)):
+    for line in source.read(validate, _defaults(options)):
         if line.order is None:
             wrong += 1
             if wrong <= MAX_FAULTS:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flora_async import AnyOrder, Flora, Model, Order, Project, Run, Workspace, errors
-from flora_async.cli import arguments, assets, costs, demo, gallery, output
+from flora_async.cli import arguments, assets, costs, demo, gallery, model_checks, output
 from flora_async.export._tables import COLUMNS
 
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ async def _create(options: argparse.Namespace, context: CommandContext) -> int:
             estimate = await flora.estimate(order, quote=options.quote)
             output.print_json(costs.estimate_to_dict(estimate))
             return 0
-        started = await flora.generations.create(order, idempotency_key=options.idempotency_key)
+        started = await flora.generations.create(
+            order, idempotency_key=options.idempotency_key, check_params=options.check_params
+        )
         context.record_created(started.run_id)
         if not (options.wait or options.download):
             output.print_json(output.to_dict(started, estimated_seconds=started.estimated_seconds))
@@ -267,6 +269,10 @@ async def _watch(options: argparse.Namespace, context: CommandContext) -> int:
 
 async def _models(options: argparse.Namespace, context: CommandContext) -> int:
     async with context.open_client(options) as flora:
+        if options.operation == "check":
+            return await model_checks.check(options, flora)
+        if options.operation == "stubs":
+            return await model_checks.write_stubs(flora)
         output.print_list("models", await flora.models.list(type=options.type), Model, options.format)
     return 0
 

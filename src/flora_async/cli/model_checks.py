@@ -6,11 +6,13 @@ import argparse
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from flora_async import AnyOrder, Catalog, Flora, Order, errors
+from flora_async import AnyOrder, Catalog, CheckParams, Flora, Order, errors
 from flora_async._aio import run_in_thread
 from flora_async.cli import arguments, output
 from flora_async.cli.order_files import OrderFile, open_orders
 
+MAX_WARNINGS = 20
+"""Different warnings that are printed."""
 PLACE = {"workspace_id": "ws_any", "project_id": "prj_any", "prompt": "any"}
 """Fields of an order that the list of models does not concern."""
 
@@ -30,6 +32,28 @@ def comparing(
         return valid
 
     return check
+
+
+async def checked_by(flora: Flora, mode: CheckParams | None) -> Callable[[AnyOrder], AnyOrder]:
+    """Return the check of an order file's lines: a list that cannot be read, and faults to warn of, are reported."""
+    validate, chosen = flora.generations.validate, mode or flora.check_params
+    if chosen == "off":
+        return validate
+    try:
+        catalog = await flora.models.catalog()
+    except errors.ConfigurationError:
+        raise
+    except errors.FloraError as error:
+        output.print_status(f"orders are not compared with their models, the list cannot be read: {error}")
+        return validate
+    reported: set[str] = set()
+
+    def warn(faults: str) -> None:
+        if faults not in reported and len(reported) < MAX_WARNINGS:
+            reported.add(faults)
+            output.print_status(faults)
+
+    return comparing(catalog, validate, warn if chosen == "warn" else None)
 
 
 async def check(options: argparse.Namespace, flora: Flora) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from flora_async.models import GenerationType, Order
+import msgspec
+
+from flora_async.models import GenerationType, ModelParam, Order
 from flora_async.sandbox._runs import SECONDS, USD
 
 CREATED_AT = 1_790_000_000_000
@@ -91,9 +93,7 @@ MODELS: list[dict[str, object]] = [
 
 def missing_inputs(order: Order, models: Iterable[Mapping[str, object]]) -> list[str]:
     """Return the required parameters that an order lacks: FLORA accepts it, and its run fails."""
-    declared = next((model for model in models if model["model_id"] == order.model), {})
-    params = declared.get("params")
-    if not isinstance(params, list):
-        return []
-    required = [param["name"] for param in params if param.get("required") and param.get("default") is None]
+    declared = next((model for model in models if model["model_id"] == order.model), None)
+    params = [] if declared is None else msgspec.convert(declared.get("params", ()), list[ModelParam])
+    required = [param.name for param in params if param.required and param.default is None]
     return [name for name in required if (order.params or {}).get(name) is None]
