@@ -49,7 +49,7 @@ def test_each_public_name_is_explained_on_its_page(site: Path) -> None:
 
 
 QUESTIONS = {
-    "input image file upload": "guide/input-files",
+    "local file upload image": "guide/(input-files|frameworks)",
     "json dict": "guide/types",
     "certificate authority refused": "guide/network|guide/troubleshooting",
     "stop max_cost usd": "guide/many|guide/costs",
