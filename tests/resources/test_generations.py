@@ -187,7 +187,8 @@ async def test_a_started_run_carries_its_origin() -> None:
     """It outlives pickling, holds no prompt, and is never read from a response."""
     async with Scripted() as server, Flora("sk_1", base_url=server.base_url) as flora:
         forged = started(origin={"type": 5}, recovered=True)
-        server.on("POST", "/generate", answer(forged, 201)).on("GET", "/runs/run_abc123", answer(run(charged_cost=0.04)))
+        server.on("POST", "/generate", answer(forged, 201))
+        server.on("GET", "/runs/run_abc123", answer(run(charged_cost=0.04)))
         begun = await flora.generations.create(ORDER)
         assert begun.origin is not None
         assert (begun.origin.type, begun.origin.workspace_id, begun.recovered) == ("text", "ws_1", False)

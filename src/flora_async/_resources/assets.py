@@ -232,7 +232,7 @@ class Assets:
         try:
             return await self._transport.send(self._create_request(fields, form), partial(parse_asset, None))
         except errors.IdempotencyConflictError:
-            log.info("the response to an upload was lost, the file is sent again")
+            log.info("the response to an upload was lost, the file is sent again", extra={"path": "/assets"})
         return await self._transport.send(self._create_request(fields, form), partial(parse_asset, None))
 
     def _create_request(self, fields: Mapping[str, str], form: FormBody | None) -> Request:
@@ -338,7 +338,9 @@ class _Upload:
                 if not error.retryable or failures > self._settings.max_retries:
                     raise
                 expired = isinstance(error, errors.UploadError) and error.status in _EXPIRED
-                log.info("upload of %s: attempt %d failed (%s)", asset.asset_id, failures, type(error).__name__)
+                name = type(error).__name__
+                extra = {"asset_id": asset.asset_id, "attempt": failures, "error": name}
+                log.info("upload of %s: attempt %d failed (%s)", asset.asset_id, failures, name, extra=extra)
             if expired:
                 asset = await self._renew(asset.asset_id)
             else:

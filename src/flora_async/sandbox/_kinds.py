@@ -180,7 +180,7 @@ class Kinds:
                 name=technique["name"],
             )
             self._techniques.add(run)
-            record = run_record(run, self._host.now(), self._host.base_url) if is_nested else self._started(run)
+            record = run_record(run, self._host.now(), self._host.base_url) if is_nested else self._start_record(run)
             return run, record
 
         return self._host.accept(request, key, msgspec.json.encode(order), plan, status=200 if is_nested else 201)
@@ -209,7 +209,7 @@ class Kinds:
                 price=0.0,
             )
             self._actions.add(run)
-            return run, self._started(run)
+            return run, self._start_record(run)
 
         return self._host.accept(request, key, msgspec.json.encode(order), plan)
 
@@ -221,7 +221,7 @@ class Kinds:
         )
         return self._host.plan(order)
 
-    def _started(self, run: SandboxRun) -> dict[str, object]:
+    def _start_record(self, run: SandboxRun) -> dict[str, object]:
         given = run.given
         about: dict[str, object] = {"technique": None, "action": None, "model": None}
         if isinstance(given, TechniqueOrder):
