@@ -250,6 +250,38 @@ async def test_right_orders_are_sent(server: Scripted) -> None:
     assert asked(server).count("POST /generate") >= 28
 
 
+async def test_wrong_and_right_orders_on_the_sandbox() -> None:
+    """None of the wrong orders reaches the sandbox, and each of the right ones is accepted."""
+    async with (
+        Sandbox(time_scale=0.01, models=MODELS) as sandbox,
+        Flora(sandbox.api_key, base_url=sandbox.base_url) as flora,
+    ):
+        wrong = [order(fields, params) for fields, params, _ in WRONG if "/" not in fields["model"]]
+        for each in wrong:
+            assert isinstance(await fails(flora.generations.create(each)), ConfigurationError)
+        assert len(wrong) >= 30
+        assert (sandbox.accepted, dict(sandbox.requests)) == (0, {"GET /models": 1})
+        right = [order(fields, params) for fields, params in RIGHT if "Path(" not in repr(params)]
+        for each in right:
+            assert (await flora.generations.create(each)).run_id
+        assert len(right) == sandbox.accepted >= 28
+
+
+async def test_nothing_is_uploaded_for_a_refused_order(tmp_path: Path) -> None:
+    """The parameters are compared before the files among them are uploaded; a right order is uploaded and sent."""
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64))
+    film = {"type": "video", "model": "sandbox-video-from-image"}
+    async with Sandbox(time_scale=0.01) as sandbox, Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
+        for params in ({"image_url": picture, "duration": 11}, {"image_urls": [picture], "image_url": picture}):
+            assert isinstance(await fails(flora.generations.create(order(film, params))), ConfigurationError)
+        assert dict(sandbox.requests) == {"GET /models": 1}
+        await flora.generations.create(order(film, {"image_url": picture, "duration": 10}))
+        assert sandbox.accepted == 1
+        ((sent, *_),) = [list(each.params.values()) for each in sandbox.orders.values() if each.params]
+        assert str(sent).startswith("http")
+
+
 async def test_an_empty_list_refuses_no_order(caplog: pytest.LogCaptureFixture) -> None:
     """With a list of no models all orders are sent, wrong ones too, and one warning for each model says so."""
     async with (
@@ -420,6 +452,22 @@ async def test_a_batch_refuses_before_it_stores(tmp_path: Path) -> None:
             with pytest.raises(ConfigurationError, match="check_params"):
                 await batches["more"].run([good], check_params="no")  # type: ignore[arg-type]
         assert sandbox.requests["GET /models"] == 1
+
+
+async def test_a_stored_batch_continues_when_the_list_has_changed(tmp_path: Path) -> None:
+    """A service that starts again with the same orders is not refused for a parameter that FLORA lists no more."""
+    listed = [model("m", "text", SEED)]
+    orders = [order({"type": "text", "model": "m"}, {"seed": 1})]
+    database = f"sqlite:///{tmp_path}/batch.db"
+    async with Sandbox(time_scale=0.01, models=listed) as sandbox:
+        for _ in range(2):
+            async with (
+                Flora(sandbox.api_key, base_url=sandbox.base_url) as flora,
+                Batches(flora, database=database) as batches,
+            ):
+                assert (await batches["mugs"].run(orders)).completed == 1
+            listed[0] = model("m", "text", param("other", "int"))
+        assert sandbox.accepted == 1
 
 
 # -- the sandbox
