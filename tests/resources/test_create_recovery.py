@@ -232,7 +232,7 @@ async def test_what_cannot_be_recovered(flora: Flora, what: Any) -> None:
 async def test_a_recovered_run_in_a_batch(server: Scripted) -> None:
     """It counts like others, and its outcome says that it was recovered."""
     server.on("POST", "/generate", hang_up, DUPLICATE).on("GET", "/generations", history(row()))
-    server.on("GET", f"/runs/{RUN_ID}", answer(generation(RUN_ID)))
+    server.on("GET", f"/runs/{RUN_ID}", answer(generation(RUN_ID, charged_cost=0.04)))
     async with Flora("sk_1", base_url=server.base_url) as flora:
         async for outcome in flora.generate_many([Order(**ORDER)], max_cost=1):
             assert outcome.run is not None
