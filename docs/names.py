@@ -219,13 +219,10 @@ def _callables(name: str) -> list[str]:
     return lines
 
 
-_HOLDERS = {
-    "Flora": "flora",
-    "Generations": "flora.generations",
-    "Workspaces": "flora.workspaces",
-    "Projects": "flora.projects",
-    "Models": "flora.models",
-}
+_ATTRIBUTES = vars(flora_async.Flora("documentation"))
+_HOLDERS = {type(value).__name__: f"flora.{name}" for name, value in _ATTRIBUTES.items() if not name.startswith("_")}
+_HOLDERS["Flora"] = "flora"
+"""How a caller reaches the methods of a class."""
 
 
 def _line(name: str, function: Callable[..., object], *, skip: int) -> str:

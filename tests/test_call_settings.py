@@ -60,12 +60,13 @@ async def test_a_create_has_its_own_timeout(server: Scripted, fast_retries: None
     """A create that ends by its own timeout may have been accepted, and its error says so."""
     server.on("GET", "/generations", answer({"generations": "none"}))
     async with Flora("sk_1", base_url=server.base_url, max_retries=0) as flora:
-        with pytest.raises(CreateOutcomeUnknownError):
-            await flora.generations.create(ORDER, timeout=0.1)
+        for start in (flora.generations.create, flora.start_run):
+            with pytest.raises(CreateOutcomeUnknownError):
+                await start(ORDER, timeout=0.1)
         for wrong in (0, -1, True, "5"):
             with pytest.raises(ConfigurationError, match="timeout must be"):
                 await flora.generations.create(ORDER, timeout=wrong)  # type: ignore[arg-type]
-    assert server.count("POST", "/generate") == 1
+    assert server.count("POST", "/generate") == 2
 
 
 async def test_default_headers_go_to_flora(server: Scripted) -> None:

@@ -468,6 +468,7 @@ class Flora:
         *,
         idempotency_key: str | None = None,
         budget: Budget | None = None,
+        timeout: float | None = None,
         check_params: CheckParams | None = None,
     ) -> StartedRun:
         """Start the run of any order exactly once, as ``generations.create`` does, with its errors.
@@ -476,13 +477,14 @@ class Flora:
         *budget*, the run counts at its expected cost until a wait of this client sees its charge.
 
         A generation is compared with its model as *check_params* says; ``None``: as ``Flora(check_params=...)`` does.
+        *timeout* are the seconds for one HTTP exchange, in place of the client's.
 
         Raises:
             ConfigurationError: the order is invalid, or its inputs do not match the declaration. Nothing was sent.
             BudgetExceededError: the order could exceed *budget*. Nothing was sent.
         """
         order, shared = order_of(order, {}), check_budget(budget)
-        start = partial(self._starter.start, order, idempotency_key, check_params=check_params)
+        start = partial(self._starter.start, order, idempotency_key, timeout, check_params=check_params)
         if shared is None:
             return await start()
         entry = await reserve_cost([shared.tracker], order)

@@ -112,7 +112,7 @@ async def _run_programs(programs: dict[Example, Path], settings: dict[str, str])
     command = [sys.executable, "-W", "error", "-X", "dev", str(Path(__file__).with_name("forking.py"))]
     pipe = subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
-    output, _ = await process.communicate("\n".join(lines).encode() + b"\n")
+    output, _ = await process.communicate("".join(f"{line}\n" for line in lines).encode())
     assert process.returncode == 0
     codes = {int(number): int(code) for number, code in map(bytes.split, output.splitlines())}
     return {
