@@ -86,7 +86,7 @@ def test_the_sandbox_on_a_port_that_is_taken(capsys: pytest.CaptureFixture[str])
     assert "port" in said
 
 
-@pytest.mark.parametrize("arguments", [[], ["paint"], ["sandbox", "--port", "x"]])
+@pytest.mark.parametrize("arguments", [["generations"], ["paint"], ["sandbox", "--port", "x"]])
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Argparse says what is wrong."""
     with pytest.raises(SystemExit) as caught:
