@@ -148,7 +148,7 @@ def _check_unknown_name(model: Model, name: str, value: object) -> Fault:
     names = [param.name for param in model.params]
     twin = next((other for other in names if other == f"{name}s" or f"{other}s" == name), None)
     near = twin or find_near(name, names)
-    meant = f": did you mean {near!r}?" if near else ":"
+    meant = f": did you mean {near!r}?" if near else "."
     reason = f"{subject} ({quote(value)} given) is not a parameter of {model.model_id}{meant} It takes {listing(names)}"
     return Fault(name, reason)
 
@@ -175,7 +175,7 @@ def _check_properties(model: Model, param: ModelParam, value: Mapping[object, ob
         subject = f"params[{param.name!r}][{name!r}]"
         if not isinstance(name, str) or name not in known:
             near = _propose(str(name), known)
-            reason = f"{subject} is not a property of {model.model_id}{near or ':'} It takes {listing(known)}"
+            reason = f"{subject} is not a property of {model.model_id}{near or '.'} It takes {listing(known)}"
             yield Fault(param.name, reason)
             continue
         bounds = known[name]
@@ -225,7 +225,8 @@ def _in_bounds(value: object, least: float | None, most: float | None) -> bool:
 
 def takes_media(param: ModelParam) -> bool:
     """Return whether a declared parameter is a media input, by its name and type."""
-    return param.type not in _NUMBER_TYPES and param.type not in ("bool", "dict") and _is_media(param.name, "")
+    is_text = param.type not in _NUMBER_TYPES and param.type not in ("bool", "dict")
+    return is_text and not param.options and _is_media(param.name, "")
 
 
 def _is_media(name: str, value: object) -> bool:
