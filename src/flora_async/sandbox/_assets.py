@@ -352,9 +352,13 @@ class AssetStore:
             return _store_error(400, "ExpiredToken")
         file = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 - closed with the sandbox
         size = 0
-        while chunk := await part.read_chunk(_CHUNK_BYTES):
-            await run_in_thread(file.write, chunk)
-            size += len(chunk)
+        try:
+            while chunk := await part.read_chunk(_CHUNK_BYTES):
+                await run_in_thread(file.write, chunk)
+                size += len(chunk)
+        except BaseException:  # the sender has gone
+            file.close()
+            raise
         if asset.file is not None:
             asset.file.close()
         asset.file, asset.size = file, size
@@ -382,8 +386,12 @@ async def _read_part(part: BodyPartReader, most: int, name: str, message: str) -
 
 
 async def _read_json(request: web.Request) -> dict[str, object]:
+    """Return the body. It may be empty unless another type is named: FLORA's npm client sends completions so."""
+    body = await request.read()
+    if not body and request.headers.get("Content-Type", "application/json").startswith("application/json"):
+        return {}
     try:
-        return msgspec.json.decode(await request.read(), type=dict[str, object])
+        return msgspec.json.decode(body, type=dict[str, object])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise refusal(400, code="invalid_json", message="The body is not JSON.") from None
 
