@@ -1,10 +1,12 @@
 """Batches that are killed: with SIGKILL at any moment, on SQLite and on PostgreSQL."""
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from killing import check_billing, read_lines, said, start, write_orders
@@ -73,6 +75,68 @@ def test_killed_twenty_times_where_flora_rejects(tmp_path: Path, flora_sandbox: 
             assert any(
                 flora_sandbox.orders[run].prompt == line["order"]["prompt"] for run in line["error"]["candidates"]
             )
+
+
+def write_mixed_orders(path: Path, count: int) -> Path:
+    """Write generations, techniques and actions by turns, as JSON Lines."""
+    place: dict[str, Any] = {"workspace_id": "ws_1", "project_id": "prj_1"}
+    lines: list[dict[str, Any]] = []
+    for words in (f"mug {number}" for number in range(count)):
+        makers: tuple[dict[str, Any], ...] = (
+            {"type": "text", "prompt": words, **place},
+            {"technique_id": "tech_poster", "inputs": {"subject": words}, "workspace_id": "ws_1"},
+            {"action_id": "concat-text", "inputs": [{"type": "text", "text": words}], **place},
+        )
+        lines.append(makers[len(lines) % 3])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def words_of(order: dict[str, Any]) -> str:
+    """Return the words by which an order is told from others."""
+    inputs = order.get("inputs")
+    if inputs is None:
+        return str(order["prompt"])
+    return str(inputs[0]["text"] if isinstance(inputs, list) else inputs["subject"])
+
+
+@pytest.mark.parametrize(
+    "account",
+    [
+        pytest.param("replay", marks=pytest.mark.flora_sandbox(idempotency="replay", time_scale=0.02)),
+        pytest.param("reject", marks=pytest.mark.flora_sandbox(idempotency="reject", time_scale=0.02)),
+    ],
+)
+def test_a_batch_of_all_kinds_that_is_killed(tmp_path: Path, flora_sandbox: Sandbox, account: str) -> None:
+    """300 generations, techniques and actions, ten kills: each ends once, with its own run, and is billed once."""
+    dice = random.Random(3)
+    orders = write_mixed_orders(tmp_path / "orders.jsonl", 300)
+    first: tuple[str | Path, ...] = ("run", orders, "--out", "results.jsonl", "--batch", "mixed")
+    words = first
+    for _ in range(10):
+        enough = flora_sandbox.accepted + dice.randint(1, 20)
+        process = start(tmp_path, flora_sandbox, *words, "--concurrency", "10")
+        wait_until(partial(has_accepted, flora_sandbox, enough))
+        time.sleep(dice.uniform(0, 0.5))
+        process.kill()
+        process.wait()
+        words = ("resume",)
+    assert 0 < flora_sandbox.accepted < 300, "the kills came too early or too late to prove anything"
+    process = start(tmp_path, flora_sandbox, *words)
+    assert process.wait(300) in (0, 1), said(tmp_path)
+    lines = read_lines(tmp_path / "results.jsonl")
+    assert [line["index"] for line in lines] == list(range(300))
+    billed = {run_id: order.to_dict() for run_id, order in flora_sandbox.orders.items()}
+    billed |= {run_id: order.to_dict() for run_id, order in flora_sandbox.technique_and_action_orders.items()}
+    assert sorted(map(words_of, billed.values())) == sorted(f"mug {number}" for number in range(300))
+    assert flora_sandbox.accepted == 300
+    states = {"completed"} if account == "replay" else {"completed", "unknown"}
+    assert {line["state"] for line in lines} <= states
+    for line in lines:
+        if line["state"] == "completed":
+            assert words_of(billed[line["run"]["run_id"]]) == words_of(line["order"])
+        else:
+            assert line["error"]["accepted"]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from chaos import Chaos, Verdict, judged
 
-from flora_async import CreateOutcomeUnknownError, Flora, FloraError, Order
+from flora_async import ActionOrder, AnyOrder, CreateOutcomeUnknownError, Flora, FloraError, Order, TechniqueOrder
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -116,3 +116,63 @@ async def test_the_same_through_the_official_client(official_client: Path) -> No
         verdict = judged(sandbox.orders, msgspec.json.decode(output, type=dict[str, str | None]))
     log.info("the official client: %s; %s", verdict, dict(chaos.met))
     assert verdict.orders == count
+
+
+def technique_order(words: str) -> AnyOrder:
+    """Return an order of the sandbox's technique."""
+    return TechniqueOrder(technique_id="tech_poster", inputs={"subject": words}, workspace_id="ws_1")
+
+
+def action_order(words: str) -> AnyOrder:
+    """Return an order of the sandbox's action on texts."""
+    inputs = [{"type": "text", "text": words}]
+    return ActionOrder(action_id="concat-text", inputs=inputs, workspace_id="ws_1", project_id="prj_1")
+
+
+def words_of(order: TechniqueOrder | ActionOrder) -> str:
+    """Return the words by which an order is told from others."""
+    return str(order.inputs["subject"] if isinstance(order, TechniqueOrder) else order.inputs[0]["text"])
+
+
+async def judge_lost_responses(make: Callable[[str], AnyOrder], account: Any, count: int) -> Verdict:
+    """Lose as many responses to creates as there are orders, and a tenth of the responses to reads."""
+    async with Sandbox(time_scale=0.01, idempotency=account) as sandbox:
+        path = "/runs/technique" if isinstance(make("x"), TechniqueOrder) else "/runs/action"
+        sandbox.fail_next("lost_reply", times=count, method="POST", path=path)
+        sandbox.fail_next("lost_reply", times=count // 10, method="GET", path="/technique-runs")
+        runs: dict[str, str | None] = {}
+        unknown: set[str] = set()
+        turns = asyncio.Semaphore(64)
+        async with Flora(sandbox.api_key, base_url=sandbox.base_url, timeout=5) as flora:
+
+            async def order(words: str) -> None:
+                runs[words] = None
+                async with turns:
+                    try:
+                        runs[words] = (await flora.start_run(make(words))).run_id
+                    except CreateOutcomeUnknownError as error:
+                        assert error.order == make(words)
+                        unknown.add(words)
+
+            await asyncio.gather(*(order(f"order {number}") for number in range(count)))
+        became = {
+            run_id: Order(type="text", prompt=words_of(each), workspace_id="ws_1", project_id="prj_1")
+            for run_id, each in sandbox.technique_and_action_orders.items()
+        }
+    return judged(became, runs, frozenset(unknown))
+
+
+@pytest.mark.parametrize("account", ["reject", "replay"])
+@pytest.mark.parametrize("make", [technique_order, action_order])
+@pytest.mark.parametrize(
+    "count", [pytest.param(40, marks=pytest.mark.virtual_time), pytest.param(500, marks=pytest.mark.proof)]
+)
+async def test_lost_responses_of_techniques_and_actions(
+    make: Callable[[str], AnyOrder], account: Any, count: int
+) -> None:
+    """Each order ends as its one run, or as an error that names it: none is billed twice, none is lost."""
+    verdict = await judge_lost_responses(make, account, count)
+    log.info("%s, used keys: %s; %s", make.__name__, account, verdict)
+    assert (verdict.billed_twice, verdict.lost, verdict.anothers) == (0, 0, 0)
+    assert verdict.known + verdict.unknown == count
+    assert verdict.known > 0

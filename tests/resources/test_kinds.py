@@ -306,14 +306,15 @@ def mixed(count: int) -> list[AnyOrder]:
 
 
 @pytest.mark.virtual_time
-async def test_orders_of_all_kinds_at_once() -> None:
+@pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.proof)])
+async def test_orders_of_all_kinds_at_once(count: int) -> None:
     """generate_many yields each outcome once, with the caller's own order."""
-    orders = mixed(30)
+    orders = mixed(count)
     async with Sandbox() as sandbox, Flora(sandbox.api_key, base_url=sandbox.base_url) as flora:
         outcomes = [outcome async for outcome in flora.generate_many(orders, max_cost=100)]
         assert sorted(map(id, (outcome.order for outcome in outcomes))) == sorted(map(id, orders))
         assert all(outcome.error is None for outcome in outcomes)
-        assert sandbox.accepted == 30
+        assert sandbox.accepted == count
         assert sandbox.requests["GET /techniques"] == 1
 
 
