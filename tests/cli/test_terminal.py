@@ -416,7 +416,10 @@ def test_csv_is_that_of_the_export(run: Any) -> None:
     rows = list(csv.DictReader(run("x generations list --format csv").splitlines()))
     assert rows[0]["model_id"] == "'=1+1"
     assert json.loads(rows[0]["outputs"])[0]["type"] == "text"
-    assert run("x projects --workspace-id ws_none --format csv") == "project_id,workspace_id,name,created_at\n"
+    assert (
+        run("x projects --workspace-id ws_none --format csv")
+        == "project_id,workspace_id,name,created_at,last_modified,origin\n"
+    )
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "nan", "inf"])

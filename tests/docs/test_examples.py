@@ -19,6 +19,7 @@ import aiohttp
 import msgspec
 import pytest
 import uvicorn
+from PIL import Image
 from programs import complaints_of
 
 from flora_async.sandbox import Sandbox
@@ -291,6 +292,18 @@ async def test_a_chat_through_a_pipe(tmp_path: Path) -> None:
     assert all(f"[{number}]" in said for number in (1, 2, 3))
     assert said.count("done:") == 2
     assert "safety_blocked" in said
+
+
+@pytest.mark.anyio
+async def test_posters_of_photos(tmp_path: Path) -> None:
+    """Each photo is uploaded, and becomes a caption and a picture."""
+    for name in ("mug", "kettle"):
+        Image.new("RGB", (64, 64), "teal").save(tmp_path / f"{name}.png")
+    async with Sandbox(time_scale=0.01) as sandbox:
+        code, said, _ = await run(sandbox, tmp_path, "posters.py", "mug.png", "kettle.png", "posters")
+        assert (code, sandbox.accepted) == (0, 2)
+        assert len(said.split()) == 4
+    assert sorted(path.suffix for path in (tmp_path / "posters").iterdir()) == [".png", ".png", ".txt", ".txt"]
 
 
 @pytest.mark.anyio

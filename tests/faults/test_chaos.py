@@ -175,4 +175,5 @@ async def test_lost_responses_of_techniques_and_actions(
     log.info("%s, used keys: %s; %s", make.__name__, account, verdict)
     assert (verdict.billed_twice, verdict.lost, verdict.anothers) == (0, 0, 0)
     assert verdict.known + verdict.unknown == count
-    assert verdict.known > 0
+    # Where FLORA rejects used keys, orders of one technique that lose their responses at once cannot be told apart.
+    assert verdict.known > 0 or account == "reject"

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -84,6 +85,22 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "models stubs": ("models stubs > flora_models.py",),
     "workspaces": ("workspaces --format table",),
     "projects": ("projects --workspace-id ws_demo --format csv",),
+    "projects create": ("projects create --name Mugs --workspace-id ws_demo",),
+    "techniques": ("techniques list",),
+    "techniques list": ("techniques list --query poster",),
+    "techniques retrieve": ("techniques retrieve --technique-id tech_poster",),
+    "techniques run": (
+        "techniques run --technique-id tech_poster --inputs subject='a mug' --workspace-id ws_demo --wait",
+    ),
+    "actions": ("actions list",),
+    "actions list": ("actions list",),
+    "actions retrieve": ("actions retrieve --action-id flip-image",),
+    "actions run": (
+        "actions run --action-id flip-image --input image=@photo.png --workspace-id ws_demo --project-id prj_demo",
+    ),
+    "canvas": ("canvas run node_abc123 --workspace-id ws_demo --project-id prj_demo",),
+    "canvas run": ("canvas run node_abc123 --workspace-id ws_demo --project-id prj_demo --wait",),
+    "feedback": ("feedback --kind bug --summary 'a summary' --detail 'what happened'",),
     "batch": ("batch run orders.csv --out results.jsonl",),
     "batch run": ("batch run orders.csv --out results.jsonl --max-cost 20",),
     "batch resume": ("batch resume --batch orders-1a2b3c",),
@@ -218,7 +235,7 @@ def use_flag_names(error: Exception, options: argparse.Namespace | None) -> str:
     return message
 
 
-_POSITIONALS = {"index", "indexes", "numbers", "command", "operation", "program", "run", "orders", "shell"}
+_POSITIONALS = {"index", "node", "indexes", "numbers", "command", "operation", "program", "run", "orders", "shell"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -239,6 +256,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     _add_resources(commands)
+    _add_kinds(commands)
     _add_assets(commands.add_parser("assets", help="upload files, and list the uploaded ones", allow_abbrev=False))
     _add_batch(
         commands.add_parser(
@@ -341,15 +359,13 @@ def _add_generations(generations: argparse.ArgumentParser) -> None:
     )
     _add_check_params(create)
     create.add_argument("--callback-url", metavar="URL", help="where FLORA sends a webhook when the run has ended")
-    create.add_argument("--idempotency-key", metavar="KEY", help="order once only under this key (default: a new one)")
-    create.add_argument("--wait", action="store_true", help="wait for the run, and print it as it ended")
     create.add_argument("--dry-run", action="store_true", help="check the order, estimate its cost, and order nothing")
     create.add_argument(
         "--quote",
         action="store_true",
         help="with --dry-run: request FLORA's quote, by a parameter that FLORA does not document",
     )
-    _add_wait_options(create, "600")
+    _add_run_options(create)
     retrieve = operations.add_parser(
         "retrieve",
         help="get a run",
@@ -396,6 +412,43 @@ def _add_resources(commands: argparse._SubParsersAction[_Parser]) -> None:  # py
         if name == "projects":
             listing.add_argument("--workspace-id", metavar="ws_...", help="of this workspace only")
         _add_format(listing)
+        if name == "projects":
+            operations = listing.add_subparsers(dest="operation", metavar="[create]", parser_class=_Parser)
+            create = operations.add_parser(
+                "create", help="create a project", parents=[_api_key_parser()], allow_abbrev=False
+            )
+            create.add_argument("--name", required=True)
+            create.add_argument("--workspace-id", required=True, metavar="ws_...")
+
+
+def _add_kinds(commands: argparse._SubParsersAction[_Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
+    from flora_async.cli import kinds
+
+    adders: dict[str, tuple[str, Callable[[kinds.AddParser], None]]] = {
+        "techniques": ("saved workflows: list, retrieve, run", partial(_add_runs, kinds.add_techniques)),
+        "actions": ("fixed transformations: list, retrieve, run", partial(_add_runs, kinds.add_actions)),
+        "canvas": ("start the nodes of a project", kinds.add_canvas),
+    }
+    for name, (words, add_operations) in adders.items():
+        command = commands.add_parser(name, help=words, allow_abbrev=False)
+        operations = command.add_subparsers(dest="operation", required=True, metavar="OPERATION", parser_class=_Parser)
+        add_operations(partial(operations.add_parser, parents=[_api_key_parser()], allow_abbrev=False))
+    kinds.add_feedback(
+        commands.add_parser("feedback", help="send a message to FLORA", parents=[_api_key_parser()], allow_abbrev=False)
+    )
+
+
+def _add_runs(
+    add_operations: Callable[[Callable[..., argparse.ArgumentParser], Callable[[argparse.ArgumentParser], None]], None],
+    add: Callable[..., argparse.ArgumentParser],
+) -> None:
+    add_operations(add, _add_run_options)
+
+
+def _add_run_options(run: argparse.ArgumentParser) -> None:
+    run.add_argument("--idempotency-key", metavar="KEY", help="order once only under this key (default: a new one)")
+    run.add_argument("--wait", action="store_true", help="wait for the run, and print it as it ended")
+    _add_wait_options(run, "600")
 
 
 def _add_assets(assets: argparse.ArgumentParser) -> None:
@@ -587,8 +640,8 @@ def _add_format(command: argparse.ArgumentParser) -> None:
     command.add_argument("--format", choices=FORMATS, default="json", help="how to print it (default: json)")
 
 
-def parse_params(given: Sequence[str] | None) -> dict[str, Any] | None:
-    """Parse ``--params``: JSON objects or single parameters; the last value of a name counts."""
+def parse_params(given: Sequence[str] | None, flag: str = "--params") -> dict[str, Any] | None:
+    """Parse ``--params``, or a similar *flag*: JSON objects or single parameters; the last value of a name counts."""
     if given is None:
         return None
     params: dict[str, Any] = {}
@@ -597,11 +650,11 @@ def parse_params(given: Sequence[str] | None) -> dict[str, Any] | None:
             try:
                 params |= json.loads(text)
             except ValueError as error:
-                raise UsageError(f"--params is no JSON object: {error}") from None
+                raise UsageError(f"{flag} is no JSON object: {error}") from None
             continue
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise UsageError(f"--params takes a JSON object or NAME=VALUE, not {text[:80]!r}")
+            raise UsageError(f"{flag} takes a JSON object or NAME=VALUE, not {text[:80]!r}")
         try:
             params[name] = json.loads(value)
         except ValueError:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flora_async import AnyOrder, Flora, Model, Order, Project, Run, Workspace, errors
-from flora_async.cli import arguments, assets, costs, demo, gallery, model_checks, output
+from flora_async.cli import arguments, assets, costs, demo, gallery, kinds, model_checks, output
+from flora_async.cli.started import report_started, save_outputs, wait_timeout
 from flora_async.export._tables import COLUMNS
 
 if TYPE_CHECKING:
@@ -20,12 +21,8 @@ if TYPE_CHECKING:
 
 Command: TypeAlias = Callable[[argparse.Namespace, "CommandContext"], Coroutine[Any, Any, int]]
 
-DEFAULT_WAIT_TIMEOUT = 600.0
-"""Seconds that `create --wait` and `wait` wait for each run by default."""
-
-
 EXIT_SETTINGS, EXIT_UNREACHABLE = 2, 3
-"""Exit codes of ``doctor``, as those of the other commands: settings; API or connection."""
+"""Exit codes of `doctor`: settings that cannot be used, and FLORA that cannot be reached."""
 EXIT_NOT_FOUND, EXIT_NOT_EXECUTABLE, EXIT_SIGNAL_BASE = 127, 126, 128
 """Exit codes of a shell: program not found, program not executable, and the base for a program ended by a signal."""
 
@@ -110,35 +107,7 @@ async def _create(options: argparse.Namespace, context: CommandContext) -> int:
         started = await flora.generations.create(
             order, idempotency_key=options.idempotency_key, check_params=options.check_params
         )
-        context.record_created(started.run_id)
-        if not (options.wait or options.download):
-            output.print_json(output.to_dict(started, estimated_seconds=started.estimated_seconds))
-            return 0
-        try:
-            with output.show_progress() as report:
-                report(started.run_id, "ordered", 0)
-                run = await flora.wait_for_run(
-                    started, timeout=_wait_timeout(options), on_update=output.progress_callback(report)
-                )
-        except errors.RunFailedError as error:
-            output.print_json(output.run_to_dict(error.run))
-            raise
-        context.record_finished(run.run_id)
-        try:
-            await _save(flora, run, options)
-        finally:
-            output.print_json(output.to_dict(run))  # printed even if saving fails: the run is billed
-    return 0
-
-
-def _wait_timeout(options: argparse.Namespace) -> float:
-    return DEFAULT_WAIT_TIMEOUT if options.timeout is None else options.timeout
-
-
-async def _save(flora: Flora, run: Run, options: argparse.Namespace) -> None:
-    if options.download is not None:
-        for path in await flora.download(run, options.download, on_existing=options.on_existing):
-            output.print_status(f"saved {path}")
+        return await report_started(flora, started, options, context)
 
 
 async def _retrieve(options: argparse.Namespace, context: CommandContext) -> int:
@@ -218,7 +187,7 @@ async def _wait(options: argparse.Namespace, context: CommandContext) -> int:
 
         async def one(run_id: str) -> None:
             try:
-                run = await flora.wait_for_run(run_id, timeout=_wait_timeout(options), on_update=on_update)
+                run = await flora.wait_for_run(run_id, timeout=wait_timeout(options), on_update=on_update)
             except errors.RunFailedError as error:
                 run = error.run
                 codes.add(1)
@@ -246,7 +215,7 @@ async def _wait(options: argparse.Namespace, context: CommandContext) -> int:
 async def _save_or_report(flora: Flora, run: Run, options: argparse.Namespace) -> int:
     """Save the outputs of one of several runs. Return the exit code, and report an error on stderr."""
     try:
-        await _save(flora, run, options)
+        await save_outputs(flora, run, options)
     except errors.FloraError as error:
         output.print_status(f"{run.run_id}: {error}")
         return 3
@@ -291,6 +260,10 @@ async def _assets(options: argparse.Namespace, context: CommandContext) -> int:
 
 async def _projects(options: argparse.Namespace, context: CommandContext) -> int:
     async with context.open_client(options) as flora:
+        if options.operation == "create":
+            created = await flora.projects.create(name=options.name, workspace_id=options.workspace_id)
+            output.print_json(output.to_dict(created))
+            return 0
         listed = await flora.projects.list(workspace_id=options.workspace_id)
         output.print_list("projects", listed, Project, options.format)
     return 0
@@ -422,6 +395,10 @@ COMMANDS: dict[str, Command] = {
     "workspaces": _workspaces,
     "projects": _projects,
     "assets": _assets,
+    "techniques": kinds.techniques,
+    "actions": kinds.actions,
+    "canvas": kinds.canvas,
+    "feedback": kinds.feedback,
     "costs": _costs,
     "gallery": _gallery,
     "sandbox": _sandbox,
