@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,3 +149,16 @@ async def test_a_list_that_is_awaited(server: Scripted) -> None:
     async with Flora("sk_1", base_url=server.base_url) as flora:
         with pytest.raises(ConfigurationError, match="Use async for"):
             await flora.generations.list(since=START)  # type: ignore[misc]
+
+
+async def test_default_headers_stay_away_from_media(server: Scripted, tmp_path: Path) -> None:
+    """The host of an output receives neither the further headers nor the key."""
+    made = {"output_id": "o", "type": "imageUrl", "url": f"{server.base_url}/media/x.png"}
+    server.on("GET", "/runs/run_1", answer(run(run_id="run_1", outputs=[made])))
+    server.on("GET", "/media/x.png", answer(b"PNG", headers={"Content-Type": "image/png"}))
+    async with Flora("sk_1", base_url=server.base_url, default_headers={"X-Gateway-Token": "gw_1"}) as flora:
+        await flora.download(await flora.generations.retrieve("run_1"), tmp_path)
+    (api, media) = server.asked
+    assert api.headers["X-Gateway-Token"] == "gw_1"
+    assert media.path == "/media/x.png"
+    assert not {"x-gateway-token", "authorization"} & {name.lower() for name in media.headers}
