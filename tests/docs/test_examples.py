@@ -264,6 +264,21 @@ async def test_a_careful_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_photo_becomes_a_video(tmp_path: Path) -> None:
+    """A picture of 2 MB is uploaded once and shown by the video; a file that is not there is one sentence."""
+    Image.frombytes("RGB", (900, 800), os.urandom(900 * 800 * 3)).save(tmp_path / "photo.png")
+    async with Sandbox(time_scale=0.01) as sandbox:
+        code, said, complaints = await run(sandbox, tmp_path, "photo_to_video.py", "photo.png", "it turns", "out")
+        assert (code, complaints) == (0, "")
+        (path,) = (tmp_path / "out").iterdir()
+        assert said == f"out/{path.name}\n"
+        assert sandbox.requests["POST /assets"] == sandbox.accepted == 1
+        code, _, complaints = await run(sandbox, tmp_path, "photo_to_video.py", "none.png", "it turns", "out")
+        assert (code, complaints) == (1, "cannot read none.png: No such file or directory\n")
+        assert sandbox.accepted == 1
+
+
+@pytest.mark.anyio
 async def test_a_batch_that_cannot_be_right(tmp_path: Path) -> None:
     """All faults are told with their lines, and nothing is ordered."""
     bad = "type,prompt,params\nimage,a mug,\nvidoe,a day,\ntext,,\ntext,a poem,{\ntext,a poem,,more\n"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-CHUNK_BYTES = 2**18
+CHUNK_BYTES = 2**19
 """Bytes that are read and sent at once."""
 _HASH_BYTES = 2**24
 _SPOOL_BYTES = 2**22
