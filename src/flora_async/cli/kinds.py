@@ -152,8 +152,7 @@ async def canvas(options: argparse.Namespace, context: CommandContext) -> int:
                 output.print_status(str(outcome.error))
                 code = 4
                 continue
-            if outcome.run_id is not None:
-                context.record_finished(outcome.run_id)
+            context.record_finished(outcome.run_id)
             output.print_json_line(outcome.to_dict())
             code = code or int(outcome.error is not None)
     return code

@@ -95,6 +95,14 @@ async def read_body(request: web.Request) -> dict[str, Any]:
         raise refusal(400, code="invalid_json", message="The body is not JSON.") from None
 
 
+def list_field(given: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return the list of objects in a field of a body; empty without it."""
+    try:
+        return msgspec.convert(given.get(name) or [], list[dict[str, Any]])
+    except msgspec.ValidationError:
+        raise invalid({name: "Must be a list of objects"}) from None
+
+
 def check_project_id(project_id: str) -> None:
     """Raise the 500 with which FLORA answers a malformed project id."""
     if project_id.startswith("prj_") and not _PROJECT_ID.fullmatch(project_id):

@@ -18,6 +18,7 @@ from flora_async.sandbox._contract import (
     check_run_id,
     invalid,
     json_response,
+    list_field,
     parse_history_query,
     read_body,
     refusal,
@@ -150,8 +151,8 @@ class Kinds:
 
     async def _run_nested(self, request: web.Request) -> web.Response:
         given = await read_body(request)
-        listed = given.get("inputs")
-        if not isinstance(listed, list) or not listed or given.get("mode") not in ("async", "stream"):
+        listed = list_field(given, "inputs")
+        if not listed or given.get("mode") not in ("async", "stream"):
             raise invalid({"inputs": "Must have at least one", "mode": "Must be async or stream"})
         order = TechniqueOrder(
             technique_id=_find_technique(request.match_info["id"])["technique_id"],
@@ -298,7 +299,7 @@ def _poster(inputs: Mapping[str, Any]) -> tuple[PlannedOutput, ...]:
 
 def _recolor(inputs: Mapping[str, Any]) -> tuple[PlannedOutput, ...]:
     params = {"filter": inputs.get("filter", "grayscale")}
-    photos = inputs["photo"] if isinstance(inputs["photo"], list) else [inputs["photo"]]
+    photos = msgspec.convert(inputs["photo"] if isinstance(inputs["photo"], list) else [inputs["photo"]], list[str])
     return tuple(PlannedOutput("imageUrl", source=url, effect="color-filter-image", params=params) for url in photos)
 
 

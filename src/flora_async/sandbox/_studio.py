@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from aiohttp import web
-from msgspec import Struct, convert, field
+from msgspec import Meta, Struct, ValidationError, convert, field
 
 from flora_async.models import ActionOrder, GenerationType, Order
 from flora_async.sandbox import _catalog
@@ -16,6 +16,7 @@ from flora_async.sandbox._contract import (
     check_project_id,
     invalid,
     json_response,
+    list_field,
     parse_history_query,
     read_body,
     refusal,
@@ -138,7 +139,7 @@ class Studio:
         name = given.get("name")
         if not isinstance(name, str) or not name or not str(workspace_id or "").startswith("ws_"):
             raise invalid({"name": "Required", "workspace_id": "Must start with ws_"})
-        project = {
+        project: dict[str, object] = {
             "project_id": f"prj_{secrets.token_hex(8)}",
             "workspace_id": workspace_id,
             "name": name,
@@ -256,7 +257,7 @@ class Studio:
         place, canvas = self._canvas(request)
         given = await read_body(request)
         created: dict[str, _Node] = {}
-        for each in given.get("add") or []:
+        for each in list_field(given, "add"):
             created[each["ref"]] = canvas.add(each["type"], each)
 
         def find(name: str) -> _Node:
@@ -265,14 +266,14 @@ class Studio:
                 raise invalid({"id": f"There is no node {name}"})
             return node
 
-        for each in given.get("update") or []:
+        for each in list_field(given, "update"):
             node = find(each["id"])
             for name in ("label", "model", "params", "position", "prompt"):
                 setattr(node, name, each.get(name, getattr(node, name)))
-        for each in given.get("connect") or []:
+        for each in list_field(given, "connect"):
             canvas.edges.append((find(each["from"]).id, find(each["to"]).id, each.get("in")))
-        cut = {(find(each["from"]).id, find(each["to"]).id) for each in given.get("disconnect") or []}
-        gone = {find(each["id"]).id for each in given.get("remove") or []}
+        cut = {(find(each["from"]).id, find(each["to"]).id) for each in list_field(given, "disconnect")}
+        gone = {find(each["id"]).id for each in list_field(given, "remove")}
         canvas.edges = [edge for edge in canvas.edges if edge[:2] not in cut and not gone & set(edge[:2])]
         for name in gone:
             del canvas.nodes[name]
@@ -284,7 +285,7 @@ class Studio:
                 **place,
                 "revision": f"rev_{canvas.revision}",
                 "warnings": [],
-                "applied": {done: len(given.get(name) or []) for name, done in names.items()},
+                "applied": {done: len(list_field(given, name)) for name, done in names.items()},
                 "created": {name: {"id": node.id, "node_id": node.node_id} for name, node in created.items()},
             }
         )
@@ -295,14 +296,18 @@ class Studio:
 
     async def _replace_definition(self, request: web.Request) -> web.Response:
         _, canvas = self._canvas(request)
-        definition = (await read_body(request)).get("definition")
-        if not isinstance(definition, dict) or not {"nodes", "edges"} <= definition.keys():
+        given = await read_body(request)
+        try:
+            definition = convert(given.get("definition"), dict[str, Any])
+        except ValidationError:
+            raise invalid({"definition": "Must be an object"}) from None
+        if not {"nodes", "edges"} <= definition.keys():
             raise invalid({"definition": "Must have nodes and edges"})
         canvas.nodes = {
             str(each["id"]): _Node(id=str(each["id"]), node_id=str(each["id"]), type=str(each["type"]))
-            for each in definition["nodes"]
+            for each in list_field(definition, "nodes")
         }
-        canvas.edges = [(str(each["source"]), str(each["target"]), None) for each in definition["edges"]]
+        canvas.edges = [(str(each["source"]), str(each["target"]), None) for each in list_field(definition, "edges")]
         canvas.definition = definition
         canvas.revision += 1
         return await self._retrieve_definition(request)
@@ -312,12 +317,13 @@ class Studio:
     async def _run_nodes(self, request: web.Request) -> web.Response:
         place, canvas = self._canvas(request)
         given = await read_body(request)
-        asked = given.get("node_ids")
-        if not isinstance(asked, list) or not 1 <= len(asked) <= 50:
-            raise invalid({"node_ids": "Must have 1 to 50 ids"})
+        try:
+            asked = convert(given.get("node_ids"), Annotated[list[str], Meta(min_length=1, max_length=50)])
+        except ValidationError:
+            raise invalid({"node_ids": "Must have 1 to 50 ids"}) from None
 
         def plan() -> tuple[None, object]:
-            runs = [self._run_node(request, canvas, str(name)) for name in asked]
+            runs = [self._run_node(request, canvas, name) for name in asked]
             return None, {"project_id": place["project_id"], "runs": runs}
 
         key = request.headers.get("Idempotency-Key")
