@@ -264,6 +264,22 @@ async def test_a_lost_response_of_an_action(server: Scripted, flora: Flora) -> N
     assert keys == {failure.idempotency_key}
 
 
+async def test_a_recovery_that_cannot_read_the_declaration(server: Scripted) -> None:
+    """The order is not sent again, and its outcome stays unknown: a declaration says nothing about the run."""
+    nested = "/techniques/tech_1/runs"
+    server.on("POST", nested, hang_up)
+    server.on("GET", "/technique-runs", answer({"technique_runs": [], "meta": {}}, headers={"Date": _now()}))
+    order = msgspec.structs.replace(ORDER, callback_url="https://example.com/flora")
+    async with Flora("any", base_url=server.base_url) as flora:
+        unknown = await fails(flora.start_run(order))
+    assert isinstance(unknown, CreateOutcomeUnknownError)
+    server.on("GET", "/techniques/tech_1", error(404))
+    sent = server.count("POST", nested)
+    async with Flora("any", base_url=server.base_url) as another:
+        assert isinstance(await fails(another.recover_create(unknown)), CreateOutcomeUnknownError)
+    assert server.count("POST", nested) == sent
+
+
 async def test_an_action_whose_key_was_used(server: Scripted, flora: Flora) -> None:
     """The run exists and is not listed anywhere: the error says that it was accepted."""
     server.on("POST", "/runs/action", DUPLICATE)

@@ -156,11 +156,11 @@ class CreateRecovery:
         key = unknown.idempotency_key
         attempts: list[Attempt] = []
         order = unknown.order
-        if isinstance(order, Order):
-            request = create_request(self._origin, order, key)
-        else:
-            request = await self._declarations.create_request(order, key, check=False)
         try:
+            if isinstance(order, Order):
+                request = create_request(self._origin, order, key)
+            else:
+                request = await self._declarations.create_request(order, key, check=False)
             return await self._transport.send(request, partial(self._read, key), attempts=attempts)
         except errors.FloraError as failure:
             known = isinstance(failure, errors.IdempotencyConflictError)
