@@ -113,6 +113,9 @@ if (process.env.ASSETS) {
   form.append(reserved.upload.file_field, new Blob([Buffer.from(process.env.ASSETS, 'base64')]), 'b.png');
   await fetch(reserved.upload.url, { method: 'POST', body: form });
   await call('assets.complete', flora.assets.complete(reserved.asset_id));
-  met['assets.retry'] = await flora.assets.retry(reserved.asset_id).catch((error) => error.status);
+  met.retryOfAnUpload = await flora.assets.retry(reserved.asset_id).catch((error) => error.status);
+  const expired = await reserve();
+  await new Promise((resolve) => setTimeout(resolve, 3500));
+  await call('assets.retry', flora.assets.retry(expired.asset_id));
 }
 console.log(JSON.stringify(met));

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from flora_async import WebhookVerificationError
-from flora_async.sandbox import Sandbox
+from flora_async.sandbox import Sandbox, _assets
 from flora_async.webhooks import sign, verify
 
 pytestmark = [pytest.mark.anyio, pytest.mark.proof]
@@ -55,8 +55,9 @@ OPERATIONS = 40
 """Number of operations of the client."""
 
 
-async def test_every_operation_of_the_official_client(official_client: Path) -> None:
+async def test_every_operation_of_the_official_client(official_client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them, unchanged, get responses of the types that they promise, and their runs end with outputs."""
+    monkeypatch.setattr(_assets, "RESERVATION_SECONDS", 3.0)
     program = str(shutil.copy(Path(__file__).with_name("operations.mjs"), official_client))
     picture = BytesIO()
     Image.new("RGB", (8, 8), "teal").save(picture, "PNG")
@@ -73,7 +74,8 @@ async def test_every_operation_of_the_official_client(official_client: Path) -> 
     met = json.loads(output)
     calls = [name for name in met if "." in name and not name.startswith("run of")]
     assert len(calls) == OPERATIONS
-    assert met["assets.retry"] == 409  # its upload has not failed
+    assert met["retryOfAnUpload"] == 409  # it has not failed
+    assert met["assets.retry"]["upload"]["form_fields"]
     assert (met["notFoundAtTheNestedRoute"], met["malformedProject"]) == (404, "500 unknown_error")
     for name in (
         "generations.retrieve",
@@ -140,6 +142,7 @@ PROMISES = {
     "assets.create": ("assets.d.ts", "AssetCreateResponse"),
     "assets.retrieve": ("assets.d.ts", "AssetRetrieveResponse"),
     "assets.list": ("assets.d.ts", "AssetListResponse"),
+    "assets.retry": ("assets.d.ts", "AssetRetryResponse"),
     "assets.complete": ("assets.d.ts", "AssetCompleteResponse"),
     "feedback.record": ("feedback.d.ts", "FeedbackRecordResponse"),
 }
