@@ -137,6 +137,22 @@ async def test_faults_at_the_store(sandbox: Sandbox, flora: Flora) -> None:
     assert (await flora.assets.upload(LARGE, workspace_id="ws_demo")).ready
 
 
+@pytest.mark.virtual_time
+async def test_uploads_through_faults() -> None:
+    """Lost, cut and refused responses at FLORA and at the store: each file arrives whole."""
+    faults: dict[Any, float] = {"lost_reply": 0.12, "reset": 0.1, 503: 0.05, "half_reply": 0.05}
+    async with (
+        Sandbox(faults=faults, seed=5) as sandbox,
+        Flora(sandbox.api_key, base_url=sandbox.base_url, max_retries=8) as flora,
+    ):
+        contents = [b"\x89PNG\r\n\x1a\n" + bytes([number]) * size for number in range(8) for size in (99, 5 * 2**20)]
+        uploads = [flora.assets.upload(content, workspace_id="ws_demo", timeout=600) for content in contents]
+        uploaded = await asyncio.gather(*uploads)
+        for asset, content in zip(uploaded, contents, strict=True):
+            assert asset.ready
+            assert sandbox._assets._assets[asset.asset_id].read() == content
+
+
 async def test_refusals(flora: Flora) -> None:
     """Each invalid field is named, as FLORA does."""
     with pytest.raises(BadRequestError) as caught:

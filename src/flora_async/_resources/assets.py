@@ -229,10 +229,11 @@ class Assets:
 
         A conflict of its own key means that FLORA has an asset whose id was lost. Another one is created then.
         """
-        try:
-            return await self._transport.send(self._create_request(fields, form), partial(parse_asset, None))
-        except errors.IdempotencyConflictError:
-            log.info("the response to an upload was lost, the file is sent again", extra={"path": "/assets"})
+        for _ in range(self._settings.max_retries):
+            try:
+                return await self._transport.send(self._create_request(fields, form), partial(parse_asset, None))
+            except errors.IdempotencyConflictError:
+                log.info("the response to an upload was lost, the file is sent again", extra={"path": "/assets"})
         return await self._transport.send(self._create_request(fields, form), partial(parse_asset, None))
 
     def _create_request(self, fields: Mapping[str, str], form: FormBody | None) -> Request:

@@ -6,6 +6,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from typing import TypeGuard
 from urllib.parse import urlsplit
 
 import msgspec
@@ -369,7 +370,11 @@ def _input_urls(params: Mapping[str, object]) -> Iterator[str]:
     """Yield the URLs of media inputs: ``image_url``, ``image_urls``, ``video_url`` and the like."""
     for name, value in params.items():
         if name.endswith(("_url", "_urls")):
-            yield from (each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str))
+            yield from (each for each in (value if _is_list(value) else [value]) if isinstance(each, str))
+
+
+def _is_list(value: object) -> TypeGuard[list[object]]:
+    return isinstance(value, list)
 
 
 def _type_by_name(fields: Mapping[str, str]) -> str | None:
