@@ -863,9 +863,14 @@ class Estimate(Record, frozen=True, kw_only=True):
     @property
     def basis(self) -> EstimateBasis:
         """The weakest source among the kinds."""
-        strength: dict[EstimateBasis, int] = {"unknown": 0, "catalogue": 1, "quote": 2, "charges": 3}
-        found = [each.basis for each in self.kinds] or ["unknown"]
-        return min(found, key=strength.__getitem__)
+        found = {each.basis for each in self.kinds}
+        for basis in _WEAKEST_FIRST:
+            if basis in found:
+                return basis
+        return "unknown"
+
+
+_WEAKEST_FIRST: tuple[EstimateBasis, ...] = ("unknown", "catalogue", "quote", "charges")
 
 
 def _sum_known(amounts: Iterable[float | None]) -> float | None:
