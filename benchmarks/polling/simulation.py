@@ -10,11 +10,13 @@ import math
 import random
 import selectors
 from bisect import insort
+from collections import Counter
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from flora_async import APIConnectionError, NotFoundError, RateLimitError
-from flora_async._http.rate_limit import RateLimiter, RateLimitPolicy
+from flora_async._http.rate_limit import Lane, RateLimiter, RateLimitPolicy
 from flora_async._http.retry import RetryPolicy
 from flora_async._polling.poller import PollOperations
 from flora_async._polling.targets import PollResult, Scope, WaitTarget
@@ -122,6 +124,8 @@ class SimulatedFlora:
         self.requests = 0
         self.refused = 0
         self.times: list[float] = []
+        self.accepted: Counter[RateLimiter] = Counter()
+        """Accepted requests, by the limiter of the client."""
         self._limit = limit
         self._tokens = limit or 0.0
         self._at = 0.0
@@ -129,7 +133,6 @@ class SimulatedFlora:
         self._by_id: dict[str, Simulated] = {}
         self._order: list[tuple[float, str]] = []
         self._limiter = RateLimiter(RateLimitPolicy(), RetryPolicy())
-        self._turn: float | None = None
 
     def add(self, run: Simulated) -> None:
         """Add a run."""
@@ -141,24 +144,17 @@ class SimulatedFlora:
         run.gone = True
         self._order.remove((run.created, run.run_id))
 
-    def operations(self, *, pages: bool = True) -> PollOperations:
-        """Return the operations of a poller."""
+    def operations(self, *, pages: bool = True, limiter: RateLimiter | None = None) -> PollOperations:
+        """Return the operations of a poller: of one client, or of the client with that *limiter*."""
+        limiter = limiter or self._limiter
         return PollOperations(
-            retrieve_run=self._retrieve_run,
-            read_page=self._read_page if pages else None,
+            retrieve_run=partial(self._retrieve_run, limiter),
+            read_page=partial(self._read_page, limiter) if pages else None,
             resolve_poll_url=_no_poll_url,
-            lane=self._limiter.polls,
+            lane=limiter.polls,
             clock=_unix,
             on_finished=_ignore_finished,
         )
-
-    def _retrieve_run(self, run_id: str, target: str | None, turn: float) -> Coroutine[Any, Any, PollResult]:
-        self._turn = turn
-        return self._answer_poll(run_id, target)
-
-    def _read_page(self, cursor: str | None, scope: Scope, turn: float) -> Coroutine[Any, Any, GenerationPage]:
-        self._turn = turn
-        return self._page(cursor, scope)
 
     def _admit(self, now: float) -> bool:
         """Return whether the limit lets a request in."""
@@ -170,10 +166,9 @@ class SimulatedFlora:
             self._tokens -= admitted
         return admitted
 
-    async def _request(self, seconds: float) -> float:
-        """Send a request in its turn. Return the time at which the server handled it."""
-        loop, limiter = asyncio.get_running_loop(), self._limiter
-        now, self._turn = loop.time() if self._turn is None else self._turn, None
+    async def request(self, limiter: RateLimiter, lane: Lane, now: float, seconds: float) -> float:
+        """Send a request in the turn that was granted *now*. Return the time at which the server handled it."""
+        loop = asyncio.get_running_loop()
         self.requests += 1
         self.times.append(now)
         admitted = self._admit(now)
@@ -184,7 +179,8 @@ class SimulatedFlora:
             if not admitted:
                 limiter.on_rate_limited(1.0, sent=now)
         finally:
-            limiter.polls.release(now, succeeded=admitted)
+            lane.release(now, succeeded=admitted)
+            self.accepted[limiter] += admitted
         if not admitted:
             self.refused += 1
             raise RateLimitError("too many", status=429, retry_after=1.0)
@@ -192,15 +188,15 @@ class SimulatedFlora:
             raise APIConnectionError("cut", sent="maybe_sent")
         return seen_at
 
-    async def _answer_poll(self, run_id: str, _target: str | None) -> PollResult:
-        seen_at = await self._request(POLL_SECONDS)
+    async def _retrieve_run(self, limiter: RateLimiter, run_id: str, _target: str | None, turn: float) -> PollResult:
+        seen_at = await self.request(limiter, limiter.polls, turn, POLL_SECONDS)
         run = self._by_id.get(run_id)
         if run is None or run.gone:
             raise NotFoundError("no such run", status=404)
         return PollResult(Run(**run.record(seen_at)), asyncio.get_running_loop().time() - run.created)
 
-    async def _page(self, cursor: str | None, _scope: Scope) -> GenerationPage:
-        seen_at = await self._request(PAGE_SECONDS)
+    async def _read_page(self, limiter: RateLimiter, cursor: str | None, _scope: Scope, turn: float) -> GenerationPage:
+        seen_at = await self.request(limiter, limiter.polls, turn, PAGE_SECONDS)
         offset = int(cursor or 0)
         end = max(0, len(self._order) - offset)
         taken = self._order[max(0, end - 100) : end][::-1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.polling.simulation import run_virtually
 from flora_async import ClientClosedError, FloraError, InternalServerError, RateLimitError
-from flora_async._http.rate_limit import Lane, RateLimiter, RateLimitPolicy, TokenBucket
+from flora_async._http.rate_limit import ContestedRate, Lane, RateLimiter, RateLimitPolicy, TokenBucket
 from flora_async._http.retry import RetryBudget, RetryPolicy
 from flora_async._polling.durations import DurationEstimator
 
@@ -205,6 +205,17 @@ def test_many_clients_share_one_limit() -> None:
         assert max(counts.values()) < 2 * min(counts.values())
 
     run_virtually(main())
+
+
+def test_a_contested_rate_is_in_balance_at_few_refusals() -> None:
+    """A contested rate falls at one 429 for eight accepted requests, and rises at one for sixteen."""
+    for accepted, falls in ((8, True), (16, False)):
+        rate = ContestedRate(LIMITS, 0.1)
+        for _ in range(20):
+            for _ in range(accepted):
+                rate.record_response()
+            rate.on_rate_limited()
+        assert (rate.rate < 0.1) is falls
 
 
 def test_one_refusal_is_forgotten() -> None:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from benchmarks.polling.simulation import PAGE_SECONDS, Simulated, SimulatedFlora, _Selector, run_virtually, started
 from flora_async import NotFoundError
+from flora_async._http.rate_limit import RateLimiter
 from flora_async._polling.poller import Poller
 from flora_async._polling.targets import Scope, WaitTarget
 from flora_async._polling.tracked_run import TrackedRun
@@ -371,8 +372,8 @@ def test_a_large_steady_crowd_is_read_by_pages(*, keyset: bool) -> None:
 class KeysetFlora(SimulatedFlora):
     """A simulated FLORA whose cursors name the last row of a page, not an offset."""
 
-    async def _page(self, cursor: str | None, _scope: Scope) -> GenerationPage:
-        seen_at = await self._request(PAGE_SECONDS)
+    async def _read_page(self, limiter: RateLimiter, cursor: str | None, _scope: Scope, turn: float) -> GenerationPage:
+        seen_at = await self.request(limiter, limiter.polls, turn, PAGE_SECONDS)
         created, _, run_id = (cursor or "").partition("|")
         end = bisect_left(self._order, (float(created), run_id)) if cursor else len(self._order)
         taken = self._order[max(0, end - 100) : end][::-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+import random
 from collections import deque
 from collections.abc import Iterable
 from copy import copy
@@ -25,9 +26,71 @@ class RateLimitPolicy(Struct, frozen=True, kw_only=True):
     """Growth of the rate, one second after the peak. It grows with the cube of that time."""
     min_first_rate: float = 2.0
     """Lowest rate after the first 429."""
-    min_rate: float = 0.1
+    min_rate: float = 0.01
+    contested_epoch: float = 100.0
+    """Accepted requests between two 429s, on average, below which the limit counts as contested by other clients."""
+    contested_step: float = 0.05
+    """Share of a contested rate that one 429 cuts, and the highest growth for one accepted request."""
+    contested_refusals: float = 0.08
+    """429s for each accepted request at which a low contested rate is in balance."""
+    balance_rate: float = 0.3
+    """Contested rate above which fewer 429s are in balance."""
+    balance_exponent: float = 0.6
+    step_exponent: float = 0.3
+    epoch_weight: float = 0.1
+    """Weight of the last epoch in the average."""
+    quiet_seconds: float = 60.0
+    """Seconds without a 429 after which a limit can count as no longer contested."""
     max_concurrent_calls: int = 100
     """Maximum number of calls of one client in flight."""
+
+
+class ContestedRate:
+    """The rate of a client while other clients use the same limit.
+
+    Each accepted request raises the rate and each 429 cuts it, both by small factors. They are in balance at a ratio of
+    429s that is lower for a higher rate. All clients see the same ratio, so their rates approach each other. The cut
+    grows with the square root of the number of consecutive 429s.
+    """
+
+    def __init__(self, policy: RateLimitPolicy, rate: float) -> None:
+        self._policy = policy
+        self.rate = rate
+        self._refused = 0
+        self._accepted = 0
+
+    def on_rate_limited(self) -> None:
+        """Record a 429."""
+        self._refused += 1
+        self._accepted = 0
+        cut = math.pow(1 - self._step(), math.sqrt(self._refused))
+        self.rate = max(self._policy.min_rate, self.rate * cut)
+
+    def record_response(self) -> None:
+        """Record an accepted request. Many of them without a 429 raise the rate faster."""
+        self._refused = 0
+        self._accepted += 1
+        step = self._step()
+        self.rate *= 1 + min(step, step * self._balance() * max(1.0, self._expected() / 4) ** 2)
+
+    def is_over(self) -> bool:
+        """Return whether so many requests were accepted that the other clients must have gone."""
+        return self._expected() > 8
+
+    def _expected(self) -> float:
+        """Return how many 429s a contested limit would have sent since the last one."""
+        return self._accepted * self._balance()
+
+    def _step(self) -> float:
+        """Return the share of the rate that one 429 cuts. Fast clients take larger steps."""
+        return min(0.3, self._policy.contested_step * math.pow(self._excess(), self._policy.step_exponent))
+
+    def _balance(self) -> float:
+        """Return the 429s for each accepted request at which the rate stays."""
+        return self._policy.contested_refusals * math.pow(self._excess(), -self._policy.balance_exponent)
+
+    def _excess(self) -> float:
+        return max(1.0, self.rate / self._policy.balance_rate)
 
 
 class TokenBucket:
@@ -35,6 +98,8 @@ class TokenBucket:
 
     A 429 cuts the rate to 70 % of the requests that FLORA admitted in the second before. Then the rate grows with time
     alone: back to the old rate within seconds, slowly around it, then faster. After a minute one 429 has no effect.
+
+    If 429s remain frequent, other clients use the limit too. The rate then follows a :class:`ContestedRate`.
     """
 
     def __init__(self, policy: RateLimitPolicy) -> None:
@@ -46,14 +111,20 @@ class TokenBucket:
         self._resumed = -math.inf
         self._tokens = 1.0
         self._at = 0.0
+        self._contest: ContestedRate | None = None
+        self._accepted = 0
+        self._epoch = 2 * policy.contested_epoch
+        """Moving average of the accepted requests between two 429s."""
 
     def value(self, now: float) -> float:
         """Return the rate *now*, in requests a second."""
+        if self._contest is not None:
+            return self._contest.rate
         if self._peak == math.inf:
             return math.inf
-        cut, growth = self._policy.cut, self._policy.growth
-        turning = math.cbrt(self._peak * (1 - cut) / growth)
-        return max(self._policy.min_rate, self._peak + growth * (max(0.0, now - self._resumed) - turning) ** 3)
+        growth = self._policy.growth
+        elapsed = max(0.0, now - self._resumed) - self._seconds_to_peak()
+        return max(self._policy.min_rate, self._peak + growth * math.pow(elapsed, 3))
 
     def on_rate_limited(self, now: float, *, until: float, sent: float, answered: Iterable[float]) -> None:
         """Record a 429 for a request *sent* at that time. Block requests *until* a time, then release one at a time.
@@ -62,16 +133,26 @@ class TokenBucket:
         flight.
         """
         if sent > self._cut:
-            self._before = self.value(now)
-            self._admitted = sum(now - 1 < when <= now for when in answered)
-            self._cut = now
-            self._peak = self._measured_peak()
+            self._update_contest(now)
+            if self._contest is None:
+                self._before = self.value(now)
+                self._admitted = sum(now - 1 < when <= now for when in answered)
+                self._peak = self._measured_peak()
+            self._cut, self._accepted = now, 0
         self._resumed = max(self._resumed, until)
         self._tokens, self._at = min(self._tokens, 1.0), max(self._at, until)
+        if self.value(until) < 1:  # otherwise all clients that were refused together would return together
+            self._tokens = min(self._tokens, random.random())
 
     def record_response(self, sent: float) -> None:
         """Record a response to a request *sent* at that time. It can arrive after the 429 that cut the rate."""
-        if self._cut - 1 < sent <= self._cut:
+        if sent > self._cut:
+            self._accepted += 1
+            if self._contest is not None:
+                self._contest.record_response()
+                if sent - self._cut > self._policy.quiet_seconds and self._contest.is_over():
+                    self._end_contest(self._contest.rate, sent)
+        elif self._contest is None and self._cut - 1 < sent:
             self._admitted += 1
             self._peak = self._measured_peak()
 
@@ -88,6 +169,24 @@ class TokenBucket:
     def take(self) -> None:
         """Remove the token of a sent request."""
         self._tokens -= 1
+
+    def _update_contest(self, now: float) -> None:
+        """Update the average number of accepted requests between two 429s, and the rate of a contested limit."""
+        if self._cut > -math.inf:
+            self._epoch += self._policy.epoch_weight * (self._accepted - self._epoch)
+        if self._contest is None and self._epoch < self._policy.contested_epoch:
+            self._contest = ContestedRate(self._policy, self.value(now))
+        if self._contest is not None:
+            self._contest.on_rate_limited()
+
+    def _end_contest(self, rate: float, now: float) -> None:
+        """Let the rate grow from *rate* with time."""
+        self._contest, self._epoch = None, 2 * self._policy.contested_epoch
+        self._before = self._peak = rate
+        self._resumed = now - self._seconds_to_peak()
+
+    def _seconds_to_peak(self) -> float:
+        return math.cbrt(self._peak * (1 - self._policy.cut) / self._policy.growth)
 
     def _measured_peak(self) -> float:
         return min(self._before, max(self._policy.min_first_rate, self._admitted))
