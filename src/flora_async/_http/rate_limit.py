@@ -71,13 +71,13 @@ class ContestedRate:
         self._refused = 0
         self._accepted += 1
         step = self._step()
-        self.rate *= 1 + min(step, step * self._balance() * max(1.0, self._expected() / 4) ** 2)
+        self.rate *= 1 + min(step, step * self._balance() * max(1.0, self._count_expected() / 4) ** 2)
 
     def is_over(self) -> bool:
         """Return whether so many requests were accepted that the other clients must have gone."""
-        return self._expected() > 8
+        return self._count_expected() > 8
 
-    def _expected(self) -> float:
+    def _count_expected(self) -> float:
         """Return how many 429s a contested limit would have sent since the last one."""
         return self._accepted * self._balance()
 
@@ -180,7 +180,7 @@ class TokenBucket:
             self._contest.on_rate_limited()
 
     def _end_contest(self, rate: float, now: float) -> None:
-        """Let the rate grow from *rate* with time."""
+        """Leave the contested rate: from *rate*, the rate grows with time."""
         self._contest, self._epoch = None, 2 * self._policy.contested_epoch
         self._before = self._peak = rate
         self._resumed = now - self._seconds_to_peak()
