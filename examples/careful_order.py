@@ -34,7 +34,7 @@ async def main(prompt: str, model: str, *settings: str) -> int:
                 type="image", prompt=prompt, model=model, params=params, workspace_id="ws_demo", project_id="prj_demo"
             )
         except ConfigurationError as error:  # nothing was sent
-            print(*[fault.message for fault in error.fields] or [error], sep="\n", file=sys.stderr)
+            print(*[fault.message for fault in error.fields] or [str(error)], sep="\n", file=sys.stderr)
             return 2
         except RunFailedError as error:  # a failed run is not charged
             print(f"{error.code}: {FIXES[error.advice]}", file=sys.stderr)

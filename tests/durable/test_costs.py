@@ -119,6 +119,8 @@ async def test_what_is_ordered_again(sandbox: Sandbox, url: str, tmp_path: Path)
         assert await batches["mugs"].retry_failed() == 4
         await batches["mugs"].finished()
         assert sandbox.accepted == 2 + 2 * sum(FAILURES.values())
+        runs = await batches._database.read(lambda connection: order_store.list_runs(connection, 0.0))
+        assert sorted(runs) == sorted(sandbox.orders)  # a lost create is not matched with an earlier attempt's run
 
 
 async def test_no_attempt_is_lost_or_repeated(sandbox: Sandbox, url: str) -> None:

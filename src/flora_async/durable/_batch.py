@@ -21,7 +21,7 @@ from flora_async.durable._files import upload_files
 from flora_async.durable._store import batches
 from flora_async.durable._store.batches import BatchSettings, BatchStatus, BatchWriter
 from flora_async.durable._store.database import Database, execute, select
-from flora_async.durable._store.orders import read_costs
+from flora_async.durable._store.orders import KEEP_RUN, read_costs
 from flora_async.durable._store.outcomes import (
     decode_attempts,
     decode_order,
@@ -261,13 +261,13 @@ class Batch:
         ``resume`` waits for them.
         """
         sql = (
-            "UPDATE flora_orders SET state = 'waiting', attempt = attempt + 1, run_id = NULL, recovered = NULL, "
+            "UPDATE flora_orders SET state = 'waiting', attempt = attempt + 1, KEEP_RUN, recovered = NULL, "
             "quoted = NULL, charged = NULL, sent = NULL, ended = NULL, outcome = NULL, files = NULL, owner = NULL, "
             "not_before = NULL, attempts = NULL, charged_before = coalesce(charged_before, 0) + coalesce(charged, 0), "
             "key = CAST(:name AS TEXT) || '.' || batch || '.' || CAST(number AS TEXT) || '.' "
             "|| CAST(attempt + 1 AS TEXT) WHERE batch = :batch AND state IN ('failed', 'refused')"
         )
-        count = await self._change(partial(execute, sql=sql, name=self.name))
+        count = await self._change(partial(execute, sql=sql.replace("KEEP_RUN", KEEP_RUN), name=self.name))
         if count:
             await self.resume(wait=False)
         return count

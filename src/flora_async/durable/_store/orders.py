@@ -27,6 +27,11 @@ REASSIGN_AFTER = 7.0
 """Seconds without a sign of life after which the orders of a process can be reassigned by hand."""
 RATE_BURST = 0.5
 """Seconds for which starts that the rate allowed, and no worker made, are made up for."""
+KEEP_RUN = (
+    "earlier_runs = CASE WHEN run_id IS NULL THEN earlier_runs "
+    "ELSE coalesce(earlier_runs || ' ', '') || run_id END, run_id = NULL"
+)
+"""Moves the run of an order that is ordered again to those of its earlier attempts: no other create can be its run."""
 UNREADABLE = "its runs cannot be read: "
 """Beginning of the reason of a batch that was stopped because FLORA refuses to show its runs."""
 
@@ -255,6 +260,11 @@ def start(connection: sa.Connection, item: Item, run_id: str, quoted: float | No
         "OR NOT :recovered AND state IN ('sending', 'unknown') AND run_id IS NULL) AND NOT EXISTS (SELECT 1 "
         "FROM flora_orders WHERE run_id = :run AND NOT (batch = :batch AND number = :number))"
     )
+    if recovered:
+        condition += (
+            " AND NOT EXISTS (SELECT 1 FROM flora_orders WHERE earlier_runs IS NOT NULL "
+            "AND ' ' || earlier_runs || ' ' LIKE '% ' || :run || ' %')"
+        )
     return update(connection, item, values, condition, run=run_id, quoted=quoted, recovered=recovered)
 
 
@@ -268,7 +278,7 @@ def end(connection: sa.Connection, item: Item, state: State, charged: float | No
 def order_again(connection: sa.Connection, item: Item, failure: RunFailedError, pause: float) -> None:
     """Queue an order whose run failed under a new key, after a pause in seconds; once, whichever process sees it."""
     values = (
-        "state = 'waiting', owner = NULL, run_id = NULL, recovered = NULL, quoted = NULL, sent = NULL, "
+        f"state = 'waiting', owner = NULL, {KEEP_RUN}, recovered = NULL, quoted = NULL, sent = NULL, "
         "attempt = attempt + 1, key = CAST(:name AS TEXT) || '.' || batch || '.' || CAST(number AS TEXT) || '.' "
         "|| CAST(attempt + 1 AS TEXT), not_before = NOW() + :pause, attempts = :attempts, "
         "charged_before = coalesce(charged_before, 0) + :charged"
@@ -279,6 +289,11 @@ def order_again(connection: sa.Connection, item: Item, failure: RunFailedError, 
 
 
 def list_runs(connection: sa.Connection, since: float) -> list[str]:
-    """Return the runs of all orders that were sent since a time, of whichever batch."""
+    """Return the runs of all orders, of whichever batch, that can have been created since a time."""
     sql = "SELECT run_id FROM flora_orders WHERE run_id IS NOT NULL AND sent >= :since"
-    return [row.run_id for row in select(connection, sql, since=since)]
+    runs = [row.run_id for row in select(connection, sql, since=since)]
+    # An order that was sent before that time has ended its earlier attempts before it.
+    sql = "SELECT earlier_runs FROM flora_orders WHERE earlier_runs IS NOT NULL AND (sent IS NULL OR sent >= :since)"
+    for row in select(connection, sql, since=since):
+        runs += row.earlier_runs.split(" ")
+    return runs

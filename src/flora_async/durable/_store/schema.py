@@ -12,7 +12,7 @@ State: TypeAlias = Literal["waiting", "sending", "running", "completed", "failed
 IN_FLIGHT: tuple[State, ...] = ("sending", "running")
 ENDED: tuple[State, ...] = ("completed", "failed", "refused", "unknown", "skipped")
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 NAME_LOCK = 0x666C6F7261
 """Key of a PostgreSQL advisory lock."""
 
@@ -50,6 +50,7 @@ orders = sa.Table(
     sa.Column("owner", sa.Text),  # the process that works on it
     sa.Column("sent", sa.Float),  # Unix seconds, stored before the first byte is sent
     sa.Column("run_id", sa.Text, unique=True),
+    sa.Column("earlier_runs", sa.Text),  # the runs of its earlier attempts, separated by spaces
     sa.Column("recovered", sa.Boolean),
     sa.Column("quoted", sa.Float),
     sa.Column("charged", sa.Float),
