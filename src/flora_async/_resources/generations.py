@@ -127,8 +127,10 @@ class Generations:
         Raises:
             ConfigurationError: the order is invalid.
         """
-        plain = encode_any_order(self._origin, without_files(order))
-        return replace(plain, **inputs_of(order)) if find_files(inputs_of(order)) else plain
+        inputs = inputs_of(order)
+        if not find_files(inputs):
+            return encode_any_order(self._origin, order)
+        return replace(encode_any_order(self._origin, without_files(order)), **inputs)
 
     async def retrieve(self, run_id: RunLike, *, timeout: float | None = None) -> Run:
         """Return the current state of a run, with its outputs if it has completed. Reference: "Get a run".
