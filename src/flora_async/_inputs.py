@@ -26,8 +26,11 @@ def find_files(inputs: object) -> list[InputFile]:
 
 def inputs_of(order: AnyOrder) -> dict[str, Any]:
     """Return the fields of an order that can have files and are set."""
-    fields = {name: getattr(order, name, None) for name in ("params", "inputs")}
-    return {name: value for name, value in fields.items() if value is not None}
+    fields: dict[str, Any] = {}
+    for name in ("params", "inputs"):
+        if (value := getattr(order, name, None)) is not None:
+            fields[name] = value
+    return fields
 
 
 def replace_files(order: OrderT, url_of: Callable[[InputFile], str]) -> OrderT:

@@ -30,6 +30,8 @@ def start(folder: Path, sandbox: Sandbox, *words: str | Path, dev: bool = True) 
     """Start ``flora-async batch ...`` in a folder; what it says goes to a file there."""
     command = COMMAND if dev else (sys.executable, *COMMAND[-3:])
     environment = {**os.environ, "FLORA_API_KEY": sandbox.api_key, "FLORA_BASE_URL": sandbox.base_url}
+    if not dev:
+        environment["PYTHONDEVMODE"] = ""
     with (folder / "said.txt").open("ab") as said:
         return subprocess.Popen((*command, *map(str, words)), cwd=folder, env=environment, stdout=said, stderr=said)
 

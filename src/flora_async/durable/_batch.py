@@ -423,7 +423,8 @@ async def _check_order(flora: Flora, order: object, number: int, mode: CheckPara
         raise errors.ConfigurationError(f"order {number}: a batch takes Orders, not {type(order).__name__}")
     try:
         checked = flora.generations.validate(order)
-        await flora.models.check_order(without_files(checked), mode)
+        if checked.endpoint is not None:  # an order without a model is accepted
+            await flora.models.check_order(without_files(checked), mode)
     except errors.ConfigurationError as error:
         numbered = errors.ConfigurationError(f"order {number}: {error}")
         numbered.fields = error.fields
