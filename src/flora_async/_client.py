@@ -703,8 +703,8 @@ class Flora:
             workspace_id: count the runs of this workspace only.
         """
         key, start = check_cost_key(by), check_since(since)
-        listing = self.generations.list(limit=100, project_id=project_id, workspace_id=workspace_id)
-        return await sum_history(listing.pages(), key, start)
+        listing = self.generations.list(limit=100, since=start, project_id=project_id, workspace_id=workspace_id)
+        return await sum_history(listing.pages(), key)
 
     def inbox(self, secret: str | None = None) -> Inbox:
         """Return an inbox for webhooks. Create runs with a ``callback_url``, and pass its requests to the inbox.

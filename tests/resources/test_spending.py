@@ -144,7 +144,7 @@ async def test_the_memory_is_bounded() -> None:
 
     tracemalloc.start()
     try:
-        table = await sum_history(PageIterator(fetch, None), "project", None)
+        table = await sum_history(PageIterator(fetch, None), "project")
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from flora_async import errors
 from flora_async._bounded_dict import BoundedDict
@@ -86,29 +87,16 @@ def check_cost_key(by: str) -> CostKey:
     raise errors.ConfigurationError(f"by must be one of {', '.join(_KEYS)}, not {by!r}")
 
 
-async def sum_history(pages: PageIterator[GenerationPage], by: CostKey, since: datetime | None) -> CostTable:
-    """Read the history until a page has older runs only. The memory depends on the number of rows, not of runs."""
+async def sum_history(pages: PageIterator[GenerationPage], by: CostKey) -> CostTable:
+    """Sum up the runs of a history. The memory depends on the number of rows, not of runs."""
     sums: dict[str | None, _Sum] = {}
     key_of, once, broken = _KEYS[by], Deduplicator(), 0
     async with aclosing(pages):
         async for page in pages:
             broken += len(page.broken)
-            current = [run for run in page.generations if since is None or run.created >= since]
-            for run in once.filter_new(current):
+            for run in once.filter_new(page.generations):
                 sums.setdefault(key_of(run), _Sum()).add(run)
-            if page.generations and not current:
-                break
-    rows = [
-        CostRow(
-            key=key,
-            runs=each.runs,
-            completed=each.completed,
-            failed=each.failed,
-            charged=each.charged,
-            unsettled=each.unsettled,
-        )
-        for key, each in sums.items()
-    ]
+    rows = [CostRow(key=key, **asdict(each)) for key, each in sums.items()]
     rows.sort(key=(lambda row: (0.0, row.key or "")) if by == "day" else (lambda row: (-row.charged, row.key or "")))
     return CostTable(by=by, rows=tuple(rows), broken=broken)
 
