@@ -300,9 +300,9 @@ def custom_request(
     method: str,
     path: str,
     *,
-    params: Mapping[str, str | int | float | bool] | None,
-    json: object,
-    idempotency_key: str | None,
+    params: Mapping[str, str | int | float | bool] | None = None,
+    json: object = None,
+    idempotency_key: str | None = None,
 ) -> Request:
     """Build any other request below the base URL."""
     verb = check_text("method", method)

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
+from flora_async._resources.declarations import RETRIEVE_ACTION
 from flora_async._resources.operations import Operation, Resource
 from flora_async._resources.starting import RunStarter
 from flora_async.models import Action, ActionId, ActionOrder, StartedRun
@@ -19,7 +20,6 @@ class _Actions(Struct, frozen=True):
 
 
 _LIST = Operation("GET", "/actions", _Actions)
-_RETRIEVE = Operation("GET", "/actions/{action_id}", Action)
 
 
 class Actions(Resource):
@@ -35,7 +35,7 @@ class Actions(Resource):
 
     async def retrieve(self, action_id: ActionId) -> Action:
         """Return an action. OpenAPI: ``GET /actions/{actionId}``."""
-        return await self._call(_RETRIEVE, action_id=action_id)
+        return await self._call(RETRIEVE_ACTION, action_id=action_id)
 
     async def run(
         self,

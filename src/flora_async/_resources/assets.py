@@ -7,27 +7,28 @@ import logging
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from itertools import chain, repeat
 from pathlib import PurePosixPath
 from typing import Any, Self, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from flora_async import errors
 from flora_async._http.multipart import FormBody, UploadTarget, encode_form, upload_target
 from flora_async._http.requests import MAX_CURSOR, Request, custom_request
-from flora_async._http.responses import parse_asset, parse_response
+from flora_async._http.responses import parse_asset
 from flora_async._http.settings import HTTPSettings
 from flora_async._http.transport import Transport
 from flora_async._inputs import OrderT, find_files, inputs_of
 from flora_async._media_types import UPLOAD_TYPES, content_type_of_file
 from flora_async._resources.input_files import FileMemory, InputFiles
+from flora_async._resources.operations import ItemPage, Operation, Resource
 from flora_async._resources.upload_sources import CHUNK_BYTES, UploadInput, UploadSource, open_source
 from flora_async._validation import check_callback, check_id, check_limit, check_seconds, check_text
-from flora_async.models import Asset, ListedAsset, PageMeta
+from flora_async.models import Asset, ListedAsset
 
 log = logging.getLogger("flora_async")
 
@@ -50,18 +51,19 @@ _CONTENT_TYPE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}/[a-z0-9][a-z0-9.+-]{0,63}
 _STORE_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 
 
-class _AssetPage(Struct, frozen=True):
+class _AssetPage(ItemPage, frozen=True, kw_only=True):
     assets: tuple[ListedAsset, ...]
-    meta: PageMeta = PageMeta()
 
 
-class Assets:
+_LIST = Operation("GET", "/assets", _AssetPage)
+
+
+class Assets(Resource):
     """``flora.assets``: files at FLORA, whose URLs are inputs of runs. Uploads cost nothing."""
 
     def __init__(self, settings: HTTPSettings, transport: Transport) -> None:
+        super().__init__(settings.origin, transport)
         self._settings = settings
-        self._origin = settings.origin
-        self._transport = transport
         self._inputs = InputFiles(lambda path, workspace_id: self.upload(path, workspace_id=workspace_id))
 
     async def replace_files(self, order: OrderT, *, memory: FileMemory | None = None) -> OrderT:
@@ -175,9 +177,7 @@ class Assets:
     async def retrieve(self, asset_id: str) -> Asset:
         """Return the current state of an asset. OpenAPI: ``GET /assets/{assetId}``."""
         known_id = check_id("asset_id", asset_id, "asset_")
-        request = custom_request(
-            self._origin, "GET", f"/assets/{known_id}", params=None, json=None, idempotency_key=None
-        )
+        request = custom_request(self._origin, "GET", f"/assets/{known_id}")
         return await self._transport.send(request, partial(parse_asset, known_id))
 
     def list(
@@ -196,11 +196,11 @@ class Assets:
         Raises:
             PaginationError: FLORA returned a cursor twice. The items before it were yielded.
         """
-        given: dict[str, str | int] = {}
+        given: dict[str, str | None] = {}
         if cursor is not None:
             given["cursor"] = check_text("cursor", cursor, longest=MAX_CURSOR)
         if limit is not None:
-            given["limit"] = check_limit(limit)
+            given["limit"] = str(check_limit(limit))
         if query is not None:
             given["query"] = check_text("query", query)
         if workspace_id is not None:
@@ -209,20 +209,11 @@ class Assets:
             given["project_id"] = check_id("project_id", project_id, "prj_")
         return self._walk(given)
 
-    async def _walk(self, query: dict[str, str | int]) -> AsyncIterator[ListedAsset]:
-        visited_cursors = {query.get("cursor")}
-        while True:
-            request = custom_request(self._origin, "GET", "/assets", params=query, json=None, idempotency_key=None)
-            page = (await self._transport.send(request, partial(parse_response, _AssetPage))).data
-            for asset in page.assets:
-                yield asset
-            cursor = page.meta.next_cursor
-            if not cursor:
-                return
-            if cursor in visited_cursors:
-                raise errors.PaginationError(cursor)
-            visited_cursors.add(cursor)
-            query["cursor"] = cursor
+    async def _walk(self, query: Mapping[str, str | None]) -> AsyncIterator[ListedAsset]:
+        async with aclosing(self._pages(_LIST, query=query)) as pages:
+            async for page in pages:
+                for asset in page.assets:
+                    yield asset
 
     async def send_create(self, fields: Mapping[str, str], form: FormBody | None = None) -> Asset:
         """Send ``POST /assets``: *fields* as JSON, or a *form* with the file.
@@ -238,7 +229,7 @@ class Assets:
 
     def _create_request(self, fields: Mapping[str, str], form: FormBody | None) -> Request:
         key = str(uuid.uuid4())
-        request = custom_request(self._origin, "POST", "/assets", params=None, json=fields, idempotency_key=key)
+        request = custom_request(self._origin, "POST", "/assets", json=fields, idempotency_key=key)
         if form is None:
             return request
         return replace(
@@ -250,14 +241,8 @@ class Assets:
 
     async def _post(self, asset_id: str, step: str) -> Asset:
         known_id = check_id("asset_id", asset_id, "asset_")
-        request = custom_request(
-            self._origin,
-            "POST",
-            f"/assets/{known_id}/{step}",
-            params=None,
-            json={},
-            idempotency_key=str(uuid.uuid4()),
-        )
+        key = str(uuid.uuid4())
+        request = custom_request(self._origin, "POST", f"/assets/{known_id}/{step}", json={}, idempotency_key=key)
         return await self._transport.send(request, partial(parse_asset, known_id))
 
 

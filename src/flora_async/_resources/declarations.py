@@ -11,10 +11,10 @@ from msgspec import Struct
 
 from flora_async import errors
 from flora_async._bounded_dict import BoundedDict
-from flora_async._http.requests import Request, create_request, custom_request, encode_any_order, quote_segment
-from flora_async._http.responses import parse_response
+from flora_async._http.requests import Request, create_request, encode_any_order
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
+from flora_async._resources.operations import Operation, Resource
 from flora_async.models import (
     Action,
     ActionOrder,
@@ -32,6 +32,8 @@ MAX_DECLARATIONS = 500
 """Maximum number of declarations that a client keeps. The oldest are dropped first."""
 DECLARATION_LIFETIME = 600.0
 """Seconds for which a declaration is used without another read."""
+RETRIEVE_TECHNIQUE = Operation("GET", "/techniques/{technique_id}", Technique)
+RETRIEVE_ACTION = Operation("GET", "/actions/{action_id}", Action)
 _NUMBER_PARAMS = ("number", "int", "float", "slider")
 
 
@@ -43,13 +45,12 @@ class _Entry(Struct):
     read_at: float = 0.0
 
 
-class Declarations:
+class Declarations(Resource):
     """The declarations of techniques and actions that one client has read."""
 
     def __init__(self, origin: BaseURL, transport: Transport) -> None:
-        self._origin = origin
-        self._transport = transport
-        self._entries: BoundedDict[str, _Entry] = BoundedDict(MAX_DECLARATIONS)
+        super().__init__(origin, transport)
+        self._entries: BoundedDict[tuple[str, ...], _Entry] = BoundedDict(MAX_DECLARATIONS)
 
     async def create_request(self, order: AnyOrder, idempotency_key: str, *, check: bool = True) -> Request:
         """Build the create of an order. With *check*, compare its inputs with the declared ones first.
@@ -70,42 +71,42 @@ class Declarations:
         return create_request(self._origin, plain, idempotency_key)
 
     async def _check_technique(self, order: TechniqueOrder, *, check: bool) -> Technique:
-        path = f"/techniques/{quote_segment(order.technique_id)}"
-        technique, is_new = await self._read(path, Technique)
+        read = partial(self._read, RETRIEVE_TECHNIQUE, technique_id=order.technique_id)
+        technique, is_new = await read()
         faults = check_technique_inputs(technique, order.inputs) if check else []
         if faults and not is_new:  # the technique may have been changed since
-            technique, _ = await self._read(path, Technique, again=True)
+            technique, _ = await read(again=True)
             faults = check_technique_inputs(technique, order.inputs)
         _raise_faults(order.technique_id, faults)
         return technique
 
     async def _check_action(self, order: ActionOrder) -> None:
-        path = f"/actions/{quote_segment(order.action_id)}"
+        read = partial(self._read, RETRIEVE_ACTION, action_id=order.action_id)
         try:
-            action, is_new = await self._read(path, Action)
+            action, is_new = await read()
             faults = check_action(action, order)
             if faults and not is_new:
-                action, _ = await self._read(path, Action, again=True)
+                action, _ = await read(again=True)
                 faults = check_action(action, order)
         except errors.NotFoundError:
             return  # FLORA runs actions that it does not list any more, and refuses unknown ones
         _raise_faults(order.action_id, faults)
 
-    async def _read(self, path: str, kind: type[T], *, again: bool = False) -> tuple[T, bool]:
+    async def _read(self, operation: Operation[T], *, again: bool = False, **ids: str) -> tuple[T, bool]:
         """Return a declaration, and whether it was read by this call. Tasks that need the same one share a read."""
-        entry = self._entries.get(path)
+        place = operation.path, *ids.values()
+        entry = self._entries.get(place)
         if entry is None:
-            entry = self._entries[path] = _Entry(asyncio.Lock())
+            entry = self._entries[place] = _Entry(asyncio.Lock())
         asked = self._transport.time()
         async with entry.lock:
             known = entry.declared
             oldest = asked if again else asked - DECLARATION_LIFETIME
-            if isinstance(known, kind) and entry.read_at >= oldest:
+            if isinstance(known, operation.kind) and entry.read_at >= oldest:
                 return known, entry.read_at >= asked
             began = self._transport.time()
-            request = custom_request(self._origin, "GET", path, params=None, json=None, idempotency_key=None)
             try:
-                declared = (await self._transport.send(request, partial(parse_response, kind))).data
+                declared = await self._call(operation, query=None, body=None, timeout=None, **ids)
             except errors.FloraError as error:
                 error.outcome_unknown = False  # no create was sent
                 raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -88,15 +88,30 @@ class Resource:
         **ids: str,
     ) -> list[PageT]:
         """Return all pages of a list. Each request reads 100 items."""
-        pages: list[PageT] = []
-        asked: dict[str, str | None] = {**(query or {}), "limit": _PAGE_LIMIT}
-        visited_cursors: set[str] = set()
+        asked = {**(query or {}), "limit": _PAGE_LIMIT}
+        return [page async for page in self._pages(operation, query=asked, timeout=timeout, **ids)]
+
+    async def _pages(
+        self,
+        operation: Operation[PageT],
+        *,
+        query: Mapping[str, str | None],
+        timeout: float | None = None,
+        **ids: str,
+    ) -> AsyncGenerator[PageT]:
+        """Yield the pages of a list, from the cursor in *query* on.
+
+        Raises:
+            PaginationError: FLORA returned a cursor twice. The pages before it were yielded.
+        """
+        asked = dict(query)
+        visited_cursors = {asked.get("cursor")}
         while True:
             page = await self._call(operation, query=asked, body=None, timeout=timeout, **ids)
-            pages.append(page)
+            yield page
             cursor = page.meta.next_cursor
             if not cursor:
-                return pages
+                return
             if cursor in visited_cursors:
                 raise errors.PaginationError(cursor)
             visited_cursors.add(cursor)

@@ -9,6 +9,7 @@ from flora_async._http.requests import Request, list_request
 from flora_async._http.responses import parse_technique_runs
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
+from flora_async._resources.declarations import RETRIEVE_TECHNIQUE
 from flora_async._resources.operations import ItemPage, Operation, Resource
 from flora_async._resources.pagination import TechniqueRunList
 from flora_async._resources.starting import RunStarter
@@ -20,7 +21,6 @@ class _Techniques(ItemPage, frozen=True, kw_only=True):
 
 
 _LIST = Operation("GET", "/techniques", _Techniques)
-_RETRIEVE = Operation("GET", "/techniques/{technique_id}", Technique)
 _RETRIEVE_RUN = Operation("GET", "/techniques/{technique_id}/runs/{run_id}", Run)
 
 
@@ -38,7 +38,7 @@ class Techniques(Resource):
 
     async def retrieve(self, technique_id: str) -> Technique:
         """Return a technique by its id or its slug. OpenAPI: ``GET /techniques/{id}``."""
-        return await self._call(_RETRIEVE, technique_id=technique_id)
+        return await self._call(RETRIEVE_TECHNIQUE, technique_id=technique_id)
 
     async def run(
         self,
