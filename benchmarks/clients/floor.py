@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import msgspec
 
-from benchmarks.clients import order
+from benchmarks.clients import PagedHistory, order, page_query
 
 IMPORTS = "aiohttp"
 API = "flora"
@@ -75,7 +75,7 @@ _encode = msgspec.json.Encoder().encode
 decode_page = _page.decode
 
 
-class Contestant:
+class Contestant(PagedHistory):
     def __init__(self, base_url: str, session: aiohttp.ClientSession) -> None:
         self._base_url = base_url
         self._session = session
@@ -99,24 +99,9 @@ class Contestant:
         return await self.wait(await self.create(number))
 
     async def page(self, cursor: str | None) -> Page:
-        query = {"limit": "100", "cursor": cursor} if cursor else {"limit": "100"}
-        async with self._session.get(f"{self._base_url}/generations", params=query) as response:
+        async with self._session.get(f"{self._base_url}/generations", params=page_query(cursor)) as response:
             response.raise_for_status()
             return _page.decode(await response.read())
-
-    async def generations(self) -> AsyncIterator[Generation]:
-        cursor: str | None = ""
-        while cursor is not None:
-            page = await self.page(cursor)
-            for generation in page.generations:
-                yield generation
-            cursor = page.meta.next_cursor
-
-    async def history(self) -> int:
-        items = 0
-        async for _ in self.generations():
-            items += 1
-        return items
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pydantic
 
-from benchmarks.clients import order
+from benchmarks.clients import PagedHistory, order, page_query
 
 IMPORTS = "httpx, pydantic"
 
@@ -67,7 +67,7 @@ class StartedRun(pydantic.BaseModel):
 decode_page = Page.model_validate_json
 
 
-class Contestant:
+class Contestant(PagedHistory):
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
 
@@ -78,20 +78,9 @@ class Contestant:
         response = await self._client.post("/generate", json=order(number))
         return StartedRun.model_validate_json(response.content).run_id
 
-    async def generations(self) -> AsyncIterator[Generation]:
-        cursor: str | None = ""
-        while cursor is not None:
-            query = {"limit": "100", "cursor": cursor} if cursor else {"limit": "100"}
-            page = Page.model_validate_json((await self._client.get("/generations", params=query)).content)
-            for generation in page.generations:
-                yield generation
-            cursor = page.meta.next_cursor
-
-    async def history(self) -> int:
-        items = 0
-        async for _ in self.generations():
-            items += 1
-        return items
+    async def page(self, cursor: str | None) -> Page:
+        response = await self._client.get("/generations", params=page_query(cursor))
+        return Page.model_validate_json(response.content)
 
 
 @asynccontextmanager

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 import replicate
 
-from benchmarks.clients import order
-from benchmarks.clients.httpx_pydantic import Generation, Page, Run, StartedRun
+from benchmarks.clients import PagedHistory, order, page_query
+from benchmarks.clients.httpx_pydantic import Page, Run, StartedRun
 
 IMPORTS = "replicate"
 API = "replicate"
@@ -20,7 +20,7 @@ def decode_page(body: bytes) -> Page:
     return Page(**json.loads(body))
 
 
-class Contestant:
+class Contestant(PagedHistory):
     def __init__(self, client: replicate.Client) -> None:
         self._client = client
 
@@ -36,20 +36,8 @@ class Contestant:
         await prediction.async_wait()
         return prediction.output
 
-    async def generations(self) -> AsyncIterator[Generation]:
-        cursor: str | None = ""
-        while cursor is not None:
-            query = {"limit": "100", "cursor": cursor} if cursor else {"limit": "100"}
-            page = Page(**(await self._client._async_request("GET", "/generations", params=query)).json())
-            for generation in page.generations:
-                yield generation
-            cursor = page.meta.next_cursor
-
-    async def history(self) -> int:
-        items = 0
-        async for _ in self.generations():
-            items += 1
-        return items
+    async def page(self, cursor: str | None) -> Page:
+        return Page(**(await self._client._async_request("GET", "/generations", params=page_query(cursor))).json())
 
 
 @asynccontextmanager

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
-from benchmarks.clients import order
+from benchmarks.clients import PagedHistory, order, page_query
 
 
 class Runtime:
@@ -73,7 +73,7 @@ class Runtime:
         return self._construct(value=json.loads(body), type_=self.Page)
 
 
-class Contestant:
+class Contestant(PagedHistory):
     def __init__(self, client: Any, runtime: Runtime) -> None:
         self.client = client
         self._runtime = runtime
@@ -86,18 +86,6 @@ class Contestant:
         started = self._runtime.StartedRun
         return (await self.client.post("/generate", body=order(number), options=options, cast_to=started)).run_id
 
-    async def generations(self) -> AsyncIterator[Any]:
-        cursor: str | None = ""
-        while cursor is not None:
-            query = {"limit": "100", "cursor": cursor} if cursor else {"limit": "100"}
-            options = self._runtime.make_options(query=query)
-            page = await self.client.get("/generations", options=options, cast_to=self._runtime.Page)
-            for generation in page.generations:
-                yield generation
-            cursor = page.meta.next_cursor
-
-    async def history(self) -> int:
-        items = 0
-        async for _ in self.generations():
-            items += 1
-        return items
+    async def page(self, cursor: str | None) -> Any:
+        options = self._runtime.make_options(query=page_query(cursor))
+        return await self.client.get("/generations", options=options, cast_to=self._runtime.Page)
