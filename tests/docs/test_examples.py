@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from asyncio.subprocess import Process
@@ -20,6 +19,7 @@ import msgspec
 import pytest
 import uvicorn
 from PIL import Image
+from ports import free_port
 from programs import complaints_of
 
 from flora_async.sandbox import Sandbox
@@ -45,14 +45,6 @@ def environment(sandbox: Sandbox) -> dict[str, str]:
         "FLORA_BASE_URL": sandbox.base_url,
         "FLORA_WEBHOOK_SECRET": sandbox.webhook_secret,
     }
-
-
-def free_port() -> int:
-    """Find a port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def listens(port: int, process: Process) -> None:

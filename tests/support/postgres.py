@@ -3,12 +3,13 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ports import free_port
 
 
 @contextmanager
@@ -19,9 +20,7 @@ def cluster() -> Iterator[str]:
     if os.getuid() == 0:  # a server that root runs refuses to start
         account = pwd.getpwnam("postgres")
         os.chown(folder, account.pw_uid, account.pw_gid)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
     server = ("pg_ctl", "-D", str(folder / "data"), "-l", str(folder / "log"), "-w")
     try:
