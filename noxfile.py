@@ -128,8 +128,8 @@ def _style(session: nox.Session) -> None:
 
 @nox.session
 def proof(session: nox.Session) -> None:
-    """Run what takes long, or needs more than Python: node and npm, Chromium, PostgreSQL."""
-    _install(session, *TESTS, "frames", "docs")
+    """Run what takes long, or needs more than Python: node and npm, Chromium, PostgreSQL, type checkers."""
+    _install(session, *TESTS, "frames", "docs", "typing")
     session.run("python", "-m", "pytest", "-m", "proof", *session.posargs, env=STRICT)
 
 
