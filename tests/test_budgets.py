@@ -10,7 +10,16 @@ import pytest
 from msgspec.structs import replace
 from scripted import Scripted, answer, run, started, tasks_of_ours
 
-from flora_async import Budget, BudgetExceededError, ConfigurationError, Flora, Order, RunFailedError, RunTimeoutError
+from flora_async import (
+    Budget,
+    BudgetExceededError,
+    ClientClosedError,
+    ConfigurationError,
+    Flora,
+    Order,
+    RunFailedError,
+    RunTimeoutError,
+)
 from flora_async.sandbox import Sandbox
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -104,6 +113,18 @@ async def test_a_charge_that_never_comes(flora: Flora) -> None:
         assert server.count("GET", "/runs/run_abc123") < 40
 
 
+@pytest.mark.parametrize("begin", ["id", "record", "watched"])
+async def test_the_wait_for_a_charge_has_the_timeout_of_its_call(flora: Flora, begin: str) -> None:
+    """A run whose charge is late is returned without it at the end of the timeout, however the wait began."""
+    created = await flora.generations.create(image())
+    run = await flora.wait_for_run(created) if begin == "record" else created.run_id
+    watch = (lambda _run: None) if begin == "watched" else None
+    began = now()
+    finished = await flora.wait_for_run(run, settle=True, on_update=watch, timeout=20)
+    assert (finished.succeeded, finished.charged_cost) == (True, None)
+    assert 19.9 < now() - began < 20.1
+
+
 async def test_no_error_loses_a_completed_run() -> None:
     """A run that has completed is returned, also if the key is refused while its charge is awaited."""
     gone = answer({"error": {"code": "unauthorized", "message": "rotated"}}, 401)
@@ -183,6 +204,19 @@ async def test_three_iterators_share_a_budget(sandbox: Sandbox, flora: Flora) ->
     with pytest.raises(BudgetExceededError):
         await flora.start_run(image(), budget=budget)
     assert sandbox.accepted == 50
+
+
+async def test_a_budget_that_knows_only_dear_orders_reads_cheap_ones(sandbox: Sandbox, flora: Flora) -> None:
+    """What another call has ordered within the budget says nothing about the orders of this one."""
+    budget = Budget(0.6)
+    async for _ in flora.generate_many([replace(image(), type="video")] * 2, budget=budget):
+        pass
+    assert sandbox.accepted == 1
+    assert budget.remaining == pytest.approx(0.1)
+    texts = flora.generate_many([replace(image(), type="text")] * 100, budget=budget)
+    assert len([outcome async for outcome in texts]) == 10
+    assert texts.stop_reason == "budget"
+    assert budget.spent == pytest.approx(0.6)
 
 
 async def test_single_calls_share_a_budget(sandbox: Sandbox, flora: Flora) -> None:
@@ -344,6 +378,30 @@ def mixed(count: int) -> Iterator[Order]:
     for number in range(count):
         failure = f" [fail:{codes[number // 5 % len(codes)]}]" if number % 5 == 0 else ""
         yield image(f"{number}{failure}")
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_closing_the_client_ends_the_pause_before_another_order(
+    sandbox: Sandbox, flora: Flora, many: bool
+) -> None:
+    """An order that waits to be ordered again ends at once, as every other wait does, and nothing more is ordered."""
+    failing = image("[fail:GENERATION_QUEUE_TOO_LARGE]")
+
+    async def order() -> None:
+        if many:
+            (await anext(flora.generate_many([failing], retry_failed=3))).result()
+        else:
+            await flora.generate(failing, retry_failed=3)
+
+    ordering = asyncio.ensure_future(order())
+    await asyncio.sleep(25)  # two runs have failed, and the pause before the third is long
+    assert sandbox.accepted == 2
+    began = now()
+    await flora.close()
+    with pytest.raises(ClientClosedError):
+        await ordering
+    assert now() - began < 0.1
+    assert sandbox.accepted == 2
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.proof)])

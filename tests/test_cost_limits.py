@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from flora_async import Order, Run
-from flora_async._costs import QUOTE_MARGIN, CostEntry, CostTracker, KindCosts, decide_read, decide_start, price_key
+from flora_async._costs import QUOTE_MARGIN, CostEntry, CostTracker, KindCosts, decide_start, price_key
 
 TEXT, VIDEO = ("text", None), ("video", None)
 
@@ -53,6 +53,8 @@ def test_the_key_of_a_price_is_type_and_model() -> None:
         # A quote alone counts fourfold.
         ({VIDEO: KindCosts(running=1, quoted=0.25, highest_quote=0.25)}, VIDEO, 2.0, "start"),
         ({VIDEO: KindCosts(running=1, quoted=0.25, highest_quote=0.25)}, VIDEO, 1.9, "wait"),
+        # A limit that charges have used up, but for rounding, has no room for an order of unknown price.
+        ({VIDEO: KindCosts(charged=0.7 + 0.1 + 0.1 + 0.1, highest_charge=0.7)}, TEXT, 1.0, "stop"),
         # Another kind's cost counts too; a doubtful create of unknown price holds nothing up.
         ({VIDEO: KindCosts(charged=1.0, highest_charge=0.5), TEXT: KindCosts(highest_charge=0.01)}, TEXT, 1.0, "stop"),
         ({TEXT: KindCosts(doubtful=1)}, TEXT, 1.0, "start"),
@@ -65,16 +67,6 @@ def test_whether_one_more_fits(
 ) -> None:
     """Each rule of the limit, with the amounts that tell it from its neighbours."""
     assert decide_start(costs, key, max_cost=max_cost) == decision
-
-
-def test_no_order_is_read_that_cannot_fit() -> None:
-    """Without a seen kind that fits, the next order is not read; one kind that fits is enough."""
-    dear, cheap = KindCosts(charged=0.5, highest_charge=0.5), KindCosts(charged=0.1, highest_charge=0.1)
-    assert decide_read({}, max_cost=1) == "start"
-    assert decide_read({}, max_cost=0) == "stop"
-    assert decide_read({VIDEO: dear}, max_cost=0.9) == "stop"
-    assert decide_read({VIDEO: dear, TEXT: cheap}, max_cost=0.9) == "start"
-    assert decide_read({VIDEO: dear, TEXT: KindCosts(highest_charge=0.6, running=1)}, max_cost=0.9) == "wait"
 
 
 def ended(charge: float | None, status: str = "completed") -> Run:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import AsyncIterator, Generator, Iterable
+from itertools import count
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ from scripted import Scripted, answer, run, started, tasks_of_ours
 
 from flora_async import (
     AnyOrder,
+    ClientClosedError,
     ConfigurationError,
     Flora,
     InsufficientCreditsError,
@@ -226,6 +228,18 @@ async def test_a_402_ends_the_reading_too(sandbox: Sandbox, flora: Flora) -> Non
         ends = [outcome async for outcome in outcomes]
     assert [type(outcome.error) for outcome in ends] == [InsufficientCreditsError]
     assert (outcomes.stop_reason, outcomes.unstarted, source.closed) == ("insufficient_credits", None, True)
+
+
+async def test_closing_the_client_ends_the_reading(flora: Flora) -> None:
+    """Orders of an endless source are not read one by one into a closed client."""
+    outcomes = flora.generate_many((order(f"{number}") for number in count()), concurrency=4)
+    await anext(outcomes)
+    await flora.close()
+    async with asyncio.timeout(30):
+        ends = [outcome async for outcome in outcomes]
+    assert len(ends) <= 4
+    assert all(outcome.run or isinstance(outcome.error, ClientClosedError) for outcome in ends)
+    assert outcomes.stop_reason == "client_closed"
 
 
 @pytest.mark.parametrize("orders", [None, 3, order("not in a list")])

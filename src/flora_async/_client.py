@@ -506,6 +506,7 @@ class Flora:
             trackers=trackers,
             retry_failed=retry_failed,
             policy=self._reorder_policy,
+            sleep=self._transport.sleep,
         )
 
     def _hold_entry(self, run_id: str, entry: CostEntry) -> None:

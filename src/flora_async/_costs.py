@@ -21,11 +21,12 @@ PriceKey: TypeAlias = tuple[str, str | None]
 BudgetDecision: TypeAlias = Literal["start", "wait", "stop"]
 """``start``: the order fits. ``wait``: an order in flight may still show a lower cost. ``stop``: it never fits."""
 
-StopReason: TypeAlias = Literal["max_cost", "budget", "insufficient_credits", "run_failed"]
+StopReason: TypeAlias = Literal["max_cost", "budget", "insufficient_credits", "run_failed", "client_closed"]
 """Reason why no further order was started.
 
 ``max_cost``, ``budget``: the next order could exceed the limit. ``insufficient_credits``: FLORA responded with 402.
 ``run_failed``: a run failed with the advice ``"stop"`` (credits, access, entitlement).
+``client_closed``: the client was closed.
 """
 
 QUOTE_MARGIN = 4.0
@@ -108,15 +109,9 @@ def decide_start(costs: Mapping[PriceKey, KindCosts], key: PriceKey, *, max_cost
         return "wait"
     total = sum(kind.expected for kind in costs.values())
     price = costs[key].price if key in costs else None
-    if total < max_cost if price is None else total + price <= max_cost + _ROUNDING:
+    if total < max_cost - _ROUNDING if price is None else total + price <= max_cost + _ROUNDING:
         return "start"
     return "wait" if in_flight else "stop"
-
-
-def decide_read(costs: Mapping[PriceKey, KindCosts], *, max_cost: float) -> BudgetDecision:
-    """Decide whether to read another order of unknown type and model: an order of a known price key must fit."""
-    decisions = {decide_start(costs, key, max_cost=max_cost) for key in costs or [("", None)]}
-    return "start" if "start" in decisions else "wait" if "wait" in decisions else "stop"
 
 
 class CostTracker:
@@ -152,12 +147,11 @@ class CostTracker:
         """Number of orders whose charge is not known."""
         return sum(kind.open for kind in self.costs.values())
 
-    def decide(self, key: PriceKey | None) -> BudgetDecision:
-        """Decide whether an order of a type and model may start; ``None`` stands for one that was not read yet."""
+    def decide(self, key: PriceKey) -> BudgetDecision:
+        """Decide whether an order of a type and model may start."""
         if self.max_cost is None:
             return "start"
-        limit = self.max_cost - self.reserved
-        return decide_read(self.costs, max_cost=limit) if key is None else decide_start(self.costs, key, max_cost=limit)
+        return decide_start(self.costs, key, max_cost=self.max_cost - self.reserved)
 
     def notify(self) -> None:
         """Call all listeners."""

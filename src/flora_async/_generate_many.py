@@ -10,10 +10,13 @@ from typing import Generic, Self
 from flora_async import errors
 from flora_async._aio import AsyncCloseable, require_loop
 from flora_async._budget import Budget
-from flora_async._costs import BudgetDecision, CostEntry, CostTracker, StopReason, price_key
+from flora_async._costs import BudgetDecision, CostEntry, CostTracker, PriceKey, StopReason, price_key
 from flora_async._ordering import Ordering, decide
 from flora_async._outcomes import CompletedOutcome, FailedOutcome, OrderT, Outcome
 from flora_async.models import AnyOrder, StartedRun
+
+UNKNOWN_KIND: PriceKey = ("", None)
+"""Stands for the kind of an order before the first was read."""
 
 
 class OrderRunner(Generic[OrderT]):
@@ -141,9 +144,11 @@ class OrderRunner(Generic[OrderT]):
         return False
 
     def _decide(self, order: AnyOrder | None) -> tuple[BudgetDecision, CostTracker | None]:
+        """Return whether an order may start, and the limit that prevents it. One of the kinds read so far must fit."""
         if self._open >= self._concurrency:
             return "wait", None
-        return decide(self._trackers, None if order is None else price_key(order))
+        keys = list(self.costs.costs) or [UNKNOWN_KIND] if order is None else [price_key(order)]
+        return min((decide(self._trackers, key) for key in keys), key=_by_hope)
 
     def _start_order(self, order: OrderT) -> None:
         self._open += 1
@@ -185,6 +190,8 @@ class OrderRunner(Generic[OrderT]):
                 self._stop_ordering("insufficient_credits")
             elif isinstance(error, errors.RunFailedError) and error.advice == "stop":
                 self._stop_ordering("run_failed")
+            elif isinstance(error, errors.ClientClosedError):
+                self._stop_ordering("client_closed")
             self._outcomes.append(
                 FailedOutcome(order=order, error=error, run_id=error.run_id, attempts=tuple(attempts))
             )
@@ -211,6 +218,7 @@ class Outcomes(AsyncCloseable, Generic[OrderT]):
 
         ``"max_cost"`` or ``"budget"``: the next order could exceed it. ``"insufficient_credits"``: FLORA responded
         with 402. ``"run_failed"``: a run failed with the advice ``"stop"``, like ``BILLING_NOT_ENOUGH_CREDITS``.
+        ``"client_closed"``: the client was closed.
         """
         return self._runner.stop_reason
 
@@ -252,6 +260,11 @@ class Outcomes(AsyncCloseable, Generic[OrderT]):
 
     def __del__(self) -> None:
         self._runner.drop()
+
+
+def _by_hope(decided: tuple[BudgetDecision, CostTracker | None]) -> int:
+    """Sort ``start`` first and ``stop`` last."""
+    return ("start", "wait", "stop").index(decided[0])
 
 
 async def _iterate(orders: Iterable[OrderT]) -> AsyncIterator[OrderT]:

@@ -23,7 +23,7 @@ Hold: TypeAlias = Callable[[str, CostEntry], object]
 """Keeps the entry of a run that is not awaited any more, so that a later charge of it is counted."""
 
 
-def decide(trackers: Sequence[CostTracker], key: PriceKey | None) -> tuple[BudgetDecision, CostTracker | None]:
+def decide(trackers: Sequence[CostTracker], key: PriceKey) -> tuple[BudgetDecision, CostTracker | None]:
     """Return whether an order may start within all limits, and the limit that prevents it."""
     waits: tuple[BudgetDecision, CostTracker | None] = "start", None
     for tracker in trackers:
@@ -125,6 +125,7 @@ class Ordering:
         trackers: Sequence[CostTracker] = (),
         retry_failed: int = 0,
         policy: ReorderPolicy,
+        sleep: Callable[[float], Coroutine[Any, Any, None]],
     ) -> None:
         self.trackers = trackers
         self._start = start
@@ -133,6 +134,7 @@ class Ordering:
         self._hold = hold
         self._retry_failed = retry_failed
         self._policy = policy
+        self._sleep = sleep
         self._stopped = asyncio.Event()
         self._settling: set[asyncio.Future[Run | None]] = set()
 
@@ -168,12 +170,14 @@ class Ordering:
                 entry, key = again, None
 
     async def _admit_again(self, order: AnyOrder, pause: float) -> CostEntry | None:
+        """Reserve the cost of a failed order after a pause, which the end of the ordering or of the client shortens."""
+        ends = [asyncio.ensure_future(self._sleep(pause)), asyncio.ensure_future(self._stopped.wait())]
         try:
-            async with asyncio.timeout(pause):
-                await self._stopped.wait()
-        except TimeoutError:
-            return await admit(self.trackers, order, self._stopped.is_set)
-        return None
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+        return await admit(self.trackers, order, self._stopped.is_set)
 
     async def _attempt(self, order: AnyOrder, entry: CostEntry, key: str | None) -> Run:
         started = await _start(entry, self._start(order, key))

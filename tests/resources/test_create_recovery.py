@@ -149,6 +149,25 @@ async def test_many_lost_at_once_share_their_looks(flora: Flora, server: Scripte
     assert server.count("GET", "/generations") < 20
 
 
+async def test_many_lost_at_once_share_a_read_that_fails(flora: Flora, server: Scripted) -> None:
+    """Creates whose history hangs do not queue up for one read each, which would take a time-out for each of them."""
+    reads = 0
+
+    async def refuse_late(request: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        while server.count("POST", "/generate") < 40:
+            await asyncio.sleep(0.001)
+        return await failing(request)
+
+    failing: Any = error(500)
+    server.on("POST", "/generate", hang_up).on("GET", "/generations", refuse_late)
+    async with Flora("sk_1", base_url=server.base_url, max_retries=1) as client:
+        lost = await asyncio.gather(*(unknown(client.generations.create(**ORDER)) for _ in range(20)))
+    assert len(lost) == 20
+    assert reads <= 8
+
+
 async def test_recover_create_asks_again_under_the_key(flora: Flora, server: Scripted) -> None:
     """Within half an hour; a replay is the run, and nothing was ordered twice."""
     server.on("POST", "/generate", hang_up)

@@ -336,6 +336,16 @@ def test_a_walk_that_outlives_its_loop() -> None:
     assert loop.is_closed()
 
 
+@pytest.mark.parametrize("closed", ["walk", "listing"])
+async def test_a_closed_walk_yields_no_more_items(closed: str) -> None:
+    """The rest of the page that was read is dropped, as a generator that is closed yields nothing more."""
+    listing = GenerationList(Book({None: a_page("run_3", "run_2", cursor="a"), "a": a_page("run_1")}).fetch, None)
+    walk = aiter(listing)
+    await anext(walk)
+    await (walk if closed == "walk" else listing).aclose()
+    assert await ids(walk) == []
+
+
 async def test_closing_the_client_ends_its_walks(flora: Flora, server: Scripted) -> None:
     """The next page is an error."""
     server.on("GET", "/generations", page("run_1", cursor="a"), silence)

@@ -41,7 +41,7 @@ async def wait_for_run(
     settle: bool = False,
 ) -> Run:
     """Wait for one run. Return it if it completed, otherwise raise RunFailedError. *settle* awaits its charge too."""
-    run = target.run
+    run, deadline = target.run, _deadline(timeout)
     if run is None or not run.finished:
         if on_update is None:
             run = await _wait_for_end(poller, target, poll=poll, timeout=timeout, settle=settle)
@@ -53,7 +53,7 @@ async def wait_for_run(
     if run is None or not run.succeeded:
         raise errors.RunFailedError(run) if run else AssertionError("RunWatch ended without a run")
     if settle and lacks_charge(run) and (on_update is not None or run is target.run):
-        return await add_charge_waiter(poller, target, run, poll) or run
+        return await add_charge_waiter(poller, target, run, poll, deadline=deadline) or run
     return run
 
 
@@ -68,10 +68,12 @@ async def _wait_for_end(
     return _run_or_timeout(await waiter, waiter, timeout)
 
 
-def add_charge_waiter(poller: Poller, target: WaitTarget, run: Run, poll: PollFactory | None) -> Waiter:
-    """Return a future for a completed run with its charge, or without if none appears. It needs no task."""
+def add_charge_waiter(
+    poller: Poller, target: WaitTarget, run: Run, poll: PollFactory | None, *, deadline: float = math.inf
+) -> Waiter:
+    """Return a future for a completed run with its charge, or without if none appears in time. It needs no task."""
     target = replace(target, run=run, created=run.created.timestamp())
-    return poller.add_waiter(poller.track(target, poll), deadline=math.inf, settle=True)
+    return poller.add_waiter(poller.track(target, poll), deadline=deadline, settle=True)
 
 
 def _deadline(timeout: float | None) -> float:

@@ -317,20 +317,24 @@ class CreateRecovery:
     async def _read_unassigned(
         self, scope: _ProjectCreates, unknown: errors.CreateOutcomeUnknownError, known: Collection[str]
     ) -> _History | None:
-        """Return the runs without a known create, by a read that begins now; ``None`` if it fails."""
+        """Return the runs without a known create, by a read that begins now; ``None`` if it fails.
+
+        Creates that wait while another one reads share the next read, also one that fails.
+        """
         asked = time.monotonic()
         async with scope.lock:
             if scope.read_at < asked:
                 began = time.monotonic()
+                earliest = min([unknown.window[0], *(claim.window[0] for claim in scope.claims.values())])
                 try:
-                    earliest = min([unknown.window[0], *(claim.window[0] for claim in scope.claims.values())])
                     scope.history = await self._read_history(unknown.order, earliest)
                 except errors.FloraError as failure:
-                    name = type(failure).__name__
+                    scope.history, name = None, type(failure).__name__
                     log.info("cannot read the history: %s", name, extra={"error": name})
-                    return None
                 scope.read_at = began
             history = scope.history
+        if history is None:
+            return None
         left = self._filter_unassigned(scope, history, known)
         if scope.in_flight and len(candidate_runs(_claim(unknown), left.rows)) > unknown.accepted:
             # Creates in flight may be assigned some of these runs. Wait for them, but not for one that hangs.
@@ -405,7 +409,8 @@ class _ProjectCreates:
         self.claims: dict[str, Claim] = {}
         self.lock = asyncio.Lock()
         self.read_at = 0.0
-        self.history = _History((), broken=False)
+        self.history: _History | None = None
+        """The last history; ``None`` if it could not be read."""
 
     def begin_create(self) -> asyncio.Future[None]:
         """Count a create in flight until :meth:`end_create`."""

@@ -224,6 +224,7 @@ class HistoryIterator(AsyncCloseable, Generic[PageT, RowT]):
 
     async def aclose(self) -> None:
         """End the iteration and cancel the prefetch."""
+        self._items = iter(())
         await self._pages.aclose()
 
 
@@ -250,10 +251,12 @@ class HistoryList(AsyncCloseable, Generic[PageT, RowT]):
         self._fetch = fetch
         self._cursor = cursor
         self._rows_of = rows_of
-        self._walks: WeakSet[PageIterator[PageT]] = WeakSet()
+        self._walks: WeakSet[AsyncCloseable] = WeakSet()
 
     def __aiter__(self) -> HistoryIterator[PageT, RowT]:
-        return HistoryIterator(self.pages(), self._rows_of)
+        items = HistoryIterator(self.pages(), self._rows_of)
+        self._walks.add(items)
+        return items
 
     def pages(self, *, cursor: str | None = None) -> PageIterator[PageT]:
         """Return an iterator over pages, from a saved *cursor* or from the beginning.
@@ -266,8 +269,8 @@ class HistoryList(AsyncCloseable, Generic[PageT, RowT]):
 
     async def aclose(self) -> None:
         """Close all iterators over this list."""
-        for pages in list(self._walks):
-            await pages.aclose()
+        for walk in list(self._walks):
+            await walk.aclose()
 
 
 class GenerationList(HistoryList[GenerationPage, Generation]):
