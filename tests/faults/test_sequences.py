@@ -372,7 +372,10 @@ async def test_case_027_and_028_a_connection_that_ends_when_it_is_used_again(how
 
 
 async def test_case_029_a_server_that_closes_idle_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Creates never meet one: their connections idle for less than any server allows."""
+    """Creates never meet one: their connections idle for less than any server allows.
+
+    It runs in real time, because aiohttp measures how long a connection idles by the clock of the machine.
+    """
     ids = iter(range(1000))
 
     async def brief(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
