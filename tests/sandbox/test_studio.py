@@ -22,7 +22,7 @@ from flora_async import (
 )
 from flora_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 PLACE: dict[str, Any] = {"workspace_id": "ws_demo", "project_id": "prj_demo"}
 
