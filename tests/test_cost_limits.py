@@ -58,6 +58,12 @@ def test_the_key_of_a_price_is_type_and_model() -> None:
         # Another kind's cost counts too; a doubtful create of unknown price holds nothing up.
         ({VIDEO: KindCosts(charged=1.0, highest_charge=0.5), TEXT: KindCosts(highest_charge=0.01)}, TEXT, 1.0, "stop"),
         ({TEXT: KindCosts(doubtful=1)}, TEXT, 1.0, "start"),
+        # Orders that never show a cost do not go on for ever.
+        ({TEXT: KindCosts(doubtful=2, unsettled=2)}, TEXT, 1.0, "start"),
+        ({TEXT: KindCosts(doubtful=3, unsettled=2)}, TEXT, 1.0, "stop"),
+        ({TEXT: KindCosts(doubtful=5)}, VIDEO, 1.0, "stop"),
+        ({TEXT: KindCosts(doubtful=5), VIDEO: KindCosts(highest_charge=0.5)}, VIDEO, 1.0, "start"),
+        ({TEXT: KindCosts(doubtful=5, highest_charge=0.1)}, VIDEO, 1.0, "start"),
         # Free of charge fits any limit that is not passed.
         ({TEXT: KindCosts(charged=0.0, highest_charge=0.0)}, TEXT, 0.0, "start"),
     ],
@@ -90,6 +96,16 @@ def test_a_charge_replaces_the_quote() -> None:
     text.finish(ended(0.1))
     assert tracker.costs[TEXT].price == pytest.approx(0.1)
     assert tracker.unsettled == 0
+
+
+def test_amounts_below_zero_make_no_room() -> None:
+    """A negative quote is no price, and a negative charge frees no money for further orders."""
+    tracker = CostTracker(1.0)
+    video = CostEntry(VIDEO, [tracker])
+    video.start(-1.0)
+    assert (tracker.quoted, tracker.decide(VIDEO)) == (0, "wait")
+    video.finish(ended(-5.0))
+    assert (tracker.spent, tracker.expected) == (0, 0)
 
 
 def test_a_later_quote_counts_by_the_ratio_that_was_seen() -> None:

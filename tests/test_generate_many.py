@@ -15,6 +15,7 @@ from flora_async import (
     AnyOrder,
     ClientClosedError,
     ConfigurationError,
+    CreateOutcomeUnknownError,
     Flora,
     InsufficientCreditsError,
     Order,
@@ -276,6 +277,16 @@ async def test_failed_runs_are_free(sandbox: Sandbox, flora: Flora) -> None:
     assert all(outcome.run or isinstance(outcome.error, RunFailedError) for outcome in ends)
     assert sum(outcome.run.charged_cost or 0 for outcome in ends if outcome.run) == pytest.approx(0.1)
     assert outcomes.stop_reason == "max_cost"
+
+
+async def test_a_limit_holds_if_no_create_can_be_understood() -> None:
+    """Creates that are accepted and billed, and whose responses cannot be decoded, do not go on within a limit."""
+    async with Scripted() as server, Flora("sk_1", base_url=server.base_url, max_retries=0, recover="strict") as flora:
+        server.on("POST", "/generate", answer({"id": "run_1"}, 201)).on("GET", "/generations", answer({}, 500))
+        outcomes = flora.generate_many([order(f"{number}") for number in range(50)], max_cost=10.0)
+        ends = [outcome async for outcome in outcomes]
+    assert {type(outcome.error) for outcome in ends} == {CreateOutcomeUnknownError}
+    assert (len(ends), outcomes.unsettled, outcomes.stop_reason) == (5, 5, "max_cost")
 
 
 @pytest.mark.parametrize(("quote", "charge", "billed"), [(0.253, 0.873, 3), (1.0, 0.1, 30), (0, 0.5, 6)])

@@ -33,6 +33,8 @@ QUOTE_MARGIN = 4.0
 """Factor for a quote before the first charge of its type and model: FLORA has charged 0.873 for a quote of 0.253."""
 MAX_KINDS = 1000
 """Maximum number of kinds and models whose prices a client keeps."""
+MAX_UNPRICED = 5
+"""Maximum number of orders whose cost is unknown and is not awaited. Then no order of unknown price starts."""
 _ROUNDING = 1e-9
 
 
@@ -109,7 +111,12 @@ def decide_start(costs: Mapping[PriceKey, KindCosts], key: PriceKey, *, max_cost
         return "wait"
     total = sum(kind.expected for kind in costs.values())
     price = costs[key].price if key in costs else None
-    if total < max_cost - _ROUNDING if price is None else total + price <= max_cost + _ROUNDING:
+    if price is None:
+        unpriced = sum(kind.doubtful + kind.unsettled for kind in costs.values() if kind.price is None)
+        fits = total < max_cost - _ROUNDING and unpriced < MAX_UNPRICED
+    else:
+        fits = total + price <= max_cost + _ROUNDING
+    if fits:
         return "start"
     return "wait" if in_flight else "stop"
 
@@ -231,20 +238,22 @@ class CostEntry:
                 tracker.record_refused(self._key)
 
     def start(self, quote: float) -> None:
-        """Count the created run with its quote."""
+        """Count the created run with its quote. A quote below 0 is none."""
         if self._state == "reserved":
-            self._state, self._quote = "running", quote
+            self._state, self._quote = "running", max(0.0, quote)
             for tracker in self._trackers:
-                tracker.record_started(self._key, quote)
+                tracker.record_started(self._key, self._quote)
 
     def finish(self, run: Run) -> None:
-        """Count the charge of a finished run. A completed run without a charge stays as it is."""
+        """Count the charge of a finished run, at least 0. A completed run without a charge stays as it is."""
         charge = run.charged_cost if run.succeeded else run.charged_cost or 0.0
         if charge is None or self._state not in ("running", "unsettled"):
             return
         unsettled, self._state = self._state == "unsettled", "ended"
         for tracker in self._trackers:
-            tracker.record_charge(self._key, self._quote, charge, completed=run.succeeded, unsettled=unsettled)
+            tracker.record_charge(
+                self._key, self._quote, max(0.0, charge), completed=run.succeeded, unsettled=unsettled
+            )
 
     def abandon(self) -> None:
         """Count an order that is not awaited any more at its expected cost. A later charge replaces it."""
