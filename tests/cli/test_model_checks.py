@@ -57,6 +57,13 @@ def test_a_file_is_checked_line_by_line(command: Any, flora_sandbox: Sandbox, tm
     assert flora_sandbox.requests["GET /models"] == 2
 
 
+@pytest.mark.parametrize("text", ["", '{"type": "text"}', "\n\n", "type,prompt\n,\n"])
+def test_a_file_without_orders_is_not_right(command: Any, tmp_path: Path, text: str) -> None:
+    """A file in which no order was found, like JSON Lines under the name of a CSV file, is a usage error."""
+    (tmp_path / "orders.csv").write_text(text)
+    assert "orders.csv: there are no orders" in command("models", "check", tmp_path / "orders.csv", code=2)[1]
+
+
 def test_parameters_are_checked_for_a_model(command: Any) -> None:
     """The faults have the name of the parameter; an unknown model and missing arguments are usage errors."""
     told, _ = command("models", "check", "--model", "sandbox-image", "--params", "seed=-1", "--params", "x=1", code=1)

@@ -328,6 +328,36 @@ def test_piped_to_head(run: Any) -> None:
     assert complaints_of(complaints) == ""
 
 
+def test_other_waits_end_without_a_word_if_nobody_reads_on(run: Any) -> None:
+    """If the record of a run cannot be printed, the waits for the others are not reported as failures."""
+    slow = run(f"x generations create {' '.join(ORDER)} text --prompt [slow]")["run_id"]
+    line = (*COMMAND, "wait", "run_abc123", slow)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        complaints = process.stderr.read()
+        process.wait(timeout=20)
+    assert process.returncode == 141
+    assert "client was closed" not in complaints
+
+
+def test_a_word_that_is_no_id_is_not_awaited(run: Any) -> None:
+    """A usage error of a wait does not advise to type the same again."""
+    for command in ("wait", "watch"):
+        run(f"x {command} run_abc123 nonsense", 2)
+        assert "must start with 'run_'" in run.err
+        assert "wait for it again" not in run.err
+
+
+def test_an_address_that_shows_the_key(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence names the variable, and no argument of Python that the command does not have."""
+    monkeypatch.setenv("FLORA_BASE_URL", "http://flora.example/api/v1")
+    run("x models", 2)
+    assert "FLORA_BASE_URL must be https" in run.err
+    assert "allow_insecure" not in run.err
+
+
 def test_narrow_encodings(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """JSON is whole in any of them."""
     done = run(f"x generations create {' '.join(ORDER)} text --prompt 'a \N{OWL} at dawn' --wait")
@@ -472,6 +502,15 @@ def test_streams_that_are_closed(closed: str, command: str) -> None:
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert ("run_id" in done.stdout or "model_id" in done.stdout) == (">&- " not in f" {closed} ".replace("2>&-", ""))
+
+
+@pytest.mark.parametrize("command", ["models check -", "batch run - --out -", "assets upload - --workspace-id ws_1"])
+@pytest.mark.parametrize("stream", [None, io.StringIO("{}")])
+def test_a_stdin_that_cannot_be_read(run: Any, command: str, stream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that reads a closed stdin, or one without bytes, says so in one sentence."""
+    monkeypatch.setattr(sys, "stdin", stream)
+    run(f"x {command}", 2)
+    assert run.err == "flora-async: - is standard input, which is closed. Name a file\n"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, BinaryIO, NoReturn, get_args
 
 from flora_async import CheckParams, GenerationType, __version__, errors
 from flora_async.cli import output
@@ -200,6 +200,18 @@ def check_folder(flag: str, folder: Path | None) -> None:
         raise UsageError(f"{flag} {folder}: no file can be written to {there}")
 
 
+def open_stdin() -> BinaryIO:
+    """Return standard input as bytes.
+
+    Raises:
+        UsageError: it is closed, or no stream of bytes.
+    """
+    stream: BinaryIO | None = getattr(sys.stdin, "buffer", None)
+    if stream is None:
+        raise UsageError("- is standard input, which is closed. Name a file")
+    return stream
+
+
 def check_output_file(flag: str, path: Path, *inputs: Path | None) -> None:
     """Check that an output file is no folder, link or device, and none of the command's *inputs*.
 
@@ -226,7 +238,7 @@ def use_flag_names(error: Exception, options: argparse.Namespace | None) -> str:
         return message
     message = message.replace("api_key=...", "--api-key KEY").replace("base_url (or FLORA_BASE_URL)", "FLORA_BASE_URL")
     message = message.replace("api_key or FLORA_API_KEY", "--api-key or FLORA_API_KEY")
-    message = message.replace(" (allow_insecure=True permits it)", "")
+    message = message.replace(". allow_insecure=True permits it", "")
     message = message.replace(". port 0 is", ". --port 0 is")
     for name in sorted(vars(options).keys() - _POSITIONALS, key=len, reverse=True):
         # A plain word ("type", "limit") is an argument only where the message begins with it.

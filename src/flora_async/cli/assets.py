@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from flora_async import Flora, ListedAsset
-from flora_async.cli import output
+from flora_async.cli import arguments, output
 
 REPORT_STEP = 10
 """Percent between two reports of an upload, where reports are lines."""
@@ -36,7 +35,7 @@ async def _upload(flora: Flora, options: argparse.Namespace) -> None:
     with output.show_progress() as report:
         for file in options.file:
             asset = await flora.assets.upload(
-                sys.stdin.buffer if file == "-" else file,
+                arguments.open_stdin() if file == "-" else file,
                 workspace_id=options.workspace_id,
                 project_id=options.project_id,
                 folder=options.folder,

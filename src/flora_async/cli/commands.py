@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import webbrowser
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flora_async import AnyOrder, Flora, Model, Order, Project, Run, Workspace, errors
@@ -47,11 +47,11 @@ class CommandContext:
         """Record a run that this command ordered."""
         self.ordering.clear()
         self._created.append(run_id)
-        self.record_running(run_id)
-
-    def record_running(self, run_id: str) -> None:
-        """Record a run that continues."""
         self.running[run_id] = None
+
+    def record_awaited(self, run_ids: Iterable[str]) -> None:
+        """Record the runs that this command waits for."""
+        self.running.update(dict.fromkeys(run_ids))
 
     def record_finished(self, run_id: str) -> None:
         """Record that a run has finished."""
@@ -179,8 +179,7 @@ class _RunPrinter:
 async def _wait(options: argparse.Namespace, context: CommandContext) -> int:
     """Print each run when it finishes. The failure of one does not affect the others."""
     arguments.check_folder("--download", options.download)
-    for run_id in options.run:
-        context.record_running(run_id)
+    context.record_awaited(options.run)
     codes: set[int] = set()
     show = output.print_json if len(options.run) == 1 else output.print_json_line
     async with context.open_client(options) as flora:
@@ -192,6 +191,7 @@ async def _wait(options: argparse.Namespace, context: CommandContext) -> int:
                 run = error.run
                 codes.add(1)
             except errors.ConfigurationError:
+                context.running.clear()  # one of them is no id of a run: no wait was begun
                 raise
             except errors.FloraError as error:
                 output.print_status(f"{run_id}: {error}")
@@ -206,7 +206,12 @@ async def _wait(options: argparse.Namespace, context: CommandContext) -> int:
 
         with output.show_progress() as report:
             on_update = output.progress_callback(report)
-            await asyncio.gather(*map(one, dict.fromkeys(options.run)))
+            waits = [asyncio.ensure_future(one(run_id)) for run_id in dict.fromkeys(options.run)]
+            try:
+                await asyncio.gather(*waits)
+            finally:  # a wait that failed, or whose run cannot be printed, ends the others without a message
+                for wait in waits:
+                    wait.cancel()
     if 4 in codes:
         output.print_status(*context.unfinished_runs())
     return next((code for code in (3, 4, 1) if code in codes), 0)
@@ -225,10 +230,10 @@ async def _save_or_report(flora: Flora, run: Run, options: argparse.Namespace) -
 async def _watch(options: argparse.Namespace, context: CommandContext) -> int:
     arguments.check_folder("--download", options.download)
     codes = {0}
-    for run_id in options.run:
-        context.record_running(run_id)
     async with context.open_client(options) as flora:
-        async for seen in flora.watch_run(dict.fromkeys(options.run), timeout=options.timeout):
+        watch = flora.watch_run(dict.fromkeys(options.run), timeout=options.timeout)
+        context.record_awaited(options.run)
+        async for seen in watch:
             output.print_json_line(output.run_to_dict(seen))
             if seen.finished:
                 context.record_finished(seen.run_id)

@@ -123,7 +123,7 @@ def _report_connection(address: str, status: int, headers: Mapping[str, str], be
     if address.startswith("https:"):
         yield Finding("ok", "certificate", "it is valid and trusted")
     else:
-        yield Finding("note", "certificate", "none: the address is http, and others on the route can read the key")
+        yield Finding("note", "certificate", "none: the address is http, on this machine")
     yield check_clock(headers.get("date", ""), time.time())
 
 

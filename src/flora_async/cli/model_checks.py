@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from flora_async import AnyOrder, Catalog, CheckParams, Flora, Order, errors
@@ -84,15 +84,14 @@ def _check_lines(
     source: OrderFile, validate: Callable[[AnyOrder], AnyOrder], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     defaults = PLACE if options.type is None else {**PLACE, "type": options.type}
-    return list(_find_faults(source, validate, defaults))
-
-
-def _find_faults(
-    source: OrderFile, validate: Callable[[AnyOrder], AnyOrder], defaults: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
+    lines, faults = 0, list[dict[str, Any]]()
     for line in source.read(validate, defaults):
+        lines += 1
         if line.order is None:
-            yield {"line": line.number, "message": line.fault}
+            faults.append({"line": line.number, "message": line.fault})
+    if not lines:  # as in an empty file, or in JSON Lines under the name of a CSV file
+        raise arguments.UsageError(f"{options.orders}: there are no orders")
+    return faults
 
 
 async def write_stubs(flora: Flora) -> int:

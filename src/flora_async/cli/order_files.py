@@ -7,7 +7,6 @@ import io
 import re
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from flora_async import errors
+from flora_async.cli.arguments import open_stdin
 from flora_async.models import ActionOrder, AnyOrder, Order, TechniqueOrder, convert_order
 
 MAX_LINE = 2**20
@@ -87,7 +87,7 @@ class OrderFile:
 @contextmanager
 def open_orders(path: Path) -> Generator[OrderFile]:
     """Open a file of orders: ``.csv`` or else JSON Lines. ``-`` is standard input; in a pipe the first byte decides."""
-    with sys.stdin.buffer if path == STDIN else path.open("rb") as given:
+    with open_stdin() if path == STDIN else path.open("rb") as given:
         if path != STDIN and stat.S_ISREG(path.stat().st_mode):
             yield OrderFile(path, given, is_csv=path.suffix.lower() == ".csv")
             return
