@@ -369,8 +369,8 @@ class BatchOutcomes:
     async def _read_latest(self) -> None:
         """Read orders in completion order, and again those that ended lately."""
         sql = (
-            "SELECT * FROM flora_orders WHERE batch = :batch AND (ended > :ended OR ended = :ended "
-            "AND number > :number) ORDER BY ended, number LIMIT 500"
+            "SELECT * FROM flora_orders WHERE batch = :batch AND (ended, number) > (:ended, :number) "
+            "ORDER BY ended, number LIMIT 500"
         )
         ended, number = self._latest - COMMIT_DELAY, -1
         while not self._next_rows and (page := await self._read(partial(select, sql=sql, ended=ended, number=number))):

@@ -181,18 +181,24 @@ def find_unfinished(connection: sa.Connection, total: int, digest: str | None = 
 def list_statuses(connection: sa.Connection, batch: str | None = None) -> list[BatchStatus]:
     """Return where a batch stands, or each, oldest first."""
     sql = (
-        "SELECT b.name, b.total, b.stopped, b.created, o.state, count(o.number), "
-        "sum(coalesce(o.charged, o.quoted, 0) + coalesce(o.charged_before, 0)) "
-        "FROM flora_batches b LEFT JOIN flora_orders o ON o.batch = b.id WHERE b.id = coalesce(:batch, b.id) "
-        "AND b.name IS NOT NULL GROUP BY b.name, b.total, b.stopped, b.created, o.state ORDER BY b.created, b.name"
+        "SELECT id, name, total, stopped, created FROM flora_batches WHERE name IS NOT NULL "
+        "AND id = coalesce(:batch, id) ORDER BY created, name"
     )
-    found: dict[str, BatchStatus] = {}
-    for name, total, stopped, created, state, count, usd in select(connection, sql, batch=batch):
-        empty = BatchStatus(batch=name, total=total, stopped=stopped, created=created)
-        status = found.get(name, empty)
-        field = "running" if state in IN_FLIGHT else state
-        changed = {field: getattr(status, field) + count, "cost": round(status.cost + (usd or 0.0), 6)}
-        found[name] = replace(status, **changed)
+    found = {
+        row.id: BatchStatus(batch=row.name, total=row.total, stopped=row.stopped, created=row.created)
+        for row in select(connection, sql, batch=batch)
+    }
+    # Grouped in the order of an index, and without a join: nothing is sorted.
+    sql = (
+        "SELECT batch, state, count(*), sum(coalesce(charged, quoted, 0) + coalesce(charged_before, 0)) "
+        "FROM flora_orders WHERE batch = :batch GROUP BY batch, state"
+    )
+    sql = sql.replace("WHERE batch = :batch ", "") if batch is None else sql
+    for batch_id, state, count, usd in select(connection, sql, batch=batch):
+        if (status := found.get(batch_id)) is not None:  # else it is being stored
+            field = "running" if state in IN_FLIGHT else state
+            changed = {field: getattr(status, field) + count, "cost": round(status.cost + usd, 6)}
+            found[batch_id] = replace(status, **changed)
     return list(found.values())
 
 

@@ -87,10 +87,7 @@ def reassign(connection: sa.Connection, executor: str) -> int:
             f"reassigned after {REASSIGN_AFTER:.0f} s without a sign of life, and are taken over after {LOST_AFTER:.0f}"
         )
     execute(connection, "DELETE FROM flora_workers WHERE executor = :executor", executor=executor)
-    sql = (
-        "UPDATE flora_orders SET owner = NULL WHERE state IN ('sending', 'running') "
-        "AND substr(owner, 1, :length) = :prefix"
-    )
+    sql = "UPDATE flora_orders SET owner = NULL WHERE IN_FLIGHT() AND substr(owner, 1, :length) = :prefix"
     return execute(connection, sql, length=len(executor) + 1, prefix=f"{executor}/")
 
 
@@ -195,8 +192,8 @@ def take_over(connection: sa.Connection, limit: int, process: str, only: str | N
     sql = (
         "SELECT o.batch, b.name, o.number, o.key, o.body, o.state, o.sent, o.run_id, o.quoted, b.settings, o.attempts "
         "FROM flora_orders o JOIN flora_batches b ON b.id = o.batch WHERE b.name = coalesce(:only, b.name) "
-        "AND (o.owner IS NULL OR o.owner NOT IN LIVING()) AND (o.state = 'sending' AND b.stopped IS NULL "
-        "OR o.state = 'running' AND coalesce(b.stopped, '') NOT LIKE :unreadable) LIMIT :limit "
+        "AND IN_FLIGHT() AND (o.owner IS NULL OR o.owner NOT IN LIVING()) AND (o.state = 'sending' "
+        "AND b.stopped IS NULL OR o.state = 'running' AND coalesce(b.stopped, '') NOT LIKE :unreadable) LIMIT :limit "
         "FOR UPDATE OF o SKIP LOCKED"
     )
     rows = select(connection, sql, only=only, unreadable=f"{UNREADABLE}%", limit=limit)
@@ -229,7 +226,7 @@ def leave(connection: sa.Connection, item: Item, *, doubtful: bool) -> None:
 
 def release_others(connection: sa.Connection, process: str, in_hand: Collection[tuple[str, int]]) -> None:
     """Release the orders of a process but those *in_hand*: it holds them unknowingly, or ends."""
-    held = "SELECT batch, number FROM flora_orders WHERE state IN ('sending', 'running') AND owner = :process"
+    held = "SELECT batch, number FROM flora_orders WHERE IN_FLIGHT() AND owner = :process"
     sql = "UPDATE flora_orders SET owner = NULL WHERE batch = :batch AND number = :number"
     for batch, number in select(connection, held, process=process):
         if (batch, number) not in in_hand:

@@ -65,6 +65,12 @@ orders = sa.Table(
         *("batch", "state", "number", "kind", "model", "quoted", "charged", "charged_before", "not_before"),
     ),
     sa.Index("flora_orders_by_end", "batch", "ended", "number"),
+    sa.Index(
+        "flora_orders_with_earlier_runs",
+        *("batch", "number"),
+        sqlite_where=sa.text("earlier_runs IS NOT NULL"),
+        postgresql_where=sa.text("earlier_runs IS NOT NULL"),
+    ),
 )
 
 workers = sa.Table(
