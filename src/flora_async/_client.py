@@ -638,9 +638,13 @@ class Flora:
                 /generate`` is undocumented: if FLORA ignored it, the order would be started and billed.
 
         Raises:
+            ConfigurationError: the first generation of a type and model is invalid.
             ResponseDecodeError: FLORA ignored *quote* and started a run; ``error.run_id`` is its id.
         """
         counts, samples = await count_orders(orders)
+        for sample in samples.values():
+            if isinstance(sample, Order):  # the ids of techniques and actions are checked as they are read
+                self.generations.validate(sample)
         known: Mapping[tuple[str, str | None], PriceHistory] = past or {}
         return await estimate_costs(
             counts,

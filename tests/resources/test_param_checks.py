@@ -108,6 +108,8 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
     ({"type": "image", "model": "i2i-kontext"}, {"strength": 0.5}, ("'image_url'", "required and missing: give text")),
     ({"type": "image", "model": "i2i-kontext"}, {"image_url": None}, ("'image_url'", "required and missing")),
     ({"type": "image", "model": "i2i-kontext"}, {"image_url": URL, "strength": Path("x")}, ("'strength'", "a file")),
+    (FLUX, {"style": Path("x")}, ("'style'", "one of 'plain', 'bold'", "not a file")),
+    (FLUX, {"tags": "a"}, ("'tags'", "a list of 'a', 'b'", "not 'a'")),
     ({"type": "image", "model": "t2v-veo"}, {}, ("'t2v-veo' makes video, not image", "type='video'", "'t2i-flux")),
     ({"type": "video", "model": "t2i-flux-2-pro"}, {"seed": 1}, ("makes image, not video", "like 't2v-veo'")),
     ({"type": "image", "model": "google/nano-banana-2"}, {}, ("'google/nano-banana-2' is one of the gateway",)),
@@ -207,6 +209,17 @@ def test_what_the_list_cannot_tell_is_a_doubt() -> None:
     assert "no models" in find_faults(order(FLUX, {}), Catalog({}))[0].message
     assert "'world' is unknown" in find_faults(order({"type": "image", "model": "x2w-world"}, {}), CATALOG)[0].message
     assert find_faults(order(FLUX, {"seed": 7}), CATALOG) == []
+
+
+async def test_an_order_with_an_invalid_model_is_left_to_its_own_check() -> None:
+    """The comparison of parameters has no fault for it. The create and an estimate refuse the field."""
+    wrong = msgspec.structs.replace(order(FLUX, {}), model=["m"])
+    assert CATALOG.check(wrong) == ()
+    async with Flora("any", base_url="http://127.0.0.1:9/api/v1") as flora:
+        await flora.models.check_order(wrong)
+        for field, value in {"model": ["m"], "type": "picture", "prompt": 3}.items():
+            with pytest.raises(ConfigurationError, match=field):
+                await flora.estimate(msgspec.structs.replace(order(FLUX, {}), **{field: value}))
 
 
 def test_a_signed_url_is_not_quoted() -> None:
@@ -423,6 +436,37 @@ async def test_the_list_is_read_again_within_bounds(server: Scripted) -> None:
         assert await reads_after(model_catalog.MAX_AGE + 1, known) == 1  # fails: the old list is kept
         assert await reads_after(0, known) == 0
         assert await flora.models.check("t2i-flux-2-pro", {"sedd": 1})
+
+
+async def test_no_order_is_refused_by_an_old_list(server: Scripted) -> None:
+    """A parameter that FLORA has added is accepted. A list that is new, or cannot be read again, refuses."""
+    newer = [model("t2i-flux-2-pro", "image", SEED, param("sedd", "int"))]
+    server.on("GET", "/models", answer({"models": MODELS}), answer({"models": newer}), answer({}, 500))
+    server.on("POST", "/generate", *(answer(started(f"run_{number}"), 201) for number in range(9)))
+    async with Flora("any", base_url=server.base_url, max_retries=0) as flora:
+        added, wrong = order(FLUX, {"sedd": 7}), order(FLUX, {"wrong": 7})
+        assert await fails(flora.generations.create(added))
+        assert asked(server).count("GET /models") == 1
+        flora.models._catalog._models_at -= model_catalog.MIN_AGE + 1
+        await flora.generations.create(added)
+        assert await flora.models.check("t2i-flux-2-pro", {"sedd": 7}) == ()
+        assert asked(server).count("GET /models") == 2
+        flora.models._catalog._models_at -= model_catalog.MIN_AGE + 1
+        await flora.generations.create(added)
+        assert asked(server).count("GET /models") == 2
+        assert await fails(flora.generations.create(wrong))
+        assert await flora.models.check("t2i-flux-2-pro", {"wrong": 7})
+        assert asked(server).count("GET /models") == 3
+
+
+async def test_an_odd_model_ends_no_check_of_the_others(server: Scripted, caplog: pytest.LogCaptureFixture) -> None:
+    """A model that cannot be decoded is left out of the comparison, with a warning; orders of it are sent."""
+    odd = {**model("odd", "image"), "params": [{"name": "x", "type": "string", "options": "any"}]}
+    server.on("GET", "/models", answer({"models": [odd, *MODELS]})).on("POST", "/generate", answer(started(), 201))
+    async with Flora("any", base_url=server.base_url) as flora:
+        assert await fails(flora.generations.create(order(FLUX, {"sedd": 7})))
+        assert (await flora.generations.create(order({"type": "image", "model": "odd"}, {"y": 1}))).run_id
+    assert "cannot decode 1 models" in caplog.text
 
 
 async def test_the_error_pickles_with_its_fields(server: Scripted) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import get_args
 
 from flora_async import errors
@@ -53,24 +54,37 @@ class ModelCatalog:
         self._models_at = self._now()
         return self._models
 
-    async def get(self, model_id: str | None = None) -> Catalog:
+    async def find_faults(self, model_id: str, find: Callable[[Catalog], list[Fault]]) -> list[Fault]:
+        """Return the faults that *find* finds by the list of models. The list that shows a fault for certain is new.
+
+        Raises:
+            FloraError: the list cannot be read, and there is no older one.
+        """
+        catalog = await self.get(model_id)
+        faults = find(catalog)
+        if any(fault.certain for fault in faults):  # FLORA may have changed the model since the list was read
+            current = await self.get(model_id, max_age=MIN_AGE)
+            return faults if current is catalog else find(current)
+        return faults
+
+    async def get(self, model_id: str | None = None, *, max_age: float = MAX_AGE) -> Catalog:
         """Return the list of models. Read it if it is old, or if it lacks *model_id* and is not new.
 
         Raises:
             FloraError: it cannot be read, and there is no older one.
         """
         catalog = self._models
-        if catalog is None or self._is_due(model_id):
+        if catalog is None or self._is_due(model_id, max_age):
             self._loop = require_loop(self._loop)
             async with self._lock:
-                catalog = await self._refresh(model_id)
+                catalog = await self._refresh(model_id, max_age)
         return catalog
 
-    def _is_due(self, model_id: str | None) -> bool:
+    def _is_due(self, model_id: str | None, max_age: float) -> bool:
         now, catalog = self._now(), self._models
         if now - self._failed_at < FAILURE_PAUSE and catalog is not None:
             return False
-        if catalog is None or now - self._models_at > MAX_AGE:
+        if catalog is None or now - self._models_at > max_age:
             return True
         if model_id is None or model_id in catalog.models:
             return False
@@ -80,10 +94,10 @@ class ModelCatalog:
         # Ids of the gateway have the form org/model.
         return "/" in model_id and self._now() - self._gateway_at > MAX_AGE
 
-    async def _refresh(self, model_id: str | None) -> Catalog:
+    async def _refresh(self, model_id: str | None, max_age: float) -> Catalog:
         """Read the list unless another order just did."""
         catalog = self._models
-        if catalog is not None and not self._is_due(model_id):
+        if catalog is not None and not self._is_due(model_id, max_age):
             return catalog
         if catalog is None and self._now() - self._failed_at < FAILURE_PAUSE:
             raise errors.APIConnectionError("the list of models could not be read a moment ago", sent="not_sent")
@@ -120,14 +134,13 @@ class ModelCatalog:
             ConfigurationError: *mode* is "refuse" and the order is certainly wrong; ``fields`` has the errors.
         """
         try:
-            catalog = await self.get(order.model)
+            faults = await self.find_faults(str(order.model), partial(find_faults, order))
         except (errors.ConfigurationError, errors.ClientClosedError):
             raise
         except errors.FloraError as error:
             label = type(error).__name__
             self._warn(f"orders are not checked: the list of models cannot be read: {label}", order.model, "model")
             return
-        faults = find_faults(order, catalog)
         refused = [fault for fault in faults if fault.certain and mode == "refuse"]
         for fault in faults:
             if fault not in refused:

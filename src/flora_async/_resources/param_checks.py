@@ -82,7 +82,7 @@ class Catalog(Struct, frozen=True):
 
 def find_faults(order: AnyOrder, catalog: Catalog) -> list[Fault]:
     """Return the faults of an order: of its model first, then of its parameters. Without a model there are none."""
-    if not isinstance(order, Order) or order.model is None:
+    if not isinstance(order, Order) or not isinstance(order.model, str):
         return []
     model = catalog.models.get(order.model)
     if model is None:
@@ -162,7 +162,8 @@ def _check_param(model: Model, param: ModelParam, value: object) -> Iterator[Fau
         yield Fault(param.name, reason, certain=False)
         return
     if not _fits(param, value):
-        near = "" if not param.options or not isinstance(value, str) else _propose(value, map(str, _options(param)))
+        options = [str(option) for option in _options(param)]
+        near = _propose(value, options) if isinstance(value, str) and value not in options else ""
         reason = f"{subject} of {model.model_id} must be {describe(param)}, not {quote(value)}{near}"
         yield Fault(param.name, reason)
     elif param.properties and is_mapping(value):
@@ -207,7 +208,7 @@ def _options(param: ModelParam) -> list[object]:
 
 def _is_option(value: object, options: Sequence[object]) -> bool:
     # FLORA can list the options of a number as texts.
-    return value is _FILE or any(_is_same(value, option) or str(value) == str(option) for option in options)
+    return any(_is_same(value, option) or str(value) == str(option) for option in options)
 
 
 def _is_same(value: object, option: object) -> bool:
