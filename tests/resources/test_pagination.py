@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -147,6 +148,34 @@ async def test_a_cursor_that_comes_twice(start: str | None, second: str) -> None
     assert seen == (["run_2"] if start == second else ["run_2", "run_1"])
     assert await ids(walk) == []
     assert len(book.asked) == len(seen)
+
+
+@pytest.mark.parametrize(("before", "round_"), [(0, 9), (5, 9), (40, 4), (3, 33)])
+async def test_a_long_round_of_pages_ends(before: int, round_: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A history that repeats after more pages than are remembered is an error too, at the latest in its third round."""
+    monkeypatch.setattr(pagination, "MAX_REMEMBERED_CURSORS", 3)
+    last, names = before + round_, [None, *map(str, range(1, before + round_ + 1))]
+    following = {name: str(number + 1) for number, name in enumerate(names)}
+    book = Book({name: a_page("run_1", cursor=cursor) for name, cursor in following.items()})
+    book.pages[names[last]] = a_page("run_1", cursor=str(before + 1))
+    with pytest.raises(PaginationError):
+        async for _ in GenerationList(book.fetch, None).pages():
+            pass
+    assert round_ + before < len(book.asked) <= 3 * (before + round_) + 3
+
+
+def test_the_memory_of_cursors_is_constant() -> None:
+    """After 20,000 pages they take no more than after 5,000."""
+    visited, held = pagination.VisitedCursors(None), []
+    tracemalloc.start()
+    try:
+        for number in range(1, 20_001):
+            assert not visited.add(f"page_{number}")
+            if number in (5_000, 20_000):
+                held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert held[1] - held[0] < 20_000
 
 
 async def test_the_next_page_comes_while_this_one_is_read() -> None:

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from flora_async import errors
 from flora_async._aio import AsyncCloseable
+from flora_async._bounded_dict import BoundedDict
 from flora_async.models import BrokenItem, Generation, GenerationPage, Run, TechniqueRun, TechniqueRunPage
 
 log = logging.getLogger("flora_async")
@@ -31,6 +32,9 @@ FetchPage: TypeAlias = Callable[[str | None], Coroutine[Any, Any, PageT]]
 
 MAX_REMEMBERED_ITEMS = 20_000
 """Number of item ids kept to skip duplicates. New generations shift items to later pages, but not by more than this."""
+
+MAX_REMEMBERED_CURSORS = 1000
+"""Number of last cursors that are kept to detect a repeated one at once."""
 
 
 class Window(Struct, frozen=True):
@@ -59,6 +63,30 @@ class Window(Struct, frozen=True):
         return replace(page, generations=inside, meta=replace(page.meta, next_cursor=None) if over else page.meta)
 
 
+class VisitedCursors:
+    """Detects a repeated cursor, in constant memory.
+
+    Pages that repeat after at most ``MAX_REMEMBERED_CURSORS`` are detected at once, others within three rounds by
+    Brent's algorithm (https://doi.org/10.1007/BF01933190): all cursors up to twice its number are compared with one.
+    """
+
+    def __init__(self, first: str | None) -> None:
+        self._latest: BoundedDict[str | None, None] = BoundedDict(MAX_REMEMBERED_CURSORS)
+        self._latest[first] = None
+        self._compared = first
+        self._count = 0
+
+    def add(self, cursor: str) -> bool:
+        """Add a cursor. Return whether it was visited."""
+        if cursor in self._latest or cursor == self._compared:
+            return True
+        self._count += 1
+        if self._count.bit_count() == 1:  # a power of two
+            self._compared = cursor
+        self._latest[cursor] = None
+        return False
+
+
 class PageIterator(AsyncCloseable, Generic[PageT]):
     """The pages of a history as FLORA returns them, newest first. An item that shifts between two pages is on both.
 
@@ -72,7 +100,7 @@ class PageIterator(AsyncCloseable, Generic[PageT]):
     def __init__(self, fetch: FetchPage[PageT], cursor: str | None) -> None:
         self._fetch = fetch
         self._cursor = cursor
-        self._visited_cursors = {cursor}
+        self._visited = VisitedCursors(cursor)
         self._soon: asyncio.Handle | None = None
         self._prefetch: asyncio.Task[PageT] | None = None
         self._over = self._cursor_repeated = False
@@ -99,10 +127,9 @@ class PageIterator(AsyncCloseable, Generic[PageT]):
         self._cursor = page.next_cursor or None
         if self._cursor is None or self._over:  # the last page, or closed meanwhile
             self._over = True
-        elif self._cursor in self._visited_cursors:
+        elif self._visited.add(self._cursor):
             self._cursor_repeated = True
         else:
-            self._visited_cursors.add(self._cursor)
             # Not at once: a reader that requests the page before other callbacks run gains nothing from a task.
             me: ref[PageIterator[PageT]] = ref(self)
             self._soon = asyncio.get_running_loop().call_soon(_look_ahead, me)
