@@ -6,6 +6,7 @@ from flora_async._budget import Budget, OnThreshold
 from flora_async._client import Flora
 from flora_async._failures import Advice
 from flora_async._generate_many import Outcomes
+from flora_async._http.allowance import Allowance
 from flora_async._outcomes import CompletedOutcome, FailedOutcome, Outcome
 from flora_async._polling.schedule import PollFactory, PollSchedule
 from flora_async._polling.waiting import OnUpdate, RunOutcomes, RunWatch
@@ -155,6 +156,7 @@ __all__ = [
     "ActionRef",
     "Actions",
     "Advice",
+    "Allowance",
     "AnyOrder",
     "AppliedChangeset",
     "Asset",

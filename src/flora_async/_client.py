@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from inspect import iscoroutine
+from inspect import iscoroutine, iscoroutinefunction
 from pathlib import Path
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self, TypeVar, overload
@@ -24,6 +24,7 @@ from flora_async._downloads import Downloads
 from flora_async._failures import ReorderPolicy
 from flora_async._generate_many import OrderRunner, Outcomes, start_order
 from flora_async._http import urls
+from flora_async._http.allowance import Allowance
 from flora_async._http.auth import load_api_key
 from flora_async._http.rate_limit import RateLimitPolicy
 from flora_async._http.requests import (
@@ -296,6 +297,20 @@ class Flora:
         self.feedback = Feedback(self._origin, self._transport)
         self.gateway = Gateway(self._origin, self._transport)
         self._downloads = Downloads(self._settings, self._transport, self.generations.retrieve)
+
+    @property
+    def allowance(self) -> Allowance | None:
+        """The rate limit that this client shares with others; ``None``: it adapts by its own 429s alone.
+
+        Durable batches set one, which lies in their database, unless there is one already.
+        """
+        return self._transport.allowance
+
+    @allowance.setter
+    def allowance(self, allowance: Allowance | None) -> None:
+        if allowance is not None and not iscoroutinefunction(getattr(allowance, "update", None)):
+            raise errors.ConfigurationError("allowance must have async def update(base_url, change)")
+        self._transport.allowance = allowance
 
     def __repr__(self) -> str:
         return f"Flora(base_url={self._origin.url!r})"

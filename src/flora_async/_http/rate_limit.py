@@ -10,11 +10,15 @@ from collections import deque
 from collections.abc import Iterable
 from copy import copy
 from itertools import count
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from flora_async import errors
 from flora_async._http.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from flora_async._http.allowance import SharedRate
 
 
 class RateLimitPolicy(Struct, frozen=True, kw_only=True):
@@ -237,6 +241,10 @@ class Lane:
             heapq.heappop(self._queue)
         return bool(self._queue) and self._free >= 1
 
+    def count_waiting(self) -> int:
+        """Return the number of waiting requests, with those that were cancelled meanwhile."""
+        return len(self._queue)
+
     def wake_next(self, now: float) -> None:
         """Grant the next request its permit."""
         self._free -= 1
@@ -258,8 +266,8 @@ class RateLimiter:
         self._retry = retry
         self.calls: Lane = Lane(self, policy.max_concurrent_calls)
         self.polls: Lane = Lane(self, math.inf)
-        self.rate: TokenBucket | None = None
-        """The token bucket; ``None`` before the first 429."""
+        self.rate: TokenBucket | SharedRate | None = None
+        """The token bucket; ``None`` before the first 429. A rate that clients share stands here from the beginning."""
         self._lanes = [self.polls, self.calls]
         self._answered: deque[float] = deque(maxlen=MAX_RECENT_RESPONSES)
         self._timer: asyncio.TimerHandle | None = None
@@ -327,7 +335,7 @@ class RateLimiter:
         self._timer = None
         self.wake_waiting()
 
-    def _count(self, lane: Lane, rate: TokenBucket) -> None:
+    def _count(self, lane: Lane, rate: TokenBucket | SharedRate) -> None:
         rate.take()
         if lane is self._lanes[0]:  # the other queue is served next
             self._lanes.reverse()

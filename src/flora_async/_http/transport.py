@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from flora_async import errors
 from flora_async._aio import CLOSE_TIMEOUT, close_on_loop, import_in_thread, require_loop, running_loop
+from flora_async._http.allowance import Allowance, SharedRate
 from flora_async._http.clock import ServerClock
 from flora_async._http.rate_limit import Lane, RateLimiter
 from flora_async._http.requests import Request
@@ -80,6 +81,24 @@ class Transport:
         self.clock: ServerClock = ServerClock()
         self.polls: Lane = self._limiter.polls
         """Queue of the polls."""
+        self._shared: SharedRate | None = None
+
+    @property
+    def allowance(self) -> Allowance | None:
+        """The rate limit that this client shares with others."""
+        return None if self._shared is None else self._shared.allowance
+
+    @allowance.setter
+    def allowance(self, allowance: Allowance | None) -> None:
+        limiter = self._limiter
+        if self._shared is not None:
+            self._shared.close()
+        self._shared = None
+        if allowance is not None:
+            base_url, policy = self._settings.origin.url, self._settings.rate_limit
+            limiter.rate = self._shared = SharedRate(allowance, base_url, limiter, policy)
+        if self._loop is not None and self._loop is running_loop():
+            limiter.wake_waiting()
 
     async def send(
         self,
@@ -266,6 +285,8 @@ class Transport:
         """Cancel the pauses and the queued requests."""
         self._closing.set()
         self._limiter.close(errors.ClientClosedError("this client was closed before its request went out"))
+        if self._shared is not None:
+            self._shared.close()
 
     def _close_soon(self) -> None:
         self._wake_waiters()

@@ -10,6 +10,7 @@ from flora_async import Flora, PollFactory
 from flora_async._validation import check_count, check_text
 from flora_async.durable._batch import Batch
 from flora_async.durable._store import batches, orders
+from flora_async.durable._store.allowance import StoredAllowance
 from flora_async.durable._store.batches import BatchStatus, BatchWriter
 from flora_async.durable._store.database import DEFAULT_DATABASE, Database
 from flora_async.durable._worker.policy import WorkerPolicy
@@ -25,6 +26,9 @@ class Batches:
     Leaving the block waits for creates in flight, 10 seconds at most. Runs continue at FLORA, and the orders in flight
     are left to other processes on the database, or to the next start. A process that is killed, or gives no sign of
     life for 15 seconds, has its orders taken over by those that live.
+
+    All processes on the database share FLORA's rate limit: a 429 of one slows all, and together they send what one
+    would. For that, *flora* gets an :attr:`~flora_async.Flora.allowance` until the block is left, if it has none.
 
     Args:
         flora: carries all requests, and stays open until the block is left. ``None``: look at batches and change them,
@@ -56,7 +60,9 @@ class Batches:
         name = (
             (socket.gethostname() or "executor") if executor is None else check_text("executor", executor, longest=100)
         )
+        self._flora = flora
         self._database = Database(database)
+        self._allowance = StoredAllowance(self._database)
         self._worker = (
             None if flora is None else Worker(flora, self._database, self._policy, name, concurrency, poll, only)
         )
@@ -66,6 +72,8 @@ class Batches:
             await self._database.open(create=self._worker is not None)
             if self._worker is not None:
                 await self._worker.start()
+            if self._flora is not None and self._flora.allowance is None:
+                self._flora.allowance = self._allowance
         except BaseException:
             await self._database.close()
             raise
@@ -80,6 +88,8 @@ class Batches:
             if self._worker is not None:
                 await self._worker.close()
         finally:
+            if self._flora is not None and self._flora.allowance is self._allowance:
+                self._flora.allowance = None
             await self._database.close()
 
     def __getitem__(self, batch: str) -> Batch:

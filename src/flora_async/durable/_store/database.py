@@ -90,6 +90,7 @@ class Database:
         self._opened = False
         self._pending: list[Waiting] = []
         self._writing: asyncio.Task[None] | None = None
+        self._alone = asyncio.Lock()
 
     async def open(self, *, create: bool) -> None:
         """Create the tables, or check that there are some. Errors here are not retried."""
@@ -109,6 +110,9 @@ class Database:
             while not self._writing.done():
                 self._writing.cancel()  # the first time the current write, then the queued ones
                 await asyncio.wait([self._writing], timeout=0.1)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT), self._alone:  # its caller was cancelled
+                pass
         await run_in_thread(self._engine.dispose)
 
     async def read(self, question: Callable[[sa.Connection], T]) -> T:
@@ -126,6 +130,11 @@ class Database:
         if self._writing is None or self._writing.done():
             self._writing = loop.create_task(self._write_pending())
         return await answer
+
+    async def write_alone(self, change: Callable[[sa.Connection], T]) -> T:
+        """Return the result of a function of a connection, in a transaction for it alone, now."""
+        async with self._alone:
+            return await self._run(change, writes=True)
 
     async def _write_pending(self) -> None:
         while self._pending:

@@ -12,7 +12,7 @@ State: TypeAlias = Literal["waiting", "sending", "running", "completed", "failed
 IN_FLIGHT: tuple[State, ...] = ("sending", "running")
 ENDED: tuple[State, ...] = ("completed", "failed", "refused", "unknown", "skipped")
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 NAME_LOCK = 0x666C6F7261
 """Key of a PostgreSQL advisory lock."""
 
@@ -89,6 +89,13 @@ files = sa.Table(
     sa.Column("workspace", sa.Text, primary_key=True),
     sa.Column("digest", sa.Text, primary_key=True),  # SHA-256 of the bytes
     sa.Column("url", sa.Text, nullable=False),
+)
+
+allowances = sa.Table(
+    "flora_allowances",
+    _schema,
+    sa.Column("base_url", sa.Text, primary_key=True),
+    sa.Column("state", sa.LargeBinary),  # of the rate limit that the workers share; NULL without one
 )
 
 
