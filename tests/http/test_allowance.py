@@ -66,12 +66,11 @@ async def use(flora: Admitting, limiters: list[RateLimiter], seconds: float, *, 
 async def measure(clients: int, rate: float) -> Admitting:
     """Return what a FLORA of this rate has admitted in 40 seconds of 36 calls at once, by so many clients."""
     shared, flora = Shared(), Admitting(rate)
-    using = asyncio.create_task(use(flora, [client(shared) for _ in range(clients)], 60, each=36 // clients))
-    await asyncio.sleep(20)  # the rate is found
+    limiters = [client(shared) for _ in range(clients)]
+    await use(flora, limiters, 20, each=36 // clients)  # the rate is found
     flora.taken = flora.refused = shared.updates = 0
-    await asyncio.sleep(40)
+    await use(flora, limiters, 40, each=36 // clients)
     assert shared.updates <= 40 * 12
-    await using
     return flora
 
 
