@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,7 @@ import anyio.from_thread
 import anyio.to_thread
 import msgspec
 import pytest
+from aiohttp import web
 from scripted import RUN_ID, Scripted, answer, error, hang_up, history, run, silence, started
 
 from flora_async import (
@@ -32,6 +34,7 @@ from flora_async import (
     InternalServerError,
     NotFoundError,
     Order,
+    Output,
     ProtocolError,
     RateLimitError,
     ResponseDecodeError,
@@ -482,6 +485,33 @@ async def test_close_ends_what_is_under_way(server: Scripted) -> None:
             await anyio.sleep(0.001)
         await flora.close()
     assert sorted(caught) == ["ClientClosedError", "ClientClosedError", "CreateOutcomeUnknownError"]
+
+
+async def test_close_ends_the_reading_of_responses(server: Scripted) -> None:
+    """A response whose body is on its way is not waited for: neither of a read, nor of a create, nor of a download."""
+
+    async def stall(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(b'{"run_id": ')
+        await asyncio.Event().wait()
+        return response
+
+    server.on("GET", f"/runs/{RUN_ID}", stall).on("POST", "/generate", stall).on("GET", "/file", stall)
+    flora = Flora(KEY, base_url=server.base_url)
+    output = Output(output_id="1", type="imageUrl", url=f"{server.base_url}/file")
+    with TemporaryDirectory() as folder:
+        calls = flora.generations.retrieve(RUN_ID), flora.generations.create(**ORDER), flora.download(output, folder)
+        ends = [asyncio.create_task(call) for call in calls]
+        while len(server.asked) < 3:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(2):
+            await flora.close()
+            read, create, download = await asyncio.gather(*ends, return_exceptions=True)
+    assert (type(read), type(download)) == (ClientClosedError, ClientClosedError)
+    assert isinstance(create, CreateOutcomeUnknownError)
+    assert "https?" not in str(create)
 
 
 async def test_close_ends_what_pauses_and_what_waits_for_its_turn(server: Scripted) -> None:

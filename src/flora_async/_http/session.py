@@ -135,9 +135,7 @@ class HTTPSessions:
                     request=request,
                     status=response.status,
                     headers=headers,
-                    body=await _read_body(
-                        response, self._max_bytes, request, seconds=seconds - (time.monotonic() - began)
-                    ),
+                    body=await self._read_body(response, request, seconds=seconds - (time.monotonic() - began)),
                     received=time.time(),
                 )
                 if log.isEnabledFor(logging.DEBUG):
@@ -161,6 +159,41 @@ class HTTPSessions:
             del failure  # it refers to this frame
             waiting.discard(asyncio.current_task())
 
+    async def _read_body(self, response: aiohttp.ClientResponse, request: Request, *, seconds: float) -> bytes:
+        """Return the body. Raise if it has too many bytes or takes longer than *seconds*.
+
+        The body has its own timeout. For bytes that were buffered before the request, aiohttp uses the timer of the
+        previous request, which no longer runs.
+        """
+        content, limit = response.content, self._max_bytes
+        parts: list[bytes] = []
+        size = 0
+        failure: errors.FloraError | None = None
+        length = response.content_length
+        try:
+            # The usual case: the body came with the headers.
+            if content.is_eof() and (length is None or length <= limit):
+                body = content.read_nowait()
+                size = len(body)
+                if size <= limit:
+                    return body
+            async with asyncio.timeout(seconds):
+                while size <= limit and (length is None or length <= limit):
+                    part = await content.readany()
+                    parts.append(part)
+                    size += len(part)
+                    if content.at_eof() and size <= limit:
+                        return b"".join(parts)
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            failure = self._failure_of(error, request, unsent=request.order is None)
+        response.close()
+        if failure is None:
+            failure = errors.ResponseTooLargeError(
+                f"{request.path} answered with more than {limit} bytes", request_id=response.headers.get("request-id")
+            )
+        failure.run_id = find_run_id(request, response.status, b"".join(parts))
+        raise failure
+
     def _timeout_of(self, seconds: float) -> aiohttp.ClientTimeout:
         """Return the timeout of an exchange of so many seconds."""
         return aiohttp.ClientTimeout(
@@ -183,6 +216,10 @@ class HTTPSessions:
             return errors.ClientClosedError("the client was closed while a request was in flight")
         if self.closed and unsent:
             return errors.ClientClosedError(f"the session was closed under {request.path}")
+        if self._closing:
+            return errors.APIConnectionError(
+                f"{request.path}: the client was closed before the response", sent="maybe_sent", retryable=False
+            )
         proxy = self._proxy and str(URL(self._proxy).with_user(None))
         create = request.order is not None
         if isinstance(error, aiohttp.ConnectionTimeoutError) and not create and _is_full(self._borrowed):
@@ -282,6 +319,20 @@ class HTTPSessions:
             for session in (self._creates, self._fresh, self._media, self._reads):
                 if session is not self._borrowed:
                     closing.push_async_callback(session.close)
+                    _end_reads(session)
+
+
+def _end_reads(session: aiohttp.ClientSession) -> None:
+    """End the reads of response bodies: aiohttp closes their connections, and lets the readers wait for more.
+
+    Without the private attributes of aiohttp, these reads end with their timeouts.
+    """
+    connector = session.connector
+    protocols = () if connector is None else vars(connector).get("_acquired", ())
+    for protocol in protocols:
+        content = getattr(protocol, "_payload", None)
+        if isinstance(content, aiohttp.StreamReader):
+            content.set_exception(aiohttp.ClientConnectionError("the client was closed"))
 
 
 def _session(connector: aiohttp.TCPConnector, headers: Mapping[str, str]) -> aiohttp.ClientSession:
@@ -407,41 +458,6 @@ def _is_full(session: aiohttp.ClientSession | None) -> bool:
         return False
     used = len(vars(connector).get("_acquired", ()))
     return any(0 < limit <= used for limit in (connector.limit, connector.limit_per_host))
-
-
-async def _read_body(response: aiohttp.ClientResponse, limit: int, request: Request, *, seconds: float) -> bytes:
-    """Return the body. Raise if it has more than *limit* bytes or takes longer than *seconds*.
-
-    The body has its own timeout. For bytes that were buffered before the request, aiohttp uses the timer of the
-    previous request, which no longer runs.
-    """
-    content = response.content
-    parts: list[bytes] = []
-    size = 0
-    failure: errors.APIConnectionError | None = None
-    length = response.content_length
-    try:
-        if content.is_eof() and (length is None or length <= limit):  # the usual case: the body came with the headers
-            body = content.read_nowait()
-            size = len(body)
-            if size <= limit:
-                return body
-        async with asyncio.timeout(seconds):
-            while size <= limit and (length is None or length <= limit):
-                part = await content.readany()
-                parts.append(part)
-                size += len(part)
-                if content.at_eof() and size <= limit:
-                    return b"".join(parts)
-    except (aiohttp.ClientError, OSError, RuntimeError) as error:
-        failure = _map_exception(error, where=request.path)
-    response.close()
-    if failure is None:
-        failure = errors.ResponseTooLargeError(
-            f"{request.path} answered with more than {limit} bytes", request_id=response.headers.get("request-id")
-        )
-    failure.run_id = find_run_id(request, response.status, b"".join(parts))
-    raise failure
 
 
 _AUTHORITIES = "ssl= and SSL_CERT_FILE only say which authorities are trusted"

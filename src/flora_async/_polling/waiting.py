@@ -15,7 +15,7 @@ from typing import ClassVar, Self, TypeAlias
 from msgspec.structs import replace
 
 from flora_async import errors
-from flora_async._aio import AsyncCloseable
+from flora_async._aio import AsyncCloseable, require_loop
 from flora_async._outcomes import CompletedOutcome, FailedOutcome
 from flora_async._polling.poller import Poller
 from flora_async._polling.schedule import PollFactory
@@ -41,7 +41,7 @@ async def wait_for_run(
     settle: bool = False,
 ) -> Run:
     """Wait for one run. Return it if it completed, otherwise raise RunFailedError. *settle* awaits its charge too."""
-    run, deadline = target.run, _deadline(timeout)
+    run, deadline = target.run, _deadline(timeout) if settle else math.inf
     if run is None or not run.finished:
         if on_update is None:
             run = await _wait_for_end(poller, target, poll=poll, timeout=timeout, settle=settle)
@@ -77,7 +77,7 @@ def add_charge_waiter(
 
 
 def _deadline(timeout: float | None) -> float:
-    return math.inf if timeout is None else asyncio.get_running_loop().time() + timeout
+    return math.inf if timeout is None else require_loop(None).time() + timeout
 
 
 def _run_or_timeout(run: Run | None, waiter: Waiter, timeout: float | None, last: Run | None = None) -> Run:
