@@ -234,6 +234,29 @@ def test_a_signed_event_that_is_not_about_a_run(event: dict[str, Any], data: Any
         verify(body, sign(body, "whsec_other", now=NOW), SECRET, now=NOW)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"created_at": "2026-11-25T10:00:00Z"},
+        {"created_at": None},
+        {"created_at": 10**400},
+        {"id": None},
+        {"id": 7},
+        {"api_version": 2},
+        {"v": 1},
+    ],
+)
+@pytest.mark.parametrize("message", ["No", {"text": "No"}])
+def test_a_signed_event_with_an_odd_field_is_no_forgery(odd: dict[str, Any], message: object) -> None:
+    """The run and its status are returned: a refusal would lose the webhook after FLORA's last retry."""
+    data = {"run_id": "run_1", "status": "failed", "error_message": message}
+    body = json.dumps({"id": "whd_1", "type": "run.failed", "created_at": 5, "data": data, **odd}).encode()
+    event = verify(body, sign(body, SECRET, now=NOW), SECRET, now=NOW)
+    assert (event.run_id, event.data.status) == ("run_1", "failed")  # type: ignore[union-attr]
+    assert event.id == ("" if "id" in odd else "whd_1")
+    assert event.created_at == (0 if "created_at" in odd else 5)
+
+
 @pytest.mark.parametrize("padded", [f"{SECRET}\n", f" {SECRET}", f"\t{SECRET}\r\n "])
 def test_white_space_around_a_secret(padded: str) -> None:
     """A secret from a file ends with a newline: verifying and signing remove it alike."""

@@ -31,6 +31,7 @@ EVENT_HEADER = "Flora-Event"
 """The header with the event's type; it is in the body too, where it is signed."""
 
 _MAX_BODY = 2**20
+_MAX_MILLISECONDS = 1e15
 _MAX_HEADER = 4096
 _MAX_SIGNATURES = 8
 _TIME = re.compile(r"[0-9]{1,12}")
@@ -82,7 +83,7 @@ class WebhookEvent(Record, frozen=True, kw_only=True):
     """``whd_...``; empty if the event has none."""
     type: WebhookType
     created_at: float
-    """Unix milliseconds; 0 if the event has none."""
+    """Unix milliseconds; 0 if the event has none, or names its time in another form."""
     data: WebhookData | JSONValue
     """A :class:`WebhookData` if the event is about a run (``run.*``); else the event's data as decoded JSON."""
     api_version: str | None = None
@@ -100,15 +101,23 @@ class WebhookEvent(Record, frozen=True, kw_only=True):
 
 
 class _Envelope(Struct, frozen=True, kw_only=True):
+    """The fields of an event, of any type: the event is signed, and one odd field must not make it a forgery."""
+
     type: str
-    id: str = ""
-    created_at: float = 0.0
-    api_version: str | None = None
+    id: object = ""
+    created_at: object = 0.0
+    api_version: object = None
     data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _RunOutcome(Struct, frozen=True):
+    run_id: str
+    status: str
 
 
 _envelope = msgspec.json.Decoder(_Envelope)
 _run_data = msgspec.json.Decoder(WebhookData)
+_run_outcome = msgspec.json.Decoder(_RunOutcome)
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -176,22 +185,28 @@ def _decode_event(raw: bytes) -> WebhookEvent | None:
     try:
         envelope = _envelope.decode(raw)
         return WebhookEvent(
-            id=envelope.id,
+            id=envelope.id if isinstance(envelope.id, str) else "",
             type=envelope.type,
-            created_at=envelope.created_at,
+            created_at=_milliseconds(envelope.created_at),
             data=_decode_data(envelope),
-            api_version=envelope.api_version,
+            api_version=envelope.api_version if isinstance(envelope.api_version, str) else None,
         )
     except _UNDECODABLE:
         return None
 
 
+def _milliseconds(created_at: object) -> float:
+    return float(created_at) if isinstance(created_at, int | float) and abs(created_at) < _MAX_MILLISECONDS else 0.0
+
+
 def _decode_data(envelope: _Envelope) -> WebhookData | JSONValue:
     if envelope.type.startswith("run."):
-        try:
-            return _run_data.decode(envelope.data)
-        except _UNDECODABLE:
-            pass  # FLORA may add types of events with other data. The caller gets the decoded JSON.
+        for decoder in (_run_data, _run_outcome):
+            try:
+                known = decoder.decode(envelope.data)
+            except _UNDECODABLE:
+                continue  # FLORA may add types of events with other data. The caller gets the decoded JSON.
+            return known if isinstance(known, WebhookData) else WebhookData(run_id=known.run_id, status=known.status)
     data: JSONValue = msgspec.json.decode(envelope.data)
     return data
 

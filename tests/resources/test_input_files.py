@@ -320,6 +320,24 @@ async def test_the_memory_of_files_is_bounded(store: Store, flora: Flora, photo:
     assert len(store.files) == 4
 
 
+async def test_a_file_that_is_changed_during_its_upload(store: Store, flora: Flora, photo: Path) -> None:
+    """The upload is refused: its URL would stand for other bytes, also in later orders with the first ones."""
+    first = photo.read_bytes()
+
+    async def rewrite(request: web.Request) -> web.StreamResponse:
+        photo.write_bytes(PNG + b"another, longer mug")
+        return await store.take(request)
+
+    store.server.on("POST", "/assets", rewrite)
+    with pytest.raises(UploadError, match="changed during the upload"):
+        await flora.generations.create(**PLACE, params={"image_url": photo})
+    assert not store.params()
+    store.server.on("POST", "/assets", store.take)
+    photo.write_bytes(first)
+    await flora.generations.create(**PLACE, params={"image_url": photo})
+    assert store.params() == [{"image_url": "https://media.flora.ai/2.png"}]
+
+
 async def test_an_error_of_flora_leaves_as_it_is(store: Store, flora: Flora, photo: Path) -> None:
     """A refused key is an AuthenticationError of the create."""
     store.server.on("POST", "/assets", error(401, "invalid_api_key"))

@@ -321,6 +321,42 @@ async def test_nodes_come_in_the_order_asked(server: Scripted) -> None:
     assert server.count("POST", case.path) == 1
 
 
+async def test_an_odd_item_does_not_hide_the_runs_of_other_nodes(server: Scripted) -> None:
+    """FLORA bills all started nodes: each run id of the response is returned, and the request is sent once."""
+    case = CASES["canvas.run_nodes"]
+    items = [
+        {"node_id": "n1", "status": "started", "run_id": "run_1", "charged_cost": "0.5"},
+        {"node_id": "n2", "status": None, "reason": ["locked"]},
+        {"node_id": "n3", "status": "started", "run_id": "run_3"},
+        {"node_id": "n3", "status": "started", "run_id": "run_4"},
+        {"node_id": None, "status": "started"},
+    ]
+    script(server, case, answer({"project_id": "prj_1", "runs": items}))
+    async with client(server) as flora:
+        runs = await flora.canvas.run_nodes(["n1", "n2", "n3"], workspace_id="ws_1", project_id="prj_1")
+    ids = [(each.node_id, each.run and each.run.run_id, each.reason) for each in runs]
+    assert ids[:4] == [
+        ("n1", "run_1", None),
+        ("n2", None, "unknown"),
+        ("n3", "run_3", None),
+        ("n3", "run_4", None),
+    ]
+    assert "cannot decode FLORA's response" in (runs[0].message or "")
+    assert server.count("POST", case.path) == 1
+
+
+@pytest.mark.parametrize("name", ["gateway.generate", "canvas.run_action"])
+async def test_an_undecodable_start_names_its_run(server: Scripted, name: str) -> None:
+    """The id is kept when a retry under the same key is answered with a conflict, which has none."""
+    case = CASES[name]
+    script(server, case, answer({"run_id": "run_7", "charged_cost": None}), error(409, "idempotency_duplicate"))
+    async with Flora("any", base_url=server.base_url) as flora:
+        failure = await fails(case.call(flora))
+    assert failure.run_id == "run_7"
+    assert failure.outcome_unknown
+    assert server.count("POST", case.path) == (2 if case.keyed else 1)
+
+
 async def test_a_lost_response_is_sent_again_under_the_same_key(server: Scripted) -> None:
     """A conflict then proves that the first attempt was executed: the outcome is not "refused"."""
     case = CASES["canvas.run_nodes"]

@@ -150,7 +150,7 @@ def find_run_id(request: Request, status: int, beginning: bytes) -> str | None:
 
 
 def _is_accepted(request: Request, status: int) -> bool:
-    return status == 200 and request.order is not None and not isinstance(request.order, Order)
+    return status == 200 and request.billable and not isinstance(request.order, Order)
 
 
 def parse_started_run(response: RawResponse) -> StartedRun:

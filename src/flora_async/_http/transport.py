@@ -356,4 +356,6 @@ def _final_error(failures: list[errors.FloraError]) -> errors.FloraError:
     last = failures[-1]
     if isinstance(last, errors.APIError | errors.APIConnectionError | errors.ResponseDecodeError):
         last.attempts = len(failures)
+    if last.run_id is None:  # an earlier response, which could not be decoded, named the started run
+        last.run_id = next((failure.run_id for failure in failures if failure.run_id), None)
     return last

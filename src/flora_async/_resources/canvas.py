@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-from msgspec import Struct, field
+import msgspec
+from msgspec import Raw, Struct, field
 
 from flora_async import errors
 from flora_async._resources.operations import ItemPage, Operation, Resource
 from flora_async._validation import check_segment
 from flora_async.models import ActionId, ModelRef, Record, StartedRun
+
+log = logging.getLogger("flora_async")
 
 MAX_RUN_NODES = 50
 """Maximum number of nodes that FLORA starts in one request."""
@@ -170,8 +174,16 @@ class _NodeRun(Struct, frozen=True):
     message: str | None = None
 
 
+class _NamedRun(Struct, frozen=True):
+    """The fields of an item without which a run is lost."""
+
+    node_id: str = ""
+    run_id: str | None = None
+
+
 class _NodeRuns(Struct, frozen=True):
-    runs: tuple[_NodeRun, ...]
+    runs: tuple[Raw, ...]
+    """Undecoded: one odd item must not hide the runs of the others, which FLORA bills."""
 
 
 class _Nodes(ItemPage, frozen=True, kw_only=True):
@@ -272,9 +284,10 @@ class Canvas(Resource):
         answer = await self._call(
             _RUN_NODES, body={"node_ids": asked}, workspace_id=workspace_id, project_id=project_id
         )
-        found = {item.node_id: _to_node_run(item, project_id) for item in answer.runs}
-        ordered = [found.pop(each) if each in found else _no_run(each) for each in asked]
-        return (*ordered, *found.values())
+        runs = [_to_node_run(item, project_id) for item in map(_decode_item, answer.runs)]
+        found = {run.node_id: run for run in reversed(runs)}
+        ordered = [found.get(each) or _no_run(each) for each in asked]
+        return (*ordered, *(run for run in runs if run not in ordered))
 
     async def retrieve_definition(self, *, workspace_id: str, project_id: str) -> CanvasDefinition:
         """Return the whole canvas in FLORA's own form. OpenAPI: ``GET .../canvas/definition``."""
@@ -287,6 +300,20 @@ class Canvas(Resource):
         return await self._call(
             _REPLACE_DEFINITION, body={"definition": definition}, workspace_id=workspace_id, project_id=project_id
         )
+
+
+def _decode_item(item: Raw) -> _NodeRun:
+    """Return an item; an odd one with its ids only."""
+    try:
+        return msgspec.json.decode(item, type=_NodeRun)
+    except msgspec.MsgspecError as error:
+        reason = str(error)
+    log.warning("cannot decode a started node: %s", reason)
+    try:
+        known = msgspec.json.decode(item, type=_NamedRun)
+    except msgspec.MsgspecError:
+        known = _NamedRun()
+    return _NodeRun(known.node_id, "unknown", known.run_id, message=f"cannot decode FLORA's response: {reason}")
 
 
 def _no_run(node_id: str) -> NodeRun:

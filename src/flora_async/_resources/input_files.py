@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -19,6 +19,8 @@ from flora_async._inputs import OrderT, find_files, inputs_of, replace_files
 from flora_async._resources.upload_sources import open_source
 from flora_async._validation import check_path
 from flora_async.models import Asset
+
+_Version: TypeAlias = tuple[int, int, int, int]
 
 MAX_REMEMBERED_FILES = 10_000
 """Files of a client whose URLs are remembered."""
@@ -65,21 +67,29 @@ class InputFiles:
     async def _upload(self, file: os.PathLike[Any], workspace_id: str, memory: FileMemory | None) -> str:
         check_before_post.set(None)  # It is about the create, and this is a task of its own.
         path = check_path("a path in the inputs", file)
-        try:
-            status = await run_in_thread(path.stat)
-        except (OSError, ValueError) as error:
-            raise errors.ConfigurationError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
-        version = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        version = await _version(path)
         digest = await self._digests.get(version, partial(_digest, path))
         if memory is not None and (stored := await memory.find_url(workspace_id, digest)):
             return stored
-        url = await self._urls.get((workspace_id, digest), partial(self._send, path, workspace_id))
+        url = await self._urls.get((workspace_id, digest), partial(self._send, path, workspace_id, version))
         if memory is not None:
             await memory.record_url(workspace_id, digest, url)
         return url
 
-    async def _send(self, path: Path, workspace_id: str) -> str:
-        return _url_of(await self._upload_file(path, workspace_id))
+    async def _send(self, path: Path, workspace_id: str, version: _Version) -> str:
+        asset = await self._upload_file(path, workspace_id)
+        if await _version(path) != version:  # The URL may be that of other bytes than those of the digest.
+            raise errors.UploadError(f"cannot upload {path}: it was changed during the upload", asset_id=asset.asset_id)
+        return _url_of(asset)
+
+
+async def _version(path: Path) -> _Version:
+    """Return numbers that change with the content of a file."""
+    try:
+        status = await run_in_thread(path.stat)
+    except (OSError, ValueError) as error:
+        raise errors.ConfigurationError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 async def _digest(path: Path) -> str:
