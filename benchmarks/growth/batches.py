@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import math
-import multiprocessing
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ import sqlalchemy as sa
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
 from postgres import cluster
 
-from benchmarks.growth import peak_memory
+from benchmarks.growth import in_process, peak_memory
 from benchmarks.growth.server import serving
 from flora_async import Flora, Order
 from flora_async.durable import Batch, Batches
@@ -41,7 +40,6 @@ WINDOW = 20_000
 WARM_UP = 2_000
 """Orders of a window that are not measured."""
 SAMPLE_SECONDS = 60.0
-SPAWN = multiprocessing.get_context("spawn")
 
 
 async def seen(base_url: str) -> dict[str, Any]:
@@ -118,13 +116,14 @@ async def order(base_url: str, database: str, size: int, window: int, seconds: f
         stored, memory, stored_bytes = time.time(), peak_memory(), disk(database)
         first = (await started(base_url, 1, pause=0.01))["first"]
         warm = await started(base_url, WARM_UP if part > 2 * WARM_UP else 1)
+        used = time.process_time()
         samples = await observe(base_url, database, batch, part, seconds)
         done = await seen(base_url)
         whole = done["started"] >= size
         if whole:
             await batch.finished()
         ended, count = (time.time(), size) if whole else (done["last"], done["started"] - warm["started"])
-        measured = time.time()
+        measured, used = time.time(), time.process_time() - used
     return {
         "store seconds": stored - began,
         "stored orders a second": size / (stored - began),
@@ -132,6 +131,7 @@ async def order(base_url: str, database: str, size: int, window: int, seconds: f
         "first order, seconds": first - began,
         "ordered": done["started"],
         "orders a second": count / (ended - (first if whole else warm["last"])),
+        "CPU, ms an order": 1e3 * used / (done["started"] - warm["started"]),
         "peak memory of storing, MB": memory / 1e6,
         "peak memory, MB": peak_memory() / 1e6,
         "stored MB on disk": stored_bytes / 1e6,
@@ -155,20 +155,12 @@ async def resume(base_url: str, database: str) -> dict[str, float]:
     return figures | {"MB on disk": disk(database) / 1e6}
 
 
-def _run(said: Any, work: Any, *arguments: Any) -> None:
-    said.put(asyncio.run(work(*arguments)))
+def ordered(*arguments: Any) -> dict[str, Any]:
+    return asyncio.run(order(*arguments))
 
 
-def in_process(work: Any, *arguments: Any) -> dict[str, Any]:
-    """Return the figures of a function that runs in a process of its own."""
-    said = SPAWN.Queue()
-    process = SPAWN.Process(target=_run, args=(said, work, *arguments))
-    process.start()
-    while process.is_alive() and said.empty():
-        process.join(0.2)
-    figures: dict[str, Any] = said.get(timeout=5)
-    process.join()
-    return figures
+def resumed(*arguments: Any) -> dict[str, Any]:
+    return asyncio.run(resume(*arguments))
 
 
 @contextmanager
@@ -185,8 +177,8 @@ def fresh(kind: str) -> Iterator[str]:
 def measure(kind: str, size: int, window: int = WINDOW, seconds: float = math.inf) -> dict[str, Any]:
     """Measure one batch."""
     with serving() as base_url, fresh(kind) as database:
-        figures = in_process(order, base_url, database, size, window, seconds)
-        figures |= in_process(resume, base_url, database)
+        figures = in_process(ordered, base_url, database, size, window, seconds)
+        figures |= in_process(resumed, base_url, database)
     return {"database": kind, "orders": size, **figures}
 
 

@@ -18,7 +18,7 @@ from flora_async import NotFoundError
 from flora_async._http.rate_limit import RateLimiter
 from flora_async._polling.poller import Poller
 from flora_async._polling.targets import Scope, WaitTarget
-from flora_async._polling.tracked_run import TrackedRun
+from flora_async._polling.tracked_run import Agenda, TrackedRun
 from flora_async._polling.waiting import RunOutcomes
 from flora_async.events import Event, WaitFinished
 from flora_async.models import Generation, GenerationPage, PageMeta
@@ -241,6 +241,73 @@ async def begin_and_close(count: int, patch: pytest.MonkeyPatch) -> int:
     assert not poller._tracked
     assert sum(isinstance(event, WaitFinished) for event in events) == count
     return most
+
+
+@pytest.mark.parametrize("how", ["timeout", "close"])
+def test_waits_that_end_together_end_in_small_steps(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass of the event loop ends no more waits of 3,000 than of 1,500, at a common deadline or at ``close()``."""
+    most = {}
+    for count in (1500, 3000):
+        with monkeypatch.context() as patch:
+            most[count] = run_virtually(end_together(count, how, patch))
+    assert 100 < most[3000] <= 1.1 * most[1500]
+
+
+async def end_together(count: int, how: str, patch: pytest.MonkeyPatch) -> int:
+    """End waits together. Return the highest number that ended in one pass of the event loop."""
+    ended, most, select = 0, 0, _Selector.select
+
+    def end(_waiter: object) -> None:
+        nonlocal ended
+        ended += 1
+
+    def begin_pass(self: _Selector, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        nonlocal ended, most
+        most, ended = max(most, ended), 0
+        return select(self, timeout)
+
+    patch.setattr(_Selector, "select", begin_pass)
+    poller = Poller(SimulatedFlora().operations(pages=False))
+    deadline = asyncio.get_running_loop().time() + (1.0 if how == "timeout" else 600.0)
+    waiters = [
+        poller.add_waiter(poller.track(WaitTarget(f"run_{number}"), None), deadline=deadline) for number in range(count)
+    ]
+    for waiter in waiters:
+        waiter.add_done_callback(end)
+    await asyncio.sleep(0.5)
+    if how == "close":
+        await poller.close()
+    await asyncio.wait(waiters)
+    assert all((waiter.exception() or waiter.result()) is None for waiter in waiters) is (how == "timeout")
+    assert not poller._tracked
+    return most
+
+
+@pytest.mark.parametrize("count", [1000, 20_000])
+def test_an_agenda_forgets_dropped_items_a_few_at_a_time(count: int) -> None:
+    """No operation takes more calls with more items, none keeps many dropped ones, and the order stays right."""
+    calls, most, chance = 0, 0, random.Random(count)
+
+    def count_call(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    agenda, due = Agenda[int](), {number: chance.random() for number in range(count)}
+    for number in due:
+        agenda.put(number, due[number])
+    for number in chance.sample(range(count), count - 100):
+        calls = 0
+        sys.setprofile(count_call)
+        try:
+            agenda.drop(number)
+        finally:
+            sys.setprofile(None)
+        most = max(most, calls)
+        del due[number]
+        assert len(agenda._heap) + len(agenda._old_heap) <= 3 * len(due) + 200
+    assert most < 40
+    assert agenda.next_due() == min(due.values())
+    assert [agenda.pop(1.0) for _ in range(101)] == [*sorted(due, key=lambda number: due[number]), None]
 
 
 def test_a_cancelled_close_ends_every_wait() -> None:

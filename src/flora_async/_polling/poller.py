@@ -47,7 +47,7 @@ PAGE_TIMEOUT = 1.5
 SWEEP_LOOKAHEAD = 1.0
 """A sweep includes the runs that are due within this many seconds."""
 RUNS_PER_STEP = 1000
-"""Maximum number of due runs processed in one step of the event loop."""
+"""Maximum number of due runs, or of ending waits, processed in one step of the event loop."""
 MAX_SWEEP_RUNS = 2000
 """Maximum number of runs that sweeps search for. Other awaited runs on the same pages are updated too."""
 FINAL_POLL_LEAD = 5.0
@@ -254,18 +254,23 @@ class Poller:
         if self._loop is not running_loop():
             self._loop.call_soon_threadsafe(self._end_all)
             return
-        ending = self._end_all()
+        try:
+            for ended, tracked in enumerate(list(self._tracked.values())):
+                if ended % RUNS_PER_STEP == RUNS_PER_STEP - 1:
+                    await asyncio.sleep(0)
+                self._end_closed(tracked)
+        finally:  # after a cancellation too, end all waits
+            ending = self._end_all()
         if ending:
             await asyncio.wait(ending)
 
+    def _end_closed(self, tracked: TrackedRun) -> None:
+        reason = f"cannot wait for {tracked.run_id}: the client was closed. The run continues at FLORA"
+        self._resolve_waiters(tracked, errors.ClientClosedError(reason))
+
     def _end_all(self) -> list[asyncio.Task[None]]:
         for tracked in list(self._tracked.values()):
-            self._resolve_waiters(
-                tracked,
-                errors.ClientClosedError(
-                    f"cannot wait for {tracked.run_id}: the client was closed. The run continues at FLORA"
-                ),
-            )
+            self._end_closed(tracked)
         tasks = (self._task, self._turn_task, *(poll.task for poll in self._polls))
         ending = [task for task in tasks if task is not None and not task.done()]
         for task in ending:
@@ -307,7 +312,10 @@ class Poller:
                     poll.task.cancel()
 
     def _expire_deadlines(self, now: float) -> None:
-        while (waiter := self._deadlines.pop(now)) is not None:
+        for _ in range(RUNS_PER_STEP):
+            waiter = self._deadlines.pop(now)
+            if waiter is None:
+                return
             if waiter.done():
                 continue
             if waiter.deadline <= now:

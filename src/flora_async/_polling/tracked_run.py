@@ -21,12 +21,21 @@ T = TypeVar("T")
 EARLY_POLL_SHARE = 0.25
 """Share of its interval by which a schedule accepts an earlier poll of another wait as its own."""
 
+MOVED_ENTRIES = 8
+"""Number of entries of an agenda that one drop moves to its new heap."""
+
 
 class Agenda(Generic[T]):
-    """A priority queue of items by due time. Each item has one due time."""
+    """A priority queue of items by due time. Each item has one due time.
+
+    The entry of a dropped item stays in the heap. If most entries are such, the others move to a new heap, a few with
+    each further drop: a heap of 100,000 items rebuilt at once would stall the event loop.
+    """
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, T]] = []
+        self._old_heap: list[tuple[float, int, T]] = []
+        """The heap whose live entries move to the new one."""
         self._numbers: dict[T, int] = {}
         self._count = count()
 
@@ -40,29 +49,47 @@ class Agenda(Generic[T]):
 
     def drop(self, item: T) -> None:
         """Remove an item if it is present."""
-        if self._numbers.pop(item, None) is not None and len(self._heap) > 2 * len(self._numbers) + 64:
-            self._heap = [item for item in self._heap if self._numbers.get(item[2]) == item[1]]
-            heapq.heapify(self._heap)
+        if self._numbers.pop(item, None) is None:
+            return
+        if not self._old_heap and len(self._heap) > 2 * len(self._numbers) + 64:
+            self._old_heap, self._heap = self._heap, []
+        for _ in range(min(MOVED_ENTRIES, len(self._old_heap))):
+            entry = self._old_heap.pop()  # without the last entry of its list, a heap is still one
+            if self._numbers.get(entry[2]) == entry[1]:
+                heapq.heappush(self._heap, entry)
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._numbers)
 
+    def _first_heap(self) -> list[tuple[float, int, T]]:
+        """Return the heap whose top is the first item. It is empty if the agenda is."""
+        heap = self._without_dropped_top(self._heap)
+        if not self._old_heap:
+            return heap
+        return min((each for each in (heap, self._without_dropped_top(self._old_heap)) if each), default=heap)
+
+    def _without_dropped_top(self, heap: list[tuple[float, int, T]]) -> list[tuple[float, int, T]]:
+        while heap and self._numbers.get(heap[0][2]) != heap[0][1]:
+            heapq.heappop(heap)
+        return heap
+
     def next_due(self) -> float:
         """Return the earliest due time; infinity if the agenda is empty."""
-        while self._heap and self._numbers.get(self._heap[0][2]) != self._heap[0][1]:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else math.inf
+        heap = self._first_heap()
+        return heap[0][0] if heap else math.inf
 
     def first(self, until: float) -> T | None:
         """Return the first item due by *until*, or ``None``."""
-        return None if self.next_due() > until else self._heap[0][2]
+        heap = self._first_heap()
+        return heap[0][2] if heap and heap[0][0] <= until else None
 
     def pop(self, until: float) -> T | None:
         """Remove and return the first item due by *until*, or ``None``."""
-        item = self.first(until)
-        if item is not None:
-            heapq.heappop(self._heap)
-            del self._numbers[item]
+        heap = self._first_heap()
+        if not heap or heap[0][0] > until:
+            return None
+        item = heapq.heappop(heap)[2]
+        del self._numbers[item]
         return item
 
 
