@@ -220,9 +220,11 @@ def mixed_waits(url: str, cpus: tuple[int | None, int | None], page: Path, round
 
 
 def imports(workers: list[Worker], rounds: int) -> dict[str, list[float]]:
-    """Return the CPU seconds of each import, less those of a bare interpreter."""
+    """Return the CPU seconds of each import from bytecode, less those of a bare interpreter."""
     modules = {worker.name: worker.imports for worker in workers if worker.imports and "uvloop" not in worker.name}
     figures: dict[str, list[float]] = {name: [] for name in modules}
+    for module in modules.values():
+        _imported(f"import {module}")  # writes the bytecode
     for _ in range(rounds):
         bare = _imported("")
         for name in random.sample(list(modules), len(modules)):
@@ -232,7 +234,8 @@ def imports(workers: list[Worker], rounds: int) -> dict[str, list[float]]:
 
 def _imported(statement: str) -> float:
     code = f"{statement}\nimport resource as r\nu = r.getrusage(r.RUSAGE_SELF)\nprint(u.ru_utime + u.ru_stime)"
-    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    kept = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=kept)
     return float(ran.stdout)
 
 

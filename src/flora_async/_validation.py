@@ -160,7 +160,7 @@ def to_json(name: str, value: object) -> Json:
 
 def to_json_object(name: str, value: object) -> dict[str, Json]:
     """Return the mapping *value* as :func:`to_json` does."""
-    if not is_mapping(value):
+    if type(value) is not dict and not is_mapping(value):
         fix = ". Decode it first, with json.loads(...)" if isinstance(value, str) else ""
         raise errors.ConfigurationError(
             f"{name} must be a mapping of names to values, like a dict, not {type(value).__name__}{fix}"
@@ -192,10 +192,14 @@ def _convert(value: object, depth: int) -> Json:
         return value
     if isinstance(value, str):
         return value if type(value) is str and value.isascii() else _convert_text(value)
+    if type(value) is float and math.isfinite(value):
+        return value
     if isinstance(value, int | float):
-        return _convert_number(value)
+        return value if type(value) is int and _MIN_INT <= value <= _MAX_INT else _convert_number(value)
     if depth == _MAX_DEPTH:
         raise _UnsendableError(f"is nested more than {_MAX_DEPTH} levels deep, or contains itself")
+    if type(value) is dict:
+        return _convert_object(value, depth + 1)
     if is_mapping(value):
         return _convert_object(value, depth + 1)
     if is_list(value):
@@ -240,7 +244,8 @@ def _convert_object(mapping: Mapping[object, object], depth: int) -> dict[str, J
         if not isinstance(key, str):
             raise _UnsendableError(f"has the key {key!r}, and JSON has only text as keys. Use {str(key)!r}")
         try:
-            converted[_convert_text(key)] = _convert(item, depth)
+            text = key if type(key) is str and key.isascii() else _convert_text(key)
+            converted[text] = _convert(item, depth)
         except _UnsendableError as error:
             error.steps.append(f"[{str.__str__(key)!r}]")
             raise

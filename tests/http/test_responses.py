@@ -55,7 +55,7 @@ from flora_async._http.responses import (
     retry_after,
 )
 from flora_async._http.urls import parse_base_url
-from flora_async._validation import check_idempotency_key
+from flora_async._validation import check_idempotency_key, check_run
 
 FLORA = parse_base_url("https://app.flora.ai/api/v1")
 LOCAL = parse_base_url("http://127.0.0.1:8080/api/v1")
@@ -118,7 +118,7 @@ def test_ids_are_opaque_behind_their_prefix(run_id: str) -> None:
 def test_ids_that_cannot_be(run_id: Any) -> None:
     """Nothing that could leave its place in the path is sent; the error names the argument."""
     with pytest.raises(ConfigurationError, match="run_id"):
-        retrieve_request(FLORA, run_id)
+        check_run("run_id", run_id)
 
 
 def test_a_create_request() -> None:

@@ -25,6 +25,7 @@ from flora_async._http.responses import (
     parse_run,
     parse_started_run,
 )
+from flora_async._validation import check_id
 
 ORIGIN = urls.parse_base_url("https://app.flora.ai/api/v1")
 REQUEST = Request(method="GET", url="https://app.flora.ai/api/v1/runs/run_1")
@@ -67,7 +68,7 @@ def place(body: bytes, header: str, choice: int) -> None:
     readers: tuple[Any, ...] = (
         partial(urls.media_url, ORIGIN),
         urls.parse_base_url,
-        partial(retrieve_request, ORIGIN),
+        partial(check_id, "run_id", prefix="run_"),
     )
     readers[choice % 3](header)
 

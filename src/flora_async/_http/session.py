@@ -12,7 +12,7 @@ import math
 import platform
 import socket
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from errno import EACCES
 from io import BytesIO
@@ -21,7 +21,6 @@ from typing import Any, TypeAlias, TypeVar
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.payload import BytesIOPayload
 from aiohttp.tracing import Trace
 from yarl import URL
 
@@ -43,6 +42,8 @@ CONNECT_TIMEOUT = 10.0
 """Seconds to open a connection; at most nine tenths of the timeout."""
 _STORE_RESPONSE_BYTES = 4096
 """Bytes of a store's response to an upload that are read."""
+_LARGE_BODY = 2**20
+"""Bytes from which on aiohttp takes a body as a file, whose parts it sends in several steps of the event loop."""
 _LAST_RESPONSE = "_flora_last_response"
 CREATE_KEEPALIVE = 2.0
 """Maximum idle seconds of a connection for creates. Servers keep connections longer, so none closes under a POST."""
@@ -104,9 +105,7 @@ class HTTPSessions:
         """Send *request* once and parse its response."""
         create = request.order is not None
         session = self._creates if create else self._fresh if request.fresh else self._reads
-        body = (
-            None if request.body is None else BytesIOPayload(BytesIO(request.body), content_type=request.content_type)
-        )
+        body = request.body if request.body is None or len(request.body) <= _LARGE_BODY else BytesIO(request.body)
         waiting = self._connector.waiting
         if create:
             # A passed deadline or a pending cancellation ends a create here, before it is billed.
@@ -169,14 +168,13 @@ class HTTPSessions:
         parts: list[bytes] = []
         size = 0
         failure: errors.FloraError | None = None
-        length = response.content_length
         try:
-            # The usual case: the body came with the headers.
-            if content.is_eof() and (length is None or length <= limit):
-                body = content.read_nowait()
-                size = len(body)
+            if content.is_eof():  # the usual case: the body came with the headers
+                parts.append(content.read_nowait())
+                size = len(parts[0])
                 if size <= limit:
-                    return body
+                    return parts[0]
+            length = response.content_length
             async with asyncio.timeout(seconds):
                 while size <= limit and (length is None or length <= limit):
                     part = await content.readany()
@@ -233,6 +231,8 @@ class HTTPSessions:
     def _request_headers(self, request: Request, session: aiohttp.ClientSession) -> dict[str, str]:
         """Build the headers with the API key. Only frames of aiohttp hold them afterwards."""
         headers = {"Authorization": self._key.bearer()}
+        if request.body is not None:
+            headers["Content-Type"] = request.content_type
         if request.idempotency_key is not None:
             headers["Idempotency-Key"] = request.idempotency_key
         return headers | self._headers if session is self._borrowed else headers
@@ -358,16 +358,14 @@ def _log_response(answer: RawResponse, *, seconds: float) -> None:
 
 
 class TraceableResponse(aiohttp.ClientResponse):
-    """A response that keeps its transport after it was read, when aiohttp has released the connection."""
+    """A response that keeps its connection after it was read, when aiohttp has released it."""
 
-    wire: asyncio.Transport | None = None
     protocol: ResponseHandler | None = None
 
-    async def start(self, connection: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
-        """Record the connection."""
-        self.wire = connection.transport
+    def start(self, connection: aiohttp.connector.Connection) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
+        """Record the connection, and return the coroutine that reads the headers."""
         self.protocol = connection.protocol
-        return await super().start(connection)
+        return super().start(connection)
 
 
 def _is_repeated(response: aiohttp.ClientResponse, answer: RawResponse) -> bool:
@@ -383,8 +381,9 @@ def _is_repeated(response: aiohttp.ClientResponse, answer: RawResponse) -> bool:
 
 def _abort_connection(response: aiohttp.ClientResponse) -> None:
     """Abort the connection of an unexpected response. It can also deliver a wrong response to the next request."""
-    if isinstance(response, TraceableResponse) and response.wire is not None:
-        response.wire.abort()
+    protocol = response.protocol if isinstance(response, TraceableResponse) else None
+    if protocol is not None and protocol.transport is not None:
+        protocol.transport.abort()
 
 
 class _CreateConnector(aiohttp.TCPConnector):
