@@ -15,6 +15,7 @@ from flora_async import (
     BudgetExceededError,
     ClientClosedError,
     ConfigurationError,
+    CreateOutcomeUnknownError,
     Flora,
     Order,
     RunFailedError,
@@ -378,6 +379,29 @@ def mixed(count: int) -> Iterator[Order]:
     for number in range(count):
         failure = f" [fail:{codes[number // 5 % len(codes)]}]" if number % 5 == 0 else ""
         yield image(f"{number}{failure}")
+
+
+@pytest.mark.parametrize("how", ["start_run", "generate", "generate_many"])
+async def test_a_recovered_create_is_settled_by_its_wait(how: str) -> None:
+    """An order whose outcome was unknown counts its charge once its run was found and has completed."""
+    budget = Budget(1.0)
+    async with (
+        Sandbox(quote_factor=3.5, charge_delay=30, idempotency="replay") as sandbox,
+        Flora(sandbox.api_key, base_url=sandbox.base_url, max_retries=0, recover="strict") as flora,
+    ):
+        await flora.generate(image(), budget=budget, settle=True)  # the price is known
+        sandbox.fail_next("lost_reply", path="/generate")
+        with pytest.raises(CreateOutcomeUnknownError) as unknown:
+            if how == "generate_many":
+                (await anext(flora.generate_many([image()], budget=budget))).result()
+            else:
+                await getattr(flora, how)(image(), budget=budget)
+        assert (budget.unsettled, budget.spent) == (1, PRICE)
+        assert budget.expected == pytest.approx(2 * PRICE)
+        started = await flora.recover_create(unknown.value)
+        await flora.wait_for_run(started, settle=True)
+    assert budget.unsettled == 0
+    assert budget.spent == budget.expected == pytest.approx(2 * PRICE)
 
 
 @pytest.mark.parametrize("many", [False, True])

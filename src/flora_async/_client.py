@@ -525,7 +525,7 @@ class Flora:
         )
 
     def _hold_entry(self, run_id: str, entry: CostEntry) -> None:
-        """Keep the entry of a run without a charge: a record that a later wait sees settles it."""
+        """Keep the entry of a run without a charge, or of a create under its key: a later wait sees the charge."""
         self._unsettled[run_id] = entry
 
     @overload
@@ -761,9 +761,15 @@ class Flora:
         Raises:
             CreateOutcomeUnknownError: the run is still unknown; ``error.candidates`` has the possible run ids.
         """
-        return await self._recovery.recover(
+        started = await self._recovery.recover(
             _check_recoverable(error), {target.run_id for target in self._wait_targets(known)}
         )
+        entry = self._unsettled.pop(error.idempotency_key or "", None)
+        if entry is not None:
+            entry.start(started.quoted_cost)
+            entry.abandon()
+            self._hold_entry(started.run_id, entry)
+        return started
 
     async def download(
         self,

@@ -180,11 +180,12 @@ class CostTracker:
         kind = self.costs[key]
         self._set(key, replace(kind, unanswered=kind.unanswered - 1, doubtful=kind.doubtful + 1))
 
-    def record_started(self, key: PriceKey, quote: float) -> None:
-        """Count a created run with its quote; 0 if that is unknown, as for a recovered run."""
+    def record_started(self, key: PriceKey, quote: float, *, doubtful: bool = False) -> None:
+        """Count a created run with its quote; 0 if that is unknown, as for a recovered run, which was *doubtful*."""
         kind = self.costs[key]
         self._quotes.setdefault(key, []).append(quote)
-        self._update(key, replace(kind, unanswered=kind.unanswered - 1, running=kind.running + 1))
+        unanswered, doubts = kind.unanswered - (not doubtful), kind.doubtful - doubtful
+        self._update(key, replace(kind, unanswered=unanswered, doubtful=doubts, running=kind.running + 1))
 
     def record_charge(
         self, key: PriceKey, quote: float, charge: float, *, completed: bool = True, unsettled: bool = False
@@ -226,7 +227,7 @@ class CostEntry:
         self._key = key
         self._trackers = trackers
         self._quote = 0.0
-        self._state: Literal["reserved", "running", "unsettled", "ended"] = "reserved"
+        self._state: Literal["reserved", "doubtful", "running", "unsettled", "ended"] = "reserved"
         for tracker in trackers:
             tracker.record_sent(key)
 
@@ -239,10 +240,10 @@ class CostEntry:
 
     def start(self, quote: float) -> None:
         """Count the created run with its quote. A quote below 0 is none."""
-        if self._state == "reserved":
-            self._state, self._quote = "running", max(0.0, quote)
+        if self._state in ("reserved", "doubtful"):
+            doubtful, self._state, self._quote = self._state == "doubtful", "running", max(0.0, quote)
             for tracker in self._trackers:
-                tracker.record_started(self._key, self._quote)
+                tracker.record_started(self._key, self._quote, doubtful=doubtful)
 
     def finish(self, run: Run) -> None:
         """Count the charge of a finished run, at least 0. A completed run without a charge stays as it is."""
@@ -262,6 +263,6 @@ class CostEntry:
             for tracker in self._trackers:
                 tracker.record_unsettled(self._key)
         elif self._state == "reserved":
-            self._state = "ended"
+            self._state = "doubtful"
             for tracker in self._trackers:
                 tracker.record_doubtful(self._key)

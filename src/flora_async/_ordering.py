@@ -20,7 +20,8 @@ Settle: TypeAlias = Callable[[StartedRun, Run], "asyncio.Future[Run | None]"]
 """Returns a future for a completed run with its charge."""
 
 Hold: TypeAlias = Callable[[str, CostEntry], object]
-"""Keeps the entry of a run that is not awaited any more, so that a later charge of it is counted."""
+"""Keeps the entry of a run that is not awaited any more, so that a later charge of it is counted. The entry of a create
+with an unknown outcome is kept under its idempotency key."""
 
 
 def decide(trackers: Sequence[CostTracker], key: PriceKey) -> tuple[BudgetDecision, CostTracker | None]:
@@ -68,19 +69,20 @@ async def reserve_cost(trackers: Sequence[CostTracker], order: AnyOrder) -> Cost
 
 async def start_counted(entry: CostEntry, start: Awaitable[StartedRun], hold: Hold) -> StartedRun:
     """Start a run that is not awaited here: it counts at its expected cost until its charge is seen."""
-    started = await _start(entry, start)
+    started = await _start(entry, start, hold)
     entry.abandon()
     hold(started.run_id, entry)
     return started
 
 
-async def _start(entry: CostEntry, start: Awaitable[StartedRun]) -> StartedRun:
+async def _start(entry: CostEntry, start: Awaitable[StartedRun], hold: Hold) -> StartedRun:
     """Await a create and count it. A create that was cancelled before its first byte costs nothing."""
     with _watch_post() as sent:
         try:
             started = await start
-        except errors.CreateOutcomeUnknownError:
+        except errors.CreateOutcomeUnknownError as error:
             entry.abandon()
+            hold(error.idempotency_key, entry)
             raise
         except errors.FloraError:
             entry.release()
@@ -180,7 +182,7 @@ class Ordering:
         return await admit(self.trackers, order, self._stopped.is_set)
 
     async def _attempt(self, order: AnyOrder, entry: CostEntry, key: str | None) -> Run:
-        started = await _start(entry, self._start(order, key))
+        started = await _start(entry, self._start(order, key), self._hold)
         try:
             run = await self._finish(started)
         except errors.RunFailedError as error:
