@@ -514,6 +514,23 @@ async def test_close_ends_the_reading_of_responses(server: Scripted) -> None:
     assert "https?" not in str(create)
 
 
+async def test_close_ends_the_reads_of_a_callers_session(server: Scripted) -> None:
+    """The session stays open, and a read by it does not go on until its timeout; a timeout of its own stays one."""
+    server.on("GET", f"/runs/{RUN_ID}", silence)
+    async with aiohttp.ClientSession() as session:
+        flora = Flora(KEY, base_url=server.base_url, session=session, max_retries=0)
+        read = asyncio.create_task(flora.generations.retrieve(RUN_ID))
+        while not server.asked:
+            await asyncio.sleep(0.001)
+        with pytest.raises(APITimeoutError):
+            await flora.generations.retrieve(RUN_ID, timeout=0.1)
+        async with asyncio.timeout(2):
+            await flora.close()
+            with pytest.raises(ClientClosedError):
+                await read
+        assert not session.closed
+
+
 async def test_close_ends_what_pauses_and_what_waits_for_its_turn(server: Scripted) -> None:
     """A call in its retry pause, calls and polls behind it, and a create: at once, and nothing more is sent."""
     server.on("GET", f"/runs/{RUN_ID}", error(429, headers={"Retry-After": "20"}))

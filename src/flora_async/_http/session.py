@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from errno import EACCES
 from io import BytesIO
 from ssl import SSLCertVerificationError, SSLError
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -32,6 +32,13 @@ from flora_async._http.settings import HTTPSettings
 from flora_async._version import __version__
 
 T = TypeVar("T")
+
+
+class SendOnce(Protocol):
+    """Sends one attempt of a request and parses its response."""
+
+    def __call__(self, request: Request, read: Callable[[RawResponse], T], /) -> Coroutine[Any, Any, T]: ...
+
 
 _Address: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
 """One result of ``getaddrinfo``."""
@@ -95,6 +102,9 @@ class HTTPSessions:
         )
         self._date: str | None = None
         self._closing = False
+        self._borrowed_reads: set[asyncio.Timeout] = set()
+        self.send: SendOnce = self.send_once if borrowed is None else self._send_until_closed
+        """Sends a request once and parses its response."""
 
     @property
     def closed(self) -> bool:
@@ -157,6 +167,22 @@ class HTTPSessions:
         finally:
             del failure  # it refers to this frame
             waiting.discard(asyncio.current_task())
+
+    async def _send_until_closed(self, request: Request, read: Callable[[RawResponse], T]) -> T:
+        """Send *request* once, a read by the caller's session, which is not closed: the end of the client ends it."""
+        if request.order is not None or request.fresh:
+            return await self.send_once(request, read)
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._borrowed_reads.add(scope)
+                return await self.send_once(request, read)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise errors.ClientClosedError("the client was closed while a request was in flight") from None
+        finally:
+            self._borrowed_reads.discard(scope)
 
     async def _read_body(self, response: aiohttp.ClientResponse, request: Request, *, seconds: float) -> bytes:
         """Return the body. Raise if it has too many bytes or takes longer than *seconds*.
@@ -315,6 +341,8 @@ class HTTPSessions:
     async def close(self) -> None:
         """Close the sessions that were opened here. Requests in flight end in ClientClosedError at once."""
         self._closing = True
+        for scope in self._borrowed_reads:
+            scope.reschedule(asyncio.get_running_loop().time())
         async with AsyncExitStack() as closing:  # a cancellation skips the wait for one session
             for session in (self._creates, self._fresh, self._media, self._reads):
                 if session is not self._borrowed:

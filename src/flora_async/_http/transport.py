@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from msgspec import Struct
@@ -30,7 +30,7 @@ from flora_async._http.settings import HTTPSettings
 from flora_async.events import Emit, RateLimited, RequestFinished, RetryScheduled
 
 if TYPE_CHECKING:
-    from flora_async._http.session import HTTPSessions
+    from flora_async._http.session import HTTPSessions, SendOnce
 
 T = TypeVar("T")
 
@@ -157,7 +157,7 @@ class Transport:
 
     def _send_function(self, sessions: HTTPSessions, request: Request, *, attempt: int) -> SendOnce:
         """Return the function that sends one attempt, with its event and the check of this task, if there are any."""
-        send_once: SendOnce = sessions.send_once
+        send_once = sessions.send
         if self._emit is not None:
             send_once = partial(_send_with_event, self._emit, attempt, send_once)
         if (check := check_before_post.get()) is not None and request.billable:
@@ -292,12 +292,6 @@ class Transport:
         self._wake_waiters()
         if self._sessions is not None:
             self._close_task = asyncio.ensure_future(self._sessions.close())
-
-
-class SendOnce(Protocol):
-    """Sends one attempt of a request and parses its response."""
-
-    def __call__(self, request: Request, read: Callable[[RawResponse], T], /) -> Coroutine[Any, Any, T]: ...
 
 
 async def _check_and_send(

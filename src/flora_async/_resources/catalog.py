@@ -189,5 +189,6 @@ class Models(Resource):
             except msgspec.MsgspecError:
                 odd += 1
         if odd:
-            log.warning("cannot decode %d models of FLORA's list: their orders are not checked", odd)
+            text = "cannot decode %d models of FLORA's list: their orders are not checked"
+            log.warning(text, odd, extra={"field": "$.models"})
         return tuple(models)
