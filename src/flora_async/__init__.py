@@ -33,6 +33,7 @@ from flora_async._resources.generations import Generations
 from flora_async._resources.input_files import FileMemory
 from flora_async._resources.library import Feedback, FeedbackKind, FeedbackReceipt, Library, LibraryFolder, LibraryItem
 from flora_async._resources.pagination import (
+    AssetList,
     GenerationList,
     HistoryIterator,
     HistoryList,
@@ -98,6 +99,7 @@ from flora_async.models import (
     ActionRef,
     AnyOrder,
     Asset,
+    AssetPage,
     AssetStatus,
     BrokenItem,
     CostRow,
@@ -160,6 +162,8 @@ __all__ = [
     "AnyOrder",
     "AppliedChangeset",
     "Asset",
+    "AssetList",
+    "AssetPage",
     "AssetStatus",
     "Assets",
     "AuthenticationError",

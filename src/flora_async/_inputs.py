@@ -8,11 +8,13 @@ from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 from msgspec.structs import replace
 
-from flora_async.models import AnyOrder, Asset
+from flora_async.models import AnyOrder, Asset, ListedAsset
 
 OrderT = TypeVar("OrderT", bound=AnyOrder)
 
-InputFile: TypeAlias = os.PathLike[Any] | Asset
+AssetRecord: TypeAlias = Asset | ListedAsset
+
+InputFile: TypeAlias = os.PathLike[Any] | AssetRecord
 """A value that stands for its URL: a path, whose file is uploaded, or an asset."""
 
 STAND_IN = "https://media.flora.ai/file"
@@ -46,7 +48,7 @@ def without_files(order: OrderT) -> OrderT:
 
 def is_file(value: object) -> TypeGuard[InputFile]:
     """Return whether a value stands for the URL of a file. A plain string does not."""
-    return isinstance(value, os.PathLike | Asset)
+    return isinstance(value, os.PathLike | AssetRecord)
 
 
 def _walk(value: object, visited: dict[int, object]) -> Iterator[InputFile]:

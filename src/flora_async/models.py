@@ -726,6 +726,11 @@ class _AssetFields(Record, frozen=True, kw_only=True, omit_defaults=True):
             return None
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
+    @property
+    def ready(self) -> bool:
+        """Whether its URL can be used."""
+        return self.status == "ready" and bool(self.url)
+
 
 class Asset(_AssetFields, frozen=True, kw_only=True, omit_defaults=True):
     """A file at FLORA. As a value in the ``params`` of an order it stands for its URL. OpenAPI: ``/assets``."""
@@ -741,18 +746,27 @@ class Asset(_AssetFields, frozen=True, kw_only=True, omit_defaults=True):
     upload_url: str | None = None
     """Another description of the same form, or an address for a PUT."""
 
-    @property
-    def ready(self) -> bool:
-        """Whether its URL can be used."""
-        return self.status == "ready" and bool(self.url)
-
 
 class ListedAsset(_AssetFields, frozen=True, kw_only=True, omit_defaults=True):
-    """An item of the list of assets. OpenAPI: ``GET /assets``."""
+    """An item of the list of assets. In the ``params`` of an order it stands for its URL. OpenAPI: ``GET /assets``."""
 
     asset_id: str | None = None
     """``None`` for media that lie on a canvas only."""
     node_id: str | None = None
+
+
+class AssetPage(Record, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """One page of the list of assets. OpenAPI: ``GET /assets``."""
+
+    assets: tuple[ListedAsset, ...]
+    meta: PageMeta = PageMeta()
+    broken: tuple[BrokenItem, ...] = field(default=(), name="broken_for_client")
+    """The items that could not be decoded."""
+
+    @property
+    def next_cursor(self) -> str | None:
+        """Cursor of the next page; ``None`` on the last."""
+        return self.meta.next_cursor
 
 
 class CostRow(Record, frozen=True, gc=False, kw_only=True):

@@ -224,6 +224,32 @@ async def test_unusable_arguments_send_nothing(
     assert not server.asked
 
 
+async def test_a_data_url_is_refused_with_the_fix(flora: Flora) -> None:
+    """Its text is not taken for the name of a file."""
+    with pytest.raises(ConfigurationError, match="b64decode"):
+        await upload(flora, "data:image/png;base64," + "A" * 5000)
+
+
+@pytest.mark.virtual_time
+async def test_the_timeout_includes_the_copy_of_a_stream(server: Scripted, flora: Flora) -> None:
+    """A stream that stands still ends the upload in time, and is closed; nothing is sent."""
+    closed = False
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal closed
+        try:
+            yield PNG
+            await asyncio.Event().wait()
+        finally:
+            closed = True
+
+    stream = endless()
+    with pytest.raises(UploadTimeoutError, match="the file was not uploaded"):
+        await upload(flora, stream, timeout=3)
+    assert closed
+    assert not server.asked
+
+
 async def test_a_pipe_in_the_file_system_does_not_block(flora: Flora, tmp_path: Path) -> None:
     """A named pipe, which blocks until it has a writer, is refused."""
     os.mkfifo(tmp_path / "pipe")
@@ -607,7 +633,31 @@ async def test_list(server: Scripted, flora: Flora) -> None:
     assert first == {"workspace_id": "ws_1", "project_id": "prj_1", "query": "mug", "limit": "1"}
     assert second == {**first, "cursor": "c1"}
     server.on("GET", "/assets", answer({"assets": [], "meta": {"next_cursor": "c1"}}))
+    server.asked.clear()
     with pytest.raises(PaginationError):
         _ = [asset async for asset in flora.assets.list()]
+    assert server.asked[0].query == {"limit": "100"}
     with pytest.raises(ConfigurationError):
         flora.assets.list(limit=0)
+
+
+async def test_the_list_of_assets_behaves_like_other_lists(server: Scripted, flora: Flora) -> None:
+    """Tasks share its iterator, an odd item hides no other, ``await`` is answered with the right way, and it closes."""
+    odd = {"asset_id": "asset_odd", "status": "ready", "created_at": 1, "size_bytes": "12"}
+    items = [ready(f"asset_{number}", created_at=1) for number in range(4)]
+    server.on(
+        "GET",
+        "/assets",
+        answer({"assets": [items[0], odd, items[1]], "meta": {"next_cursor": "c1"}}),
+        answer({"assets": items[1:], "meta": {"next_cursor": None}}),
+    )
+    listed = flora.assets.list(timeout=5)
+    iterator = aiter(listed)
+    found = [await one for one in asyncio.as_completed([anext(iterator) for _ in range(4)])]
+    assert sorted(str(asset.asset_id) for asset in found) == ["asset_0", "asset_1", "asset_2", "asset_3"]
+    with pytest.raises(ResponseDecodeError, match="size_bytes"):
+        await anext(iterator)
+    with pytest.raises(ConfigurationError, match="Use async for asset in"):
+        await listed  # type: ignore[misc]
+    async with flora.assets.list() as again:
+        assert len([asset async for asset in again.pages()]) == 1

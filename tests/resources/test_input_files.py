@@ -23,6 +23,7 @@ from flora_async import (
     CreateOutcomeUnknownError,
     FailedOutcome,
     Flora,
+    ListedAsset,
     Order,
     TechniqueOrder,
     UploadError,
@@ -36,6 +37,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("fast_retries")]
 
 PLACE: dict[str, Any] = {"type": "video", "prompt": "it turns", "workspace_id": "ws_1", "project_id": "prj_1"}
 ASSET = Asset(asset_id="asset_9", status="ready", url="https://media.flora.ai/nine.png")
+LISTED = ListedAsset(asset_id="asset_8", status="ready", url="https://media.flora.ai/eight.png")
 
 
 class Store:
@@ -140,7 +142,7 @@ async def test_files_in_any_position(store: Store, flora: Flora, photo: Path) ->
     other.write_bytes(PNG + b"other")
     params = {
         "image_url": photo,
-        "image_urls": [photo, ASSET, (other,)],
+        "image_urls": [photo, ASSET, (other, LISTED)],
         "deep": MappingProxyType({"a": [{"b": PurePosixPath(photo)}]}),
         "name": str(photo),
         "seed": 7,
@@ -151,7 +153,7 @@ async def test_files_in_any_position(store: Store, flora: Flora, photo: Path) ->
     assert sorted((one, two)) == ["https://media.flora.ai/1.png", "https://media.flora.ai/2.png"]
     assert sent == {
         "image_url": one,
-        "image_urls": [one, ASSET.url, [two]],
+        "image_urls": [one, ASSET.url, [two, LISTED.url]],
         "deep": {"a": [{"b": one}]},
         "name": str(photo),
         "seed": 7,

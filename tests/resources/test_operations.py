@@ -321,6 +321,20 @@ async def test_nodes_come_in_the_order_asked(server: Scripted) -> None:
     assert server.count("POST", case.path) == 1
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"prompt": ""}, {"model": " "}, {"callback_url": "http://example.com/hook"}, {"params": {"image": b"png"}}],
+)
+async def test_a_generation_of_the_gateway_is_checked_before_it_is_sent(
+    server: Scripted, wrong: dict[str, Any]
+) -> None:
+    """It is billed at once, so its fields are checked like those of an order."""
+    async with client(server) as flora:
+        order: dict[str, Any] = {"model": "a/b", "prompt": "x", "workspace_id": "ws_1", **wrong}
+        assert isinstance(await fails(flora.gateway.generate(**order)), ConfigurationError)
+    assert server.asked == []
+
+
 async def test_an_odd_item_does_not_hide_the_runs_of_other_nodes(server: Scripted) -> None:
     """FLORA bills all started nodes: each run id of the response is returned, and the request is sent once."""
     case = CASES["canvas.run_nodes"]

@@ -91,7 +91,7 @@ def encode_order(origin: BaseURL, order: Order) -> Order:
         project_id=check_id("project_id", order.project_id, "prj_"),
         model=None if order.model is None else check_text("model", order.model),
         params=None if order.params is None else to_json_object("params", order.params),
-        callback_url=None if order.callback_url is None else _check_callback_url(origin, order.callback_url),
+        callback_url=None if order.callback_url is None else check_callback_url(origin, order.callback_url),
     )
 
 
@@ -101,7 +101,7 @@ def encode_technique_order(origin: BaseURL, order: TechniqueOrder) -> TechniqueO
         technique_id=check_id("technique_id", order.technique_id, "tech_"),
         inputs=to_json_object("inputs", order.inputs),
         workspace_id=check_id("workspace_id", order.workspace_id, "ws_"),
-        callback_url=None if order.callback_url is None else _check_callback_url(origin, order.callback_url),
+        callback_url=None if order.callback_url is None else check_callback_url(origin, order.callback_url),
     )
 
 
@@ -123,7 +123,8 @@ def encode_any_order(origin: BaseURL, order: AnyOrder) -> AnyOrder:
     return encode_technique_order(origin, order) if isinstance(order, TechniqueOrder) else encode_action_order(order)
 
 
-def _check_callback_url(origin: BaseURL, url: str) -> str:
+def check_callback_url(origin: BaseURL, url: str) -> str:
+    """Return the address of a webhook as plain text. Raise if FLORA cannot send one there."""
     if not is_https_or_loopback(origin, check_text("callback_url", url)):
         raise errors.ConfigurationError("callback_url must be an https URL, like https://example.com/flora")
     return str.__str__(url)
@@ -276,8 +277,9 @@ def list_request(
     workspace_id: str | None,
     path: str = "/generations",
     technique_id: str | None = None,
+    search: str | None = None,
 ) -> Request:
-    """Build ``GET /generations``, or ``GET /technique-runs``, for one page."""
+    """Build ``GET /generations``, ``GET /technique-runs`` or ``GET /assets``, for one page."""
     query: dict[str, str] = {}
     if cursor is not None:
         query["cursor"] = check_text("cursor", cursor, longest=MAX_CURSOR)
@@ -291,6 +293,8 @@ def list_request(
         query["workspace_id"] = check_id("workspace_id", workspace_id, "ws_")
     if technique_id is not None:
         query["technique_id"] = check_id("technique_id", technique_id, "tech_")
+    if search is not None:
+        query["query"] = check_text("query", search)
     return Request(method="GET", url=_with_query(origin.url + path, query), template=path)
 
 

@@ -20,10 +20,12 @@ from flora_async._validation import (
 )
 from flora_async.models import (
     Asset,
+    AssetPage,
     BrokenItem,
     FieldError,
     Generation,
     GenerationPage,
+    ListedAsset,
     Order,
     PageMeta,
     Response,
@@ -93,6 +95,11 @@ class _RawTechniquePage(Struct, frozen=True):
     meta: PageMeta
 
 
+class _RawAssetPage(Struct, frozen=True):
+    assets: tuple[msgspec.Raw, ...]
+    meta: PageMeta = PageMeta()
+
+
 _envelope = msgspec.json.Decoder(_Envelope)
 _started_run = msgspec.json.Decoder(StartedRun)
 _run = msgspec.json.Decoder(Run)
@@ -103,6 +110,9 @@ _generation = msgspec.json.Decoder(Generation)
 _technique_page = msgspec.json.Decoder(TechniqueRunPage)
 _raw_technique_page = msgspec.json.Decoder(_RawTechniquePage)
 _technique_run = msgspec.json.Decoder(TechniqueRun)
+_asset_page = msgspec.json.Decoder(AssetPage)
+_raw_asset_page = msgspec.json.Decoder(_RawAssetPage)
+_listed_asset = msgspec.json.Decoder(ListedAsset)
 
 _BY_STATUS: dict[int, type[errors.APIError]] = {
     400: errors.BadRequestError,
@@ -233,6 +243,18 @@ def parse_technique_runs(response: RawResponse) -> TechniqueRunPage:
         raw = _decode(response, _raw_technique_page)
         runs, broken = _parse_items_one_by_one(response, "technique_runs", raw.technique_runs, _technique_run)
         page = TechniqueRunPage(technique_runs=runs, meta=raw.meta, broken=broken)
+    _check_cursor(response, page.meta)
+    return page
+
+
+def parse_assets(response: RawResponse) -> AssetPage:
+    """Parse one page of ``GET /assets``, like :func:`parse_page`."""
+    try:
+        page = _decode(response, _asset_page)
+    except errors.ResponseDecodeError:
+        raw = _decode(response, _raw_asset_page)
+        assets, broken = _parse_items_one_by_one(response, "assets", raw.assets, _listed_asset)
+        page = AssetPage(assets=assets, meta=raw.meta, broken=broken)
     _check_cursor(response, page.meta)
     return page
 

@@ -29,9 +29,9 @@ class Actions(Resource):
         super().__init__(origin, transport)
         self._starter = starter
 
-    async def list(self) -> tuple[Action, ...]:
-        """Return all actions with their inputs and parameters. OpenAPI: ``GET /actions``."""
-        return (await self._call(_LIST)).actions
+    async def list(self, *, timeout: float | None = None) -> tuple[Action, ...]:
+        """Return all actions with their inputs. *timeout*: seconds for an exchange. OpenAPI: ``GET /actions``."""
+        return (await self._call(_LIST, timeout=timeout)).actions
 
     async def retrieve(self, action_id: ActionId) -> Action:
         """Return an action. OpenAPI: ``GET /actions/{actionId}``."""

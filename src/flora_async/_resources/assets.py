@@ -6,8 +6,7 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from itertools import chain, repeat
 from pathlib import PurePosixPath
@@ -18,17 +17,18 @@ from msgspec.structs import replace
 
 from flora_async import errors
 from flora_async._http.multipart import FormBody, UploadTarget, encode_form, upload_target
-from flora_async._http.requests import MAX_CURSOR, Request, custom_request
-from flora_async._http.responses import parse_asset
+from flora_async._http.requests import Request, custom_request, list_request, with_timeout
+from flora_async._http.responses import parse_asset, parse_assets
 from flora_async._http.settings import HTTPSettings
 from flora_async._http.transport import Transport
 from flora_async._inputs import OrderT, find_files, inputs_of
 from flora_async._media_types import UPLOAD_TYPES, content_type_of_file
 from flora_async._resources.input_files import FileMemory, InputFiles
-from flora_async._resources.operations import ItemPage, Operation, Resource
+from flora_async._resources.operations import Resource
+from flora_async._resources.pagination import AssetList
 from flora_async._resources.upload_sources import CHUNK_BYTES, UploadInput, UploadSource, open_source
-from flora_async._validation import check_callback, check_id, check_limit, check_seconds, check_text
-from flora_async.models import Asset, ListedAsset
+from flora_async._validation import check_callback, check_id, check_seconds, check_text
+from flora_async.models import Asset, AssetPage
 
 log = logging.getLogger("flora_async")
 
@@ -49,13 +49,6 @@ _SENT = (200, 201, 204)
 _EXPIRED = (400, 401, 403, 404, 410)
 _CONTENT_TYPE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}/[a-z0-9][a-z0-9.+-]{0,63}")
 _STORE_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
-
-
-class _AssetPage(ItemPage, frozen=True, kw_only=True):
-    assets: tuple[ListedAsset, ...]
-
-
-_LIST = Operation("GET", "/assets", _AssetPage)
 
 
 class Assets(Resource):
@@ -105,7 +98,8 @@ class Assets(Resource):
             content_type: its content type; by default as its first bytes show, or else its name.
             file_name: its name; by default that of the file.
             on_progress: called with the sent and the total bytes. Its exceptions end the upload.
-            timeout: seconds for the whole upload; by default 120, and one more for each 125,000 bytes.
+            timeout: seconds for the whole upload, the copy of a stream included; by default 120, and one more for each
+                125,000 bytes, from the first request on. A read of a pipe that blocks cannot be interrupted.
 
         Raises:
             ConfigurationError: the file cannot be read, is empty, or has a type that FLORA does not accept. Nothing was
@@ -118,22 +112,14 @@ class Assets(Resource):
         if on_progress is not None:
             check_callback("on_progress", on_progress, "two numbers of bytes")
         seconds = None if timeout is None else check_seconds("timeout", timeout)
+        upload = _Upload(self, self._settings, self._transport, fields, on_progress)
         if isinstance(source, str) and "://" in source:
             url = self._settings.media_url(source, label="source", error=errors.ConfigurationError)
             fields.setdefault("file_name", _name_in_url(url))
-            by_url = _Upload(self, self._settings, self._transport, fields)
-            return await by_url.within(seconds or UPLOAD_TIMEOUT, by_url.send_url(url))
-        async with open_source(source) as file:
-            kind = fields.get("content_type") or content_type_of_file(await file.head(), file_name or file.name)
-            if kind not in UPLOAD_TYPES:
-                raise errors.ConfigurationError(
-                    f"cannot upload {file.label}: FLORA does not accept {kind or 'its type'}. "
-                    f"It accepts {', '.join(UPLOAD_TYPES)}; content_type=... names the type"
-                )
-            fields["content_type"] = kind
-            fields.setdefault("file_name", _clean_name(file.name) or f"upload.{kind.partition('/')[2]}")
-            upload = _Upload(self, self._settings, self._transport, fields, on_progress)
-            return await upload.within(seconds or UPLOAD_TIMEOUT + file.size / SLOWEST_UPLOAD, upload.send_file(file))
+            return await upload.within(seconds or UPLOAD_TIMEOUT, upload.send_url(url))
+        if seconds is None:
+            return await upload.send_source(source, upload.send_in_time)
+        return await upload.within(seconds, upload.send_source(source, upload.send_file))
 
     async def create(
         self,
@@ -184,36 +170,36 @@ class Assets(Resource):
         self,
         *,
         cursor: str | None = None,
-        limit: int | None = None,
+        limit: int | None = 100,
         query: str | None = None,
         workspace_id: str | None = None,
         project_id: str | None = None,
-    ) -> AsyncIterator[ListedAsset]:
-        """Yield assets, page by page: ``async for asset in flora.assets.list(workspace_id=...)``.
+        timeout: float | None = None,
+    ) -> AssetList:
+        """Return the assets: ``async for asset in flora.assets.list(workspace_id=...)``.
 
-        *limit* is the size of a page, 1 to 100. *query* searches. OpenAPI: ``GET /assets``.
-
-        Raises:
-            PaginationError: FLORA returned a cursor twice. The items before it were yielded.
+        *query* searches. *limit* is the size of a page, 1 to 100, not a total; ``None`` leaves it to FLORA. *timeout*
+        are the seconds for each HTTP exchange, in place of the client's. OpenAPI: ``GET /assets``.
         """
-        given: dict[str, str | None] = {}
-        if cursor is not None:
-            given["cursor"] = check_text("cursor", cursor, longest=MAX_CURSOR)
-        if limit is not None:
-            given["limit"] = str(check_limit(limit))
-        if query is not None:
-            given["query"] = check_text("query", query)
-        if workspace_id is not None:
-            given["workspace_id"] = check_id("workspace_id", workspace_id, "ws_")
-        if project_id is not None:
-            given["project_id"] = check_id("project_id", project_id, "prj_")
-        return self._walk(given)
+        origin, transport = self._origin, self._transport
 
-    async def _walk(self, query: Mapping[str, str | None]) -> AsyncIterator[ListedAsset]:
-        async with aclosing(self._pages(_LIST, query=query)) as pages:
-            async for page in pages:
-                for asset in page.assets:
-                    yield asset
+        def build_request(cursor: str | None) -> Request:
+            request = list_request(
+                origin,
+                path="/assets",
+                cursor=cursor,
+                limit=limit,
+                project_id=project_id,
+                status=None,
+                workspace_id=workspace_id,
+                search=query,
+            )
+            return with_timeout(request, timeout)
+
+        async def fetch(cursor: str | None) -> AssetPage:
+            return await transport.send(build_request(cursor), parse_assets)
+
+        return AssetList(fetch, cursor, build_request(cursor).url)
 
     async def send_create(self, fields: Mapping[str, str], form: FormBody | None = None) -> Asset:
         """Send ``POST /assets``: *fields* as JSON, or a *form* with the file.
@@ -277,7 +263,7 @@ class _Upload:
             if not deadline.expired():
                 raise
             raise errors.UploadTimeoutError(
-                f"{self._fields['file_name']} was not uploaded, or not ready, within {seconds:g} s. "
+                f"{self._fields.get('file_name', 'the file')} was not uploaded, or not ready, within {seconds:g} s. "
                 "Pass a longer timeout=..., or look at the asset later",
                 asset_id=self._asset_id,
                 retryable=True,
@@ -290,6 +276,26 @@ class _Upload:
     async def send_url(self, url: str) -> Asset:
         """Request that FLORA fetches the file."""
         return await self._wait_until_ready(await self._assets.send_create({"source": url, **self._fields}))
+
+    async def send_source(self, source: UploadInput, send: Callable[[UploadSource], Awaitable[Asset]]) -> Asset:
+        """Open a source, find its type and its name, and *send* it."""
+        fields = self._fields
+        async with open_source(source) as file:
+            kind = fields.get("content_type") or content_type_of_file(
+                await file.head(), fields.get("file_name") or file.name
+            )
+            if kind not in UPLOAD_TYPES:
+                raise errors.ConfigurationError(
+                    f"cannot upload {file.label}: FLORA does not accept {kind or 'its type'}. "
+                    f"It accepts {', '.join(UPLOAD_TYPES)}; content_type=... names the type"
+                )
+            fields["content_type"] = kind
+            fields.setdefault("file_name", _clean_name(file.name) or f"upload.{kind.partition('/')[2]}")
+            return await send(file)
+
+    async def send_in_time(self, file: UploadSource) -> Asset:
+        """Send the bytes of a file within the default time for its size."""
+        return await self.within(UPLOAD_TIMEOUT + file.size / SLOWEST_UPLOAD, self.send_file(file))
 
     async def send_file(self, file: UploadSource) -> Asset:
         """Send the bytes of a file, by the way that its size allows."""

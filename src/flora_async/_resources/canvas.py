@@ -207,9 +207,12 @@ _REPLACE_DEFINITION = Operation("PUT", f"{_IN_WORKSPACE}/canvas/definition", Can
 class Canvas(Resource):
     """``flora.canvas``: the nodes of a project. Each project has one canvas."""
 
-    async def list_nodes(self, project_id: str) -> tuple[CanvasNode, ...]:
-        """Return the media nodes of a project. OpenAPI: ``GET /projects/{id}/nodes``."""
-        pages = await self._list(_NODES, project_id=project_id)
+    async def list_nodes(self, project_id: str, *, timeout: float | None = None) -> tuple[CanvasNode, ...]:
+        """Return the media nodes of a project. Each request reads 100. OpenAPI: ``GET /projects/{id}/nodes``.
+
+        *timeout* are the seconds for one HTTP exchange, in place of the client's.
+        """
+        pages = await self._list(_NODES, project_id=project_id, timeout=timeout)
         return tuple(node for page in pages for node in page.nodes)
 
     async def attach_asset(self, *, project_id: str, asset_id: str) -> PlacedNode:

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from flora_async import errors
+from flora_async._http.requests import check_callback_url
 from flora_async._resources.operations import Operation, Resource
+from flora_async._validation import check_text, to_json_object
 from flora_async.models import GenerationType, ModelOption, Record, StartedRun
 
 T = TypeVar("T")
@@ -58,9 +60,11 @@ _GENERATE = Operation("POST", "/gateway/generate", StartedRun)
 class Gateway(Resource):
     """``flora.gateway``: models under steady names. FLORA may not serve it yet: a 404 says so."""
 
-    async def models(self, *, type: GenerationType | None = None) -> tuple[GatewayModel, ...]:
-        """Return the models of the gateway. npm client 0.12.0: ``GET /gateway/models``."""
-        return (await self._ask(_MODELS, query={"type": type})).models
+    async def models(
+        self, *, type: GenerationType | None = None, timeout: float | None = None
+    ) -> tuple[GatewayModel, ...]:
+        """Return the models of the gateway. *timeout*: seconds for an exchange. npm 0.12.0: ``GET /gateway/models``."""
+        return (await self._ask(_MODELS, query={"type": type}, timeout=timeout)).models
 
     async def generate(
         self,
@@ -78,8 +82,15 @@ class Gateway(Resource):
         that a run may have been started and billed; it is not searched for. npm client 0.12.0: ``POST
         /gateway/generate``.
         """
-        body = {"model": model, "prompt": prompt, "workspace_id": workspace_id, "project_id": project_id}
-        return await self._ask(_GENERATE, body={**body, "params": params, "callback_url": callback_url})
+        body = {
+            "model": check_text("model", model),
+            "prompt": check_text("prompt", prompt),
+            "workspace_id": workspace_id,
+            "project_id": project_id,
+            "params": None if params is None else to_json_object("params", params),
+            "callback_url": None if callback_url is None else check_callback_url(self._origin, callback_url),
+        }
+        return await self._ask(_GENERATE, body=body)
 
     async def _ask(
         self,
@@ -87,9 +98,10 @@ class Gateway(Resource):
         *,
         query: Mapping[str, str | None] | None = None,
         body: Mapping[str, object] | None = None,
+        timeout: float | None = None,
     ) -> T:
         try:
-            return await self._call(operation, query=query, body=body)
+            return await self._call(operation, query=query, body=body, timeout=timeout)
         except errors.NotFoundError as error:
             error.message += " FLORA's gateway may not be live for this key yet."
             raise

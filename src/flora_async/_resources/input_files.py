@@ -15,7 +15,7 @@ from flora_async import errors
 from flora_async._aio import run_in_thread
 from flora_async._bounded_dict import BoundedDict
 from flora_async._http.transport import check_before_post
-from flora_async._inputs import OrderT, find_files, inputs_of, replace_files
+from flora_async._inputs import AssetRecord, OrderT, find_files, inputs_of, replace_files
 from flora_async._resources.upload_sources import open_source
 from flora_async._validation import check_path
 from flora_async.models import Asset
@@ -50,9 +50,9 @@ class InputFiles:
         """Return an order with URLs in the place of its files."""
         files = find_files(inputs_of(order))
         for asset in files:
-            if isinstance(asset, Asset):
+            if isinstance(asset, AssetRecord):
                 _url_of(asset)
-        paths = {os.fspath(file): file for file in files if not isinstance(file, Asset)}
+        paths = {os.fspath(file): file for file in files if not isinstance(file, AssetRecord)}
         uploads = {
             path: asyncio.create_task(self._upload(file, order.workspace_id, memory)) for path, file in paths.items()
         }
@@ -62,7 +62,9 @@ class InputFiles:
             for upload in uploads.values():
                 upload.cancel()
             await asyncio.gather(*uploads.values(), return_exceptions=True)
-        return replace_files(order, lambda file: _url_of(file) if isinstance(file, Asset) else urls[os.fspath(file)])
+        return replace_files(
+            order, lambda file: _url_of(file) if isinstance(file, AssetRecord) else urls[os.fspath(file)]
+        )
 
     async def _upload(self, file: os.PathLike[Any], workspace_id: str, memory: FileMemory | None) -> str:
         check_before_post.set(None)  # It is about the create, and this is a task of its own.
@@ -97,10 +99,10 @@ async def _digest(path: Path) -> str:
         return await file.digest()
 
 
-def _url_of(asset: Asset) -> str:
+def _url_of(asset: AssetRecord) -> str:
     if asset.url is None or not asset.ready:
         raise errors.ConfigurationError(
-            f"{asset.asset_id} is {asset.status or 'not ready'}: it has no URL that a run can use yet. "
+            f"{asset.asset_id or 'the asset'} is {asset.status or 'not ready'}: it has no URL that a run can use yet. "
             "Retrieve it until it is ready: flora.assets.retrieve(...)"
         )
     return asset.url

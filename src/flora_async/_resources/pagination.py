@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
 from datetime import datetime
 from operator import attrgetter
 from typing import Any, Generic, Self, TypeAlias, TypeVar
@@ -21,14 +21,28 @@ from msgspec.structs import replace
 from flora_async import errors
 from flora_async._aio import AsyncCloseable
 from flora_async._bounded_dict import BoundedDict
-from flora_async.models import BrokenItem, Generation, GenerationPage, Run, TechniqueRun, TechniqueRunPage
+from flora_async.models import (
+    AssetPage,
+    BrokenItem,
+    Generation,
+    GenerationPage,
+    ListedAsset,
+    Run,
+    TechniqueRun,
+    TechniqueRunPage,
+)
 
 log = logging.getLogger("flora_async")
 
-PageT = TypeVar("PageT", bound=GenerationPage | TechniqueRunPage)
-RowT = TypeVar("RowT", bound=Run)
+AnyPage: TypeAlias = GenerationPage | TechniqueRunPage | AssetPage
+
+PageT = TypeVar("PageT", bound=AnyPage)
+RowT = TypeVar("RowT", bound=Run | ListedAsset)
 
 FetchPage: TypeAlias = Callable[[str | None], Coroutine[Any, Any, PageT]]
+
+_RUN_ID = attrgetter("run_id")
+_ASSET_ID = attrgetter("asset_id", "node_id", "url")
 
 MAX_REMEMBERED_ITEMS = 20_000
 """Number of item ids kept to skip duplicates. New generations shift items to later pages, but not by more than this."""
@@ -172,27 +186,29 @@ def _retrieve_exception(ahead: asyncio.Task[PageT]) -> None:
 class Deduplicator:
     """Removes items that were on an earlier page: new generations shift items to later pages."""
 
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-        self._seen_by_page: deque[set[str]] = deque()
+    def __init__(self, id_of: Callable[[Any], Hashable] = _RUN_ID) -> None:
+        self._id_of = id_of
+        self._seen: set[Hashable] = set()
+        self._seen_by_page: deque[set[Hashable]] = deque()
 
-    def filter_new(self, runs: Sequence[RowT]) -> Sequence[RowT]:
-        """Return the runs that were on no earlier page."""
-        ids = {run.run_id for run in runs}
-        if len(ids) < len(runs) or not ids.isdisjoint(self._seen):
-            unseen: dict[str, RowT] = {}
-            for run in runs:
-                if run.run_id not in self._seen:
-                    unseen.setdefault(run.run_id, run)
-            runs, ids = list(unseen.values()), set(unseen)
+    def filter_new(self, items: Sequence[RowT]) -> Sequence[RowT]:
+        """Return the items that were on no earlier page."""
+        id_of = self._id_of
+        ids = set(map(id_of, items))
+        if len(ids) < len(items) or not ids.isdisjoint(self._seen):
+            unseen: dict[Hashable, RowT] = {}
+            for item in items:
+                if id_of(item) not in self._seen:
+                    unseen.setdefault(id_of(item), item)
+            items, ids = list(unseen.values()), set(unseen)
         self._seen |= ids
         self._seen_by_page.append(ids)
         if len(self._seen) > MAX_REMEMBERED_ITEMS:
             self._seen -= self._seen_by_page.popleft()
-        return runs
+        return items
 
 
-def log_broken_items(page: GenerationPage | TechniqueRunPage) -> None:
+def log_broken_items(page: AnyPage) -> None:
     """Log the items of a page that cannot be decoded."""
     for item in page.broken:
         extra = {"field": item.field, "request_id": item.request_id}
@@ -208,11 +224,16 @@ class HistoryIterator(AsyncCloseable, Generic[PageT, RowT]):
 
     usage = "async for generation in ..., or await anext(...) for one item"
 
-    def __init__(self, pages: PageIterator[PageT], rows_of: Callable[[PageT], Sequence[RowT]]) -> None:
+    def __init__(
+        self,
+        pages: PageIterator[PageT],
+        rows_of: Callable[[PageT], Sequence[RowT]],
+        id_of: Callable[[Any], Hashable] = _RUN_ID,
+    ) -> None:
         self._pages = pages
         self._rows_of = rows_of
         self._items: Iterator[RowT] = iter(())
-        self._once = Deduplicator()
+        self._once = Deduplicator(id_of)
         self._broken: BrokenItem | None = None
         self._turn = asyncio.Lock()
 
@@ -272,16 +293,18 @@ class HistoryList(AsyncCloseable, Generic[PageT, RowT]):
         cursor: str | None,
         url: str,
         rows_of: Callable[[PageT], Sequence[RowT]],
+        id_of: Callable[[Any], Hashable] = _RUN_ID,
     ) -> None:
         self.url = url
         """URL of its first page: the same for the same arguments."""
         self._fetch = fetch
         self._cursor = cursor
         self._rows_of = rows_of
+        self._id_of = id_of
         self._walks: WeakSet[AsyncCloseable] = WeakSet()
 
     def __aiter__(self) -> HistoryIterator[PageT, RowT]:
-        items = HistoryIterator(self.pages(), self._rows_of)
+        items = HistoryIterator(self.pages(), self._rows_of, self._id_of)
         self._walks.add(items)
         return items
 
@@ -322,3 +345,12 @@ class TechniqueRunList(HistoryList[TechniqueRunPage, TechniqueRun]):
 
     def __init__(self, fetch: FetchPage[TechniqueRunPage], cursor: str | None, url: str = "") -> None:
         super().__init__(fetch, cursor, url, attrgetter("technique_runs"))
+
+
+class AssetList(HistoryList[AssetPage, ListedAsset]):
+    """The list of assets; see :class:`HistoryList`."""
+
+    usage = "async for asset in flora.assets.list(...), or await anext(flora.assets.list(...).pages()) for one page"
+
+    def __init__(self, fetch: FetchPage[AssetPage], cursor: str | None, url: str = "") -> None:
+        super().__init__(fetch, cursor, url, attrgetter("assets"), _ASSET_ID)

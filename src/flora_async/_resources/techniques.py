@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flora_async._http.requests import Request, list_request
+from flora_async._http.requests import Request, list_request, with_timeout
 from flora_async._http.responses import parse_technique_runs
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
@@ -31,9 +31,14 @@ class Techniques(Resource):
         super().__init__(origin, transport)
         self._starter = starter
 
-    async def list(self, *, query: str | None = None, workspace_id: str | None = None) -> tuple[Technique, ...]:
-        """Return the techniques, or those that match *query*. OpenAPI: ``GET /techniques``."""
-        pages = await self._list(_LIST, query={"query": query, "workspace_id": workspace_id})
+    async def list(
+        self, *, query: str | None = None, workspace_id: str | None = None, timeout: float | None = None
+    ) -> tuple[Technique, ...]:
+        """Return the techniques, or those that match *query*. Each request reads 100. OpenAPI: ``GET /techniques``.
+
+        *timeout* are the seconds for one HTTP exchange, in place of the client's.
+        """
+        pages = await self._list(_LIST, query={"query": query, "workspace_id": workspace_id}, timeout=timeout)
         return tuple(technique for page in pages for technique in page.techniques)
 
     async def retrieve(self, technique_id: str) -> Technique:
@@ -73,20 +78,22 @@ class TechniqueRuns(Resource):
         self,
         *,
         cursor: str | None = None,
-        limit: int | None = None,
+        limit: int | None = 100,
         project_id: str | None = None,
         status: RunStatus | None = None,
         technique_id: str | None = None,
         workspace_id: str | None = None,
+        timeout: float | None = None,
     ) -> TechniqueRunList:
         """Return the history of techniques, newest first: ``async for run in flora.technique_runs.list()``.
 
-        *limit* is the size of a page, 1 to 100, not a total. OpenAPI: ``GET /technique-runs``.
+        *limit* is the size of a page, 1 to 100, not a total; ``None`` leaves it to FLORA. *timeout* are the seconds for
+        each HTTP exchange, in place of the client's. OpenAPI: ``GET /technique-runs``.
         """
         origin, transport = self._origin, self._transport
 
         def build_request(cursor: str | None) -> Request:
-            return list_request(
+            request = list_request(
                 origin,
                 path="/technique-runs",
                 cursor=cursor,
@@ -96,6 +103,7 @@ class TechniqueRuns(Resource):
                 technique_id=technique_id,
                 workspace_id=workspace_id,
             )
+            return with_timeout(request, timeout)
 
         async def fetch(cursor: str | None) -> TechniqueRunPage:
             return await transport.send(build_request(cursor), parse_technique_runs)

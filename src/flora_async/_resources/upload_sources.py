@@ -107,6 +107,8 @@ async def open_source(source: object) -> AsyncGenerator[UploadSource]:
         content = bytes(source)
         yield _require_content(UploadSource(BytesIO(content), 0, len(content), None))
     elif _is_path(source):
+        if isinstance(source, str) and source.startswith("data:"):
+            raise errors.ConfigurationError("source is a data URL. Pass its decoded bytes: base64.b64decode(...)")
         path = check_path("source", source)
         file = await _run_require_content(f"cannot read {path}", _open_path, path)
         try:
