@@ -63,9 +63,9 @@ async def use(flora: Admitting, limiters: list[RateLimiter], seconds: float, *, 
     await asyncio.gather(*(work(limiter) for limiter in limiters for _ in range(each)))
 
 
-async def measure(clients: int, rate: float) -> Admitting:
-    """Return what a FLORA of this rate has admitted in 40 seconds of 36 calls at once, by so many clients."""
-    shared, flora = Shared(), Admitting(rate)
+async def measure(clients: int) -> Admitting:
+    """Return what a FLORA of 10 requests a second has admitted in 40 seconds of 36 calls at once."""
+    shared, flora = Shared(), Admitting(10)
     limiters = [client(shared) for _ in range(clients)]
     await use(flora, limiters, 20, each=36 // clients)  # the rate is found
     flora.taken = flora.refused = shared.updates = 0
@@ -74,21 +74,21 @@ async def measure(clients: int, rate: float) -> Admitting:
     return flora
 
 
-@pytest.mark.parametrize("rate", [5, 20])
-async def test_three_clients_send_what_one_would(rate: float) -> None:
+async def test_three_clients_send_what_one_would() -> None:
     """Three clients use a limit as fully as one with as many calls, with as few 429s, and need few updates."""
-    one, three = await measure(1, rate), await measure(3, rate)
+    one, three = await measure(1), await measure(3)
     for flora in (one, three):
-        assert flora.taken >= 0.85 * rate * 40
+        assert flora.taken >= 0.85 * 10 * 40
         assert flora.refused <= 0.07 * flora.taken
     assert three.taken >= 0.93 * one.taken
 
 
 async def test_nothing_waits_before_a_429() -> None:
-    """Without a 429, no request waits, and a client looks for those of others once in two seconds."""
+    """Without a 429, requests wait for the first look alone, and a client looks once in two seconds."""
     shared = Shared()
     limiter, loop = client(shared), asyncio.get_running_loop()
     began = loop.time()
+    assert max(await turns(limiter.calls, 10)) < began + 0.01
     for _ in range(100):
         assert set(await turns(limiter.calls, 10)) == {loop.time()}
         await asyncio.sleep(0.1)
@@ -105,9 +105,9 @@ async def test_a_429_of_one_client_slows_the_other() -> None:
     first.on_rate_limited(30.0, sent=loop.time())
     began = loop.time()
     await asyncio.sleep(LOOK_INTERVAL + 0.1)
+    await turns(second.calls, 1)
+    await asyncio.sleep(0.01)
     for limiter in (second, client(shared)):
-        await turns(limiter.calls, 1)
-        await asyncio.sleep(0.01)
         came = await turns(limiter.calls, 20)
         assert came[0] >= began + 30
         assert came[-1] - came[0] >= 0.7  # at 20 a second, of which a quarter may be sent at once
@@ -125,7 +125,7 @@ async def test_after_a_minute_without_a_429_there_is_no_limit() -> None:
 
 
 async def test_a_lost_client_keeps_no_allowance() -> None:
-    """The requests that a client has leased and does not send delay the others by less than a second."""
+    """The requests that a client has leased and does not send delay the others by half a second at most."""
     shared, loop = Shared(), asyncio.get_running_loop()
     lost, other = client(shared), client(shared)
     lost.on_rate_limited(1.0, sent=loop.time())
@@ -138,8 +138,7 @@ async def test_a_lost_client_keeps_no_allowance() -> None:
     lost.rate.close()
     began = loop.time()
     await turns(other.calls, 1)
-    await turns(other.calls, 2)
-    assert loop.time() - began < 1.5  # at two requests a second
+    assert loop.time() - began < MAX_LEAD + 0.6  # of which half a second at two requests a second
 
 
 async def test_a_failing_allowance_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -147,7 +146,8 @@ async def test_a_failing_allowance_stops_nothing(caplog: pytest.LogCaptureFixtur
     shared, loop = Shared(), asyncio.get_running_loop()
     shared.fault = OSError("no database")
     limiter = client(shared)
-    assert set(await turns(limiter.calls, 10, answered=True)) == {loop.time()}
+    began = loop.time()
+    assert max(await turns(limiter.calls, 10, answered=True)) < began + 0.01
     await asyncio.sleep(0.1)
     limiter.on_rate_limited(1.0, sent=loop.time())
     began = loop.time()
@@ -167,16 +167,22 @@ async def test_a_failing_allowance_stops_nothing(caplog: pytest.LogCaptureFixtur
 
 
 async def test_an_allowance_that_does_not_answer_holds_requests_for_two_seconds() -> None:
-    """While an update hangs, a client without a limit sends at once; one that was refused continues by its own law."""
+    """While an update hangs, a busy client without a limit sends at once, and after a 429 it continues by itself."""
     shared, loop = Shared(), asyncio.get_running_loop()
-    shared.hangs = True
     limiter = client(shared)
+    await turns(limiter.calls, 10)
+    shared.hangs = True
+    await asyncio.sleep(LOOK_INTERVAL + 0.1)
     began = loop.time()
     assert set(await turns(limiter.calls, 10, answered=True)) == {began}
     limiter.on_rate_limited(1.0, sent=began)
     assert limiter.delay() == pytest.approx(1.0)
     came = await turns(limiter.calls, 10)
     assert came[0] <= began + UPDATE_TIMEOUT + 0.01
+    other, began = client(shared), loop.time()
+    assert set(await turns(other.calls, 10)) == {began + UPDATE_TIMEOUT}
+    assert isinstance(other.rate, SharedRate)
+    other.rate.close()
     assert isinstance(limiter.rate, SharedRate)
     limiter.rate.close()
 
@@ -234,10 +240,7 @@ async def test_a_state_that_cannot_be_used_is_dropped(change: str) -> None:
     else:
         shared.skew -= 3600
     other, began = client(shared), loop.time()
-    await turns(other.calls, 1)
-    await asyncio.sleep(MAX_LEAD)
-    await turns(other.calls, 5)
-    assert loop.time() < began + 1
+    assert max(await turns(other.calls, 5)) < began + 0.01
 
 
 async def test_the_allowance_of_a_client_can_be_set_and_removed() -> None:

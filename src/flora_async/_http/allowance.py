@@ -23,7 +23,8 @@ BLOCK_SECONDS = 0.1
 MAX_LEAD = 0.5
 """Seconds before its time from which a request can be leased, and seconds after it until the lease expires."""
 LOOK_INTERVAL = 2.0
-"""Seconds between two looks for the 429s of other clients, while there is no limit and requests are sent."""
+"""Seconds between two looks for the 429s of other clients, while there is no limit and requests are sent. After a
+longer pause, the first request waits for the look."""
 UPDATE_TIMEOUT = 2.0
 """Seconds for an update, after which the client continues by its own 429s."""
 RETRY_INTERVAL = 5.0
@@ -47,8 +48,9 @@ class Allowance(Protocol):
         It can run in a thread, and again if a transaction is repeated; its last run counts.
 
         It is awaited about ten times a second for all clients together under a limit, and at most once in 2 seconds by
-        each client that sends requests without one. If it raises an exception, or takes longer than 2 seconds, the
-        client logs one warning, continues by its own 429s, and retries every 5 seconds.
+        each client that sends requests without one. The first request of a client waits for it. If it raises an
+        exception, or takes longer than 2 seconds, the client logs one warning, continues by its own 429s, and retries
+        every 5 seconds.
         """
 
 
@@ -94,6 +96,7 @@ class SharedRate:
         while self._slots and self._slots[0] < now - MAX_LEAD:
             self._slots.popleft()
         if self._task is None and not self._slots and now + 1e-6 >= self._update_at:
+            self._limited |= now - self._update_at > LOOK_INTERVAL  # until the update tells
             self._start_update(now)
         elif self._task is not None and now + 1e-6 >= self._asked + UPDATE_TIMEOUT:
             self._fail("TimeoutError")
