@@ -249,7 +249,7 @@ class Reports:
         delays = self._lease(rate, now)
         pause = 0.0
         if not delays:  # the clients return at different times, so that none starves
-            pause = max(BLOCK_SECONDS, rate.delay(now) - MAX_LEAD) * random.uniform(1.0, 1.2)
+            pause = max(2 * BLOCK_SECONDS, rate.delay(now) - MAX_LEAD) * random.uniform(1.0, 1.2)
         self.leases.append(Lease(at, limited=True, slots=[at + delay for delay in delays], retry_after=pause))
         return msgspec.msgpack.encode(StoredRate(now, refused, answered, _pack(rate)))
 
