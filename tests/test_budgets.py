@@ -1,9 +1,11 @@
 """Budgets and charges: late charges, limits that calls share, orders that are ordered again after a failure."""
 
 import asyncio
+import math
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -280,12 +282,18 @@ async def test_unknown_outcomes_stay_counted(sandbox: Sandbox, flora: Flora) -> 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"usd": -1}, {"usd": "5"}, {"usd": 1, "thresholds": [2]}, {"usd": 1, "on_threshold": 3}]
+    "wrong",
+    [
+        *({"usd": usd} for usd in (-1, math.nan, math.inf, 10**400, "5", True, Decimal(5))),
+        {"usd": 1, "thresholds": [2]},
+        {"usd": 1, "on_threshold": 3},
+    ],
 )
 def test_budgets_that_make_no_sense(wrong: dict[str, Any]) -> None:
     """Amounts, thresholds and functions are checked at the construction."""
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError) as refused:
         Budget(**wrong)
+    assert ("float(...)" in str(refused.value)) == isinstance(wrong["usd"], Decimal)
 
 
 async def test_what_is_no_budget(flora: Flora) -> None:

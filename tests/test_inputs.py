@@ -223,7 +223,8 @@ def test_values_of_other_types_are_refused_with_their_place(value: object, fix: 
 
 
 @pytest.mark.parametrize(
-    ("params", "word"), [([1], "dict"), ('{"seed": 7}', "json.loads"), (b"{}", "dict"), (7, "dict")]
+    ("params", "word"),
+    [([1], "dict"), ('{"seed": 7}', "json.loads"), (b"{}", "dict"), (7, "dict"), (Point(1), "asdict")],
 )
 def test_params_that_are_no_mapping(params: object, word: str) -> None:
     """A list, or JSON that was encoded before, is refused, and the fix is named."""

@@ -26,6 +26,7 @@ _ID = re.compile(r"[^\s/\\?#%\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
 _MAX_DEPTH = 100
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
+_MAX_USD = 1e300
 _UPLOAD = "Upload it with await flora.assets.upload(...), and send the asset's url"
 _FIXES = {
     "bytes": f"{_UPLOAD}, or .decode() the text",
@@ -162,6 +163,8 @@ def to_json_object(name: str, value: object) -> dict[str, Json]:
     """Return the mapping *value* as :func:`to_json` does."""
     if type(value) is not dict and not is_mapping(value):
         fix = ". Decode it first, with json.loads(...)" if isinstance(value, str) else ""
+        if hasattr(value, "model_dump") or hasattr(value, "__dataclass_fields__"):
+            fix = f". {_json_fix(value)}"
         raise errors.ConfigurationError(
             f"{name} must be a mapping of names to values, like a dict, not {type(value).__name__}{fix}"
         )
@@ -383,8 +386,8 @@ def check_count(name: str, value: object, *, least: int) -> int:
 def check_usd(name: str, value: object) -> float:
     """Return an amount in USD, zero or more."""
     number = unwrap_number(value)
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
-        fix = ". Use float(...)" if hasattr(value, "__float__") else ""
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < _MAX_USD:
+        fix = ". Use float(...)" if hasattr(value, "__float__") and not isinstance(value, int | float) else ""
         raise errors.ConfigurationError(f"{name} must be an amount of USD from 0 on, a float, not {value!r}{fix}")
     return float(number)
 
