@@ -142,7 +142,7 @@ class CreateRecovery:
                     return started
             return await self._find(unknown, scope, known)
         finally:
-            scope.remove_claim(unknown.idempotency_key)
+            scope.remove_claim(unknown)
             del unknown
 
     async def _may_resend(self, unknown: errors.CreateOutcomeUnknownError) -> bool:
@@ -281,7 +281,7 @@ class CreateRecovery:
                 await self._transport.sleep(pauses.popleft())
                 lagging, before = False, runs
         finally:
-            scope.remove_claim(key)
+            scope.remove_claim(unknown)
             del unknown, plain
 
     async def _find_action(self, unknown: errors.CreateOutcomeUnknownError, scope: _ProjectCreates) -> StartedRun:
@@ -300,7 +300,7 @@ class CreateRecovery:
                     )
             raise unknown
         finally:
-            scope.remove_claim(unknown.idempotency_key)
+            scope.remove_claim(unknown)
             del unknown
 
     def _extend_window(self, unknown: errors.CreateOutcomeUnknownError) -> None:
@@ -344,10 +344,9 @@ class CreateRecovery:
 
     def _filter_unassigned(self, scope: _ProjectCreates, history: _History, known: Collection[str]) -> _History:
         """Return the runs that no finished create has. A claim keeps the run that its own response named."""
+        claimed = {"", *(claim.key for claim in scope.claims.values())}
         rows = [
-            row
-            for row in history.rows
-            if self._assigned.get(row.run_id, "") in ("", *scope.claims) and row.run_id not in known
+            row for row in history.rows if self._assigned.get(row.run_id, "") in claimed and row.run_id not in known
         ]
         return _History(rows, history.broken)
 
@@ -406,7 +405,8 @@ class _ProjectCreates:
 
     def __init__(self) -> None:
         self.in_flight: set[asyncio.Future[None]] = set()
-        self.claims: dict[str, Claim] = {}
+        self.claims: dict[errors.CreateOutcomeUnknownError, Claim] = {}
+        """The searches that are going on. Two of them can be for the same create."""
         self.lock = asyncio.Lock()
         self.read_at = 0.0
         self.history: _History | None = None
@@ -425,11 +425,11 @@ class _ProjectCreates:
 
     def add_claim(self, unknown: errors.CreateOutcomeUnknownError) -> None:
         """Add a create to the matching."""
-        self.claims[unknown.idempotency_key] = _claim(unknown)
+        self.claims[unknown] = _claim(unknown)
 
-    def remove_claim(self, key: str) -> None:
+    def remove_claim(self, unknown: errors.CreateOutcomeUnknownError) -> None:
         """Remove a create from the matching."""
-        self.claims.pop(key, None)
+        self.claims.pop(unknown, None)
         if not self.claims:
             self.history, self.read_at = _History((), broken=False), 0.0
 
