@@ -323,7 +323,7 @@ async def test_nodes_come_in_the_order_asked(server: Scripted) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"prompt": ""}, {"model": " "}, {"callback_url": "http://example.com/hook"}, {"params": {"image": b"png"}}],
+    [{"prompt": ""}, {"model": ""}, {"callback_url": "http://example.com/hook"}, {"params": {"image": b"png"}}],
 )
 async def test_a_generation_of_the_gateway_is_checked_before_it_is_sent(
     server: Scripted, wrong: dict[str, Any]
