@@ -16,6 +16,7 @@ from killing import order
 
 from flora_async import (
     BadRequestError,
+    ClientClosedError,
     ConfigurationError,
     CreateOutcomeUnknownError,
     DatabaseError,
@@ -107,6 +108,22 @@ class Row(Order, frozen=True, kw_only=True):
     """An order with a thing of the caller's own, which is nothing for FLORA and need not be JSON."""
 
     line: object
+
+
+async def test_a_client_that_is_closed_under_a_batch(sandbox: Sandbox, url: str) -> None:
+    """The call ends with that error at once, nothing is logged as a fault, and the next start finishes the batch."""
+    async with opened(sandbox, url) as batches:
+        run = asyncio.create_task(batches["mugs"].run(orders(3, "mug [slow]")))
+        await until(lambda: sandbox.accepted == 3)
+        assert batches._worker is not None
+        await batches._worker.flora.close()
+        with pytest.raises(ClientClosedError, match="cannot continue 'mugs'"):
+            await asyncio.wait_for(run, 5)
+        with pytest.raises(ClientClosedError):
+            await outcomes(batches["mugs"])
+    async with opened(sandbox, url) as batches:
+        assert (await batches["mugs"].status()).running == 3
+    assert sandbox.accepted == 3
 
 
 async def test_an_order_may_carry_more(sandbox: Sandbox, url: str) -> None:

@@ -103,3 +103,16 @@ async def test_an_invalid_order_uploads_nothing(sandbox: Sandbox, tmp_path: Path
         with pytest.raises(ConfigurationError, match="order 3"):
             await batches["mugs"].run([*given, Order(type="text", prompt="", workspace_id="ws_1", project_id="prj_1")])
     assert sandbox.requests["POST /assets"] == 0
+
+
+async def test_a_stored_batch_whose_files_are_gone(sandbox: Sandbox, tmp_path: Path) -> None:
+    """The error names the way on: the batch continues from the database, without its files."""
+    given = orders(tmp_path, 2, 1)
+    async with opened(sandbox, tmp_path) as batches:
+        await batches["mugs"].run(given)
+    (tmp_path / "0.png").unlink()
+    async with opened(sandbox, tmp_path) as batches:
+        with pytest.raises(ConfigurationError, match=r"No such file.*'mugs' is stored: resume\(\) continues it"):
+            await batches["mugs"].run(given)
+        assert (await batches["mugs"].resume()).completed == 2
+    assert sandbox.accepted == 2

@@ -173,22 +173,19 @@ class Batch:
         money = None if max_cost is None else check_usd("max_cost", max_cost)
         mode = worker.flora.check_params if check_params is None else check_params
         sql = "SELECT 1 FROM flora_batches WHERE name = :name"
-        if await database.read(lambda c: select(c, sql, name=self.name)):
+        exists = bool(await database.read(lambda c: select(c, sql, name=self.name)))
+        if exists:
             mode = "off"  # a stored batch continues, also if the list of models has changed since
         writer = BatchWriter(self.name, worker.process)
         await database.write(writer.begin)
         try:
-            page: list[tuple[AnyOrder, Mapping[str, Any]]] = []
-            async for order, columns in orders:
-                checked = await _check_order(worker.flora, order, writer.total + len(page), mode)
-                page.append((checked, columns))
-                if len(page) == batches.STORE_PAGE:
-                    await self._store(worker.flora, writer, page)
-                    page = []
-            if page:
-                await self._store(worker.flora, writer, page)
-        except BaseException:
+            await self._store_all(worker.flora, writer, orders, mode)
+        except BaseException as error:
             await database.write(lambda c: batches.delete(c, writer.id))
+            if exists and isinstance(error, errors.ConfigurationError):  # a file may have been deleted since
+                raise errors.ConfigurationError(
+                    f"{error}. A batch {self.name!r} is stored: resume() continues it without these orders"
+                ) from None
             raise
         if not writer.total:
             await database.write(lambda c: batches.delete(c, writer.id))
@@ -201,6 +198,22 @@ class Batch:
         if named == "exists":
             await self.resume(max_cost=max_cost, wait=False)
         worker.wake()
+
+    async def _store_all(
+        self,
+        flora: Flora,
+        writer: BatchWriter,
+        orders: AsyncIterable[tuple[AnyOrder, Mapping[str, Any]]],
+        mode: CheckParams,
+    ) -> None:
+        page: list[tuple[AnyOrder, Mapping[str, Any]]] = []
+        async for order, columns in orders:
+            page.append((await _check_order(flora, order, writer.total + len(page), mode), columns))
+            if len(page) == batches.STORE_PAGE:
+                await self._store(flora, writer, page)
+                page = []
+        if page:
+            await self._store(flora, writer, page)
 
     async def _store(self, flora: Flora, writer: BatchWriter, page: list[tuple[AnyOrder, Mapping[str, Any]]]) -> None:
         """Store orders, with URLs in the place of files."""
@@ -297,12 +310,20 @@ class Batch:
         return await self.status()
 
     async def is_finished(self) -> bool:
-        """Return whether nothing more happens to the batch by itself."""
+        """Return whether nothing more happens to the batch by itself.
+
+        Raises:
+            ClientClosedError: the batch has not ended, and the client of this process was closed.
+        """
         sql = (
             "SELECT id, stopped, EXISTS (SELECT 1 FROM flora_orders WHERE batch = :batch "
             "AND state IN ('waiting', 'sending', 'running')) AS unfinished FROM flora_batches WHERE id = :batch"
         )
         (row,) = await self._read(partial(select, sql=sql))
+        if row.unfinished and self._worker is not None and self._worker.is_client_closed:
+            raise errors.ClientClosedError(
+                f"cannot continue {self.name!r}: its client was closed. Leave the block of Batches(flora) first"
+            )
         in_hand = self._worker is not None and self._worker.in_hand[row.id] > 0
         return not row.unfinished or (row.stopped is not None and not in_hand)
 

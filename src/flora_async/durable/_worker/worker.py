@@ -46,6 +46,8 @@ class Worker:
         self.processor: OrderProcessor = OrderProcessor(flora, database, policy, poll, self.wake)
         self.in_hand: Counter[str] = Counter()
         """Number of orders in progress, by batch."""
+        self.is_client_closed: bool = False
+        """Whether the client was closed before these batches: this process can do nothing more."""
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._loops: list[asyncio.Task[None]] = []
         self._wake = asyncio.Event()
@@ -143,6 +145,10 @@ class Worker:
     async def _process(self, item: Item) -> None:
         try:
             await self.processor.process(item)
+        except errors.ClientClosedError:
+            self.is_client_closed = self.processor.closing = True
+            with suppress(errors.DatabaseError):
+                await self._database.write(lambda c: orders.leave(c, item, doubtful=True))
         except Exception as error:
             extra = {"error": type(error).__name__}
             log.exception("an order of %s failed: it will be retried", item.name, exc_info=error, extra=extra)
