@@ -14,7 +14,7 @@ import json
 import time
 from typing import Any
 
-from benchmarks.growth import peak_memory
+from benchmarks.growth import in_process, peak_memory
 from benchmarks.growth.server import serving
 from flora_async import Flora
 
@@ -35,19 +35,28 @@ async def walk(base_url: str, items: int) -> list[dict[str, Any]]:
                 row = {"items": count, "seconds": seconds, "items a second": count / seconds}
                 row |= {"CPU, µs an item": 1e6 * cpu / count, "peak memory, MB": peak_memory() / 1e6}
                 rows.append({**row, "tracked objects": len(gc.get_objects())})
-                print(json.dumps(rows[-1]), flush=True)
                 mark = next(marks, 0)
     assert count == items, f"{count} of {items} items"
     return rows
+
+
+def _walked(base_url: str, items: int) -> dict[str, Any]:
+    return {"rows": asyncio.run(walk(base_url, items))}
+
+
+def measure(items: int) -> list[dict[str, Any]]:
+    """Return the figures of a walk in a process of its own."""
+    with serving(history=items) as base_url:
+        rows: list[dict[str, Any]] = in_process(_walked, base_url, items)["rows"]
+        return rows
 
 
 def main() -> None:
     """Print a line of JSON for each mark."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--items", type=int, default=MARKS[-1])
-    options = parser.parse_args()
-    with serving(history=options.items) as base_url:
-        asyncio.run(walk(base_url, options.items))
+    for row in measure(parser.parse_args().items):
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":

@@ -154,11 +154,15 @@ def measure(count: int, end: str, collect: bool) -> dict[str, Any]:
     with asyncio.Runner(loop_factory=MeasuredLoop) as runner:
         loop = runner.get_loop()
         assert isinstance(loop, MeasuredLoop)
-        if collect:
-            gc.callbacks.append(loop.passes.on_collection)
-        else:
+        if not collect:
             gc.disable()
-        return {"collector": collect, **runner.run(_measure(count, end))}
+        gc.callbacks.append(loop.passes.on_collection)
+        try:
+            return {"collector": collect, **runner.run(_measure(count, end))}
+        finally:
+            gc.callbacks.remove(loop.passes.on_collection)
+            gc.unfreeze()
+            gc.enable()
 
 
 def main() -> None:

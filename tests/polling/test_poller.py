@@ -8,7 +8,9 @@ import selectors
 import sys
 import weakref
 from bisect import bisect_left
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 
 import pytest
 from msgspec.structs import replace
@@ -18,7 +20,7 @@ from flora_async import NotFoundError
 from flora_async._http.rate_limit import RateLimiter
 from flora_async._polling.poller import Poller
 from flora_async._polling.targets import Scope, WaitTarget
-from flora_async._polling.tracked_run import Agenda, TrackedRun
+from flora_async._polling.tracked_run import REMOVED_ENTRIES, Agenda, TrackedRun
 from flora_async._polling.waiting import RunOutcomes
 from flora_async.events import Event, WaitFinished
 from flora_async.models import Generation, GenerationPage, PageMeta
@@ -283,31 +285,48 @@ async def end_together(count: int, how: str, patch: pytest.MonkeyPatch) -> int:
     return most
 
 
-@pytest.mark.parametrize("count", [1000, 20_000])
-def test_an_agenda_forgets_dropped_items_a_few_at_a_time(count: int) -> None:
-    """No operation takes more calls with more items, none keeps many dropped ones, and the order stays right."""
-    calls, most, chance = 0, 0, random.Random(count)
+def count_calls(work: Callable[[], object]) -> tuple[int, object]:
+    """Return the number of calls that a function makes, and its result."""
+    calls = 0
 
     def count_call(_frame: object, event: str, _argument: object) -> None:
         nonlocal calls
         calls += event in ("call", "c_call")
 
+    sys.setprofile(count_call)
+    try:
+        result = work()
+    finally:
+        sys.setprofile(None)
+    return calls, result
+
+
+@pytest.mark.parametrize("count", [1000, 10_000])
+@pytest.mark.parametrize("in_order", [False, True])
+def test_an_agenda_forgets_dropped_items_a_few_at_a_time(count: int, in_order: bool) -> None:
+    """No operation takes more calls with more items, few dropped ones are kept, and the order stays right."""
+    chance = random.Random(count)
     agenda, due = Agenda[int](), {number: chance.random() for number in range(count)}
     for number in due:
         agenda.put(number, due[number])
-    for number in chance.sample(range(count), count - 100):
-        calls = 0
-        sys.setprofile(count_call)
-        try:
-            agenda.drop(number)
-        finally:
-            sys.setprofile(None)
-        most = max(most, calls)
+    dropped = (
+        sorted(due, key=lambda number: -due[number])[100:] if in_order else chance.sample(range(count), count - 100)
+    )
+    for number in dropped:
+        assert count_calls(partial(agenda.drop, number))[0] < 40
         del due[number]
         assert len(agenda._heap) + len(agenda._old_heap) <= 3 * len(due) + 200
-    assert most < 40
-    assert agenda.next_due() == min(due.values())
-    assert [agenda.pop(1.0) for _ in range(101)] == [*sorted(due, key=lambda number: due[number]), None]
+    left = sorted(due, key=lambda number: due[number])
+    while left:
+        soonest, limit = agenda.next_due(), due[left[0]]
+        assert soonest <= limit
+        calls, item = count_calls(partial(agenda.pop, 1.0))
+        assert calls <= 8 * REMOVED_ENTRIES
+        assert item in (left[0], None)
+        if item is not None:
+            del left[0]
+    assert agenda.pop(1.0) is None
+    assert agenda.next_due() == math.inf
 
 
 def test_a_cancelled_close_ends_every_wait() -> None:

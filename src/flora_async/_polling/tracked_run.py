@@ -21,7 +21,9 @@ T = TypeVar("T")
 EARLY_POLL_SHARE = 0.25
 """Share of its interval by which a schedule accepts an earlier poll of another wait as its own."""
 
-MOVED_ENTRIES = 8
+REMOVED_ENTRIES = 30
+"""Maximum number of dropped entries that one look at the first item of an agenda removes."""
+MOVED_ENTRIES = 4
 """Number of entries of an agenda that one drop moves to its new heap."""
 
 
@@ -62,34 +64,38 @@ class Agenda(Generic[T]):
         return iter(self._numbers)
 
     def _first_heap(self) -> list[tuple[float, int, T]]:
-        """Return the heap whose top is the first item. It is empty if the agenda is."""
+        """Return the heap whose top is the first item, or a dropped one before it. It is empty if the agenda is."""
         heap = self._without_dropped_top(self._heap)
         if not self._old_heap:
             return heap
         return min((each for each in (heap, self._without_dropped_top(self._old_heap)) if each), default=heap)
 
     def _without_dropped_top(self, heap: list[tuple[float, int, T]]) -> list[tuple[float, int, T]]:
-        while heap and self._numbers.get(heap[0][2]) != heap[0][1]:
+        for _ in range(REMOVED_ENTRIES):
+            if not heap or self._numbers.get(heap[0][2]) == heap[0][1]:
+                break
             heapq.heappop(heap)
         return heap
 
     def next_due(self) -> float:
-        """Return the earliest due time; infinity if the agenda is empty."""
+        """Return the earliest due time, or an earlier one behind very many dropped items; infinity if it is empty."""
         heap = self._first_heap()
         return heap[0][0] if heap else math.inf
 
     def first(self, until: float) -> T | None:
-        """Return the first item due by *until*, or ``None``."""
-        heap = self._first_heap()
-        return heap[0][2] if heap and heap[0][0] <= until else None
-
-    def pop(self, until: float) -> T | None:
-        """Remove and return the first item due by *until*, or ``None``."""
+        """Return the first item due by *until*, or ``None``. It is also ``None`` behind very many dropped items."""
         heap = self._first_heap()
         if not heap or heap[0][0] > until:
             return None
-        item = heapq.heappop(heap)[2]
-        del self._numbers[item]
+        _, number, item = heap[0]
+        return item if self._numbers.get(item) == number else None
+
+    def pop(self, until: float) -> T | None:
+        """Remove and return the first item due by *until*, or ``None``, as :meth:`first`."""
+        item = self.first(until)
+        if item is not None:
+            heapq.heappop(self._first_heap())
+            del self._numbers[item]
         return item
 
 
