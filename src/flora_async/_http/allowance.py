@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
-from flora_async._http.rate_limit import MAX_RECENT_RESPONSES, ContestedRate, RateLimiter, RateLimitPolicy, TokenBucket
+from flora_async._http.rate_limit import MAX_RECENT_RESPONSES, RateLimiter, RateLimitPolicy, TokenBucket
 
 log = logging.getLogger("flora_async")
 
@@ -205,7 +205,7 @@ class StoredRate(Struct, frozen=True):
     """Time of the last 429 for a request that was leased after the 429 before it."""
     answered: list[float]
     """Times of sending of the responses of the last second."""
-    law: dict[str, float | dict[str, float] | None]
+    law: dict[str, float | int]
     """The state of the token bucket."""
 
 
@@ -271,24 +271,19 @@ class Reports:
         try:
             stored = msgspec.msgpack.decode(state, type=StoredRate)
             rate = TokenBucket(self._policy)
-            law: dict[str, object] = dict(stored.law)
-            if isinstance(contest := law.get("_contest"), dict):
-                law["_contest"] = _unpack(ContestedRate(self._policy, 0.0), contest)
-            _unpack(rate, law)
+            _unpack(rate, stored.law)
         except ValueError:
             return None, [], -math.inf
         return (None, [], -math.inf) if stored.at > now + MAX_LEAD else (rate, stored.answered, stored.refused)
 
 
-def _pack(law: object) -> dict[str, Any]:
+def _pack(rate: TokenBucket) -> dict[str, Any]:
     """Return the numbers of a token bucket, by the names of its attributes."""
-    numbers = {name: value for name, value in vars(law).items() if name != "_policy"}
-    return {n: value if isinstance(value, float | int | None) else _pack(value) for n, value in numbers.items()}
+    return {name: value for name, value in vars(rate).items() if name != "_policy"}
 
 
-def _unpack(law: object, packed: Mapping[str, object]) -> object:
-    """Set the attributes of a token bucket to stored numbers, and return it. Raise ValueError for another law's."""
-    if packed.keys() != _pack(law).keys():
+def _unpack(rate: TokenBucket, packed: Mapping[str, float]) -> None:
+    """Set the attributes of a token bucket to stored numbers. Raise ValueError for those of another law."""
+    if packed.keys() != _pack(rate).keys():
         raise ValueError
-    vars(law).update(packed)
-    return law
+    vars(rate).update(packed)

@@ -22,113 +22,64 @@ if TYPE_CHECKING:
 
 
 class RateLimitPolicy(Struct, frozen=True, kw_only=True):
-    """How a client slows down after a 429, as TCP CUBIC does (RFC 9438). Rates are in requests a second."""
+    """How a client slows down after a 429. Rates are in requests a second, times in seconds."""
 
     cut: float = 0.7
-    """Factor of the rate after a 429."""
+    """Search: factor of the rate after a 429, as in TCP CUBIC (RFC 9438)."""
     growth: float = 0.02
-    """Growth of the rate, one second after the peak. It grows with the cube of that time."""
+    """Search: growth of the rate, one second after the peak. It grows with the cube of that time."""
     min_first_rate: float = 2.0
-    """Lowest rate after the first 429."""
+    """Search: lowest rate after the first 429."""
+    step: float = 0.08
+    """Share: natural logarithm of the factor by which one 429 cuts the rate."""
+    refusal_interval: float = 40.0
+    """Share: time between two 429s at which the rate is in balance, at ``fast_rate`` and above."""
+    fast_rate: float = 2.5
+    """Share: below this rate, the time between two 429s is longer by the square root."""
+    patience: int = 8
+    """Number of 429s that end a search, and of overdue 429s that start a new one."""
     min_rate: float = 0.01
-    contested_epoch: float = 100.0
-    """Accepted requests between two 429s, on average, below which the limit counts as contested by other clients."""
-    contested_step: float = 0.05
-    """Share of a contested rate that one 429 cuts, and the highest growth for one accepted request."""
-    contested_refusals: float = 0.08
-    """429s for each accepted request at which a low contested rate is in balance."""
-    balance_rate: float = 0.3
-    """Contested rate above which fewer 429s are in balance."""
-    balance_exponent: float = 0.6
-    step_exponent: float = 0.3
-    epoch_weight: float = 0.1
-    """Weight of the last epoch in the average."""
-    quiet_seconds: float = 60.0
-    """Seconds without a 429 after which a limit can count as no longer contested."""
     max_concurrent_calls: int = 100
     """Maximum number of calls of one client in flight."""
 
 
-class ContestedRate:
-    """The rate of a client while other clients use the same limit.
-
-    Each accepted request raises the rate and each 429 cuts it, both by small factors. They are in balance at a ratio of
-    429s that is lower for a higher rate. All clients see the same ratio, so their rates approach each other. The cut
-    grows with the square root of the number of consecutive 429s.
-    """
-
-    def __init__(self, policy: RateLimitPolicy, rate: float) -> None:
-        self._policy = policy
-        self.rate = rate
-        self._refused = 0
-        self._accepted = 0
-
-    def on_rate_limited(self) -> None:
-        """Record a 429."""
-        self._refused += 1
-        self._accepted = 0
-        cut = math.pow(1 - self._step(), math.sqrt(self._refused))
-        self.rate = max(self._policy.min_rate, self.rate * cut)
-
-    def record_response(self) -> None:
-        """Record an accepted request. Many of them without a 429 raise the rate faster."""
-        self._refused = 0
-        self._accepted += 1
-        step = self._step()
-        self.rate *= 1 + min(step, step * self._balance() * max(1.0, self._count_expected() / 4) ** 2)
-
-    def is_over(self) -> bool:
-        """Return whether so many requests were accepted that the other clients must have gone."""
-        return self._count_expected() > 8
-
-    def _count_expected(self) -> float:
-        """Return how many 429s a contested limit would have sent since the last one."""
-        return self._accepted * self._balance()
-
-    def _step(self) -> float:
-        """Return the share of the rate that one 429 cuts. Fast clients take larger steps."""
-        return min(0.3, self._policy.contested_step * math.pow(self._excess(), self._policy.step_exponent))
-
-    def _balance(self) -> float:
-        """Return the 429s for each accepted request at which the rate stays."""
-        return self._policy.contested_refusals * math.pow(self._excess(), -self._policy.balance_exponent)
-
-    def _excess(self) -> float:
-        return max(1.0, self.rate / self._policy.balance_rate)
-
-
 class TokenBucket:
-    """A token bucket whose rate adapts to 429 responses, as TCP CUBIC adapts to lost packets.
+    """A token bucket whose rate adapts to 429 responses.
 
-    A 429 cuts the rate to 70 % of the requests that FLORA admitted in the second before. Then the rate grows with time
-    alone: back to the old rate within seconds, slowly around it, then faster. After a minute one 429 has no effect.
+    The first 429s start a *search* for the limit, as TCP CUBIC does. A 429 cuts the rate to 70 % of the requests that
+    FLORA admitted in the second before. Then the rate grows with time: back to the old rate within seconds, slowly
+    around it, then faster. A minute after a single 429 it is without effect.
 
-    If 429s remain frequent, other clients use the limit too. The rate then follows a :class:`ContestedRate`.
+    After eight 429s the client *shares* the limit. A 429 cuts the rate by 8 %. Time raises it, first slowly, then ever
+    faster, and by as much as one 429 cuts it if they come at random once in ``refusal_interval``. A client above its
+    share gets more 429s and becomes slower, a client below its share gets fewer and becomes faster: the rates approach
+    each other. If other clients leave, the 429s stay away and the rate doubles within four intervals.
     """
 
     def __init__(self, policy: RateLimitPolicy) -> None:
         self._policy = policy
-        self._peak = math.inf
+        self._refusals = 0
+        """429s since the search began. Those of requests in flight together count once."""
         self._before = math.inf
+        """Rate at the last 429."""
         self._admitted = 0
+        """Requests that FLORA admitted in the second before the last 429."""
+        self._base = math.inf
+        """Rate from which it grows: the peak in a search, otherwise the rate after the last 429."""
         self._cut = -math.inf
         self._resumed = -math.inf
         self._tokens = 1.0
         self._at = 0.0
-        self._contest: ContestedRate | None = None
-        self._accepted = 0
-        self._epoch = 2 * policy.contested_epoch
-        """Moving average of the accepted requests between two 429s."""
 
     def value(self, now: float) -> float:
         """Return the rate *now*, in requests a second."""
-        if self._contest is not None:
-            return self._contest.rate
-        if self._peak == math.inf:
+        if self._refusals == 0:
             return math.inf
-        growth = self._policy.growth
-        elapsed = max(0.0, now - self._resumed) - self._seconds_to_peak()
-        return max(self._policy.min_rate, self._peak + growth * math.pow(elapsed, 3))
+        policy = self._policy
+        if self._refusals <= policy.patience:
+            elapsed = max(0.0, now - self._resumed) - math.cbrt(self._base * (1 - policy.cut) / policy.growth)
+            return max(policy.min_rate, self._base + policy.growth * math.pow(elapsed, 3))
+        return self._base * math.exp(min(policy.step * math.pow(self._count_due(now), 2) / 2, 50))
 
     def on_rate_limited(self, now: float, *, until: float, sent: float, answered: Iterable[float]) -> None:
         """Record a 429 for a request *sent* at that time. Block requests *until* a time, then release one at a time.
@@ -137,28 +88,21 @@ class TokenBucket:
         flight.
         """
         if sent > self._cut:
-            self._update_contest(now)
-            if self._contest is None:
-                self._before = self.value(now)
-                self._admitted = sum(now - 1 < when <= now for when in answered)
-                self._peak = self._measured_peak()
-            self._cut, self._accepted = now, 0
+            self._before = self.value(now)
+            if self._count_due(now) > self._policy.patience:
+                self._refusals = 0
+            self._refusals += 1
+            self._admitted = sum(now - 1 < when <= now for when in answered)
+            self._cut, self._base = now, self._reduced_base()
         self._resumed = max(self._resumed, until)
-        self._tokens, self._at = min(self._tokens, 1.0), max(self._at, until)
-        if self.value(until) < 1:  # otherwise all clients that were refused together would return together
-            self._tokens = min(self._tokens, random.random())
+        # Without the random part, all clients that were refused together would be refused together again.
+        self._tokens, self._at = 1.0 if self._tokens >= 1 else random.random(), max(self._at, until)
 
     def record_response(self, sent: float) -> None:
         """Record a response to a request *sent* at that time. It can arrive after the 429 that cut the rate."""
-        if sent > self._cut:
-            self._accepted += 1
-            if self._contest is not None:
-                self._contest.record_response()
-                if sent - self._cut > self._policy.quiet_seconds and self._contest.is_over():
-                    self._end_contest(self._contest.rate, sent)
-        elif self._contest is None and self._cut - 1 < sent:
+        if self._cut - 1 < sent <= self._cut:
             self._admitted += 1
-            self._peak = self._measured_peak()
+            self._base = self._reduced_base()
 
     def delay(self, now: float) -> float:
         """Return the seconds until the next request may be sent."""
@@ -174,26 +118,17 @@ class TokenBucket:
         """Remove the token of a sent request."""
         self._tokens -= 1
 
-    def _update_contest(self, now: float) -> None:
-        """Update the average number of accepted requests between two 429s, and the rate of a contested limit."""
-        if self._cut > -math.inf:
-            self._epoch += self._policy.epoch_weight * (self._accepted - self._epoch)
-        if self._contest is None and self._epoch < self._policy.contested_epoch:
-            self._contest = ContestedRate(self._policy, self.value(now))
-        if self._contest is not None:
-            self._contest.on_rate_limited()
+    def _count_due(self, now: float) -> float:
+        """Return how many 429s were due since the last one, at a rate in balance."""
+        longer = math.sqrt(max(1.0, self._policy.fast_rate / self._base))
+        return max(0.0, now - self._resumed) / (self._policy.refusal_interval * longer)
 
-    def _end_contest(self, rate: float, now: float) -> None:
-        """Leave the contested rate: from *rate*, the rate grows with time."""
-        self._contest, self._epoch = None, 2 * self._policy.contested_epoch
-        self._before = self._peak = rate
-        self._resumed = now - self._seconds_to_peak()
-
-    def _seconds_to_peak(self) -> float:
-        return math.cbrt(self._peak * (1 - self._policy.cut) / self._policy.growth)
-
-    def _measured_peak(self) -> float:
-        return min(self._before, max(self._policy.min_first_rate, self._admitted))
+    def _reduced_base(self) -> float:
+        """Return the base after the last 429."""
+        policy = self._policy
+        if self._refusals <= policy.patience:
+            return min(self._before, max(policy.min_first_rate, self._admitted))
+        return max(policy.min_rate, self._before * math.exp(-policy.step))
 
 
 MAX_RECENT_RESPONSES = 1000
