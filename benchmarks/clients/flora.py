@@ -33,7 +33,7 @@ class Contestant:
         return items
 
     async def wait(self, run: str | StartedRun) -> Run:
-        return await self._flora.wait_for_run(run, timeout=None)
+        return await self._flora.wait_for_run(run)
 
     async def await_run(self, number: int) -> object:
         return await self.wait(await self.create(number))

@@ -197,7 +197,7 @@ class Poller:
         waiter = Waiter(loop=loop)
         waiter.tracked, waiter.plan, waiter.changes, waiter.context = tracked, plan, changes, interest.context
         tracked.waiters[waiter] = None
-        waiter.add_done_callback(partial(self._on_waiter_done, waiter), context=interest.context)
+        waiter.add_done_callback(self._on_waiter_done, context=interest.context)
         waiter.settle = settle
         news = tracked.run is not None and is_change(tracked.run, known)
         if news and (changes or (tracked.settles and not settle)):
@@ -238,7 +238,7 @@ class Poller:
         if not self._tracked:
             self._wake.set()
 
-    def _on_waiter_done(self, waiter: Waiter, _done: asyncio.Future[Run | None]) -> None:
+    def _on_waiter_done(self, waiter: Waiter) -> None:
         self._deadlines.drop(waiter)
         tracked = waiter.tracked
         del tracked.waiters[waiter]

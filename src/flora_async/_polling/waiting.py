@@ -44,7 +44,8 @@ async def wait_for_run(
     run, deadline = target.run, _deadline(timeout) if settle else math.inf
     if run is None or not run.finished:
         if on_update is None:
-            run = await _wait_for_end(poller, target, poll=poll, timeout=timeout, settle=settle)
+            waiter = _add_waiter(poller, target, poll=poll, timeout=timeout, settle=settle)
+            run = _run_or_timeout(await waiter, waiter, timeout)
         else:
             async for run in RunWatch(poller, [target], poll=poll, timeout=timeout):
                 on_update(run)
@@ -57,15 +58,16 @@ async def wait_for_run(
     return run
 
 
-async def _wait_for_end(
+def _add_waiter(
     poller: Poller, target: WaitTarget, *, poll: PollFactory | None, timeout: float | None, settle: bool
-) -> Run:
+) -> Waiter:
+    """Return a future for the end of a run. It costs no coroutine of its own, of which each wait would hold one."""
     interest = poller.track(target, poll)
     wait = None if poller.emit is None else WaitSpan(poller.emit, interest)
     waiter = poller.add_waiter(interest, deadline=_deadline(timeout), settle=settle)
     if wait is not None:
         wait.follow(waiter)
-    return _run_or_timeout(await waiter, waiter, timeout)
+    return waiter
 
 
 def add_charge_waiter(
