@@ -83,9 +83,13 @@ def test_stubs_are_printed(command: Any) -> None:
 
 
 def test_a_create_is_refused_unless_it_says_otherwise(command: Any, flora_sandbox: Sandbox) -> None:
-    """The refusal is a usage error; ``off`` and ``warn`` order it."""
+    """The refusal is a usage error, of a dry run too; ``off`` and ``warn`` order it."""
     create = ("generations", "create", *FLAGS, "--model", "sandbox-image", "--params", "sede=7")
     assert "did you mean 'seed'" in command(*create, code=2)[1]
+    assert flora_sandbox.accepted == 0
+    assert "did you mean 'seed'" in command(*create, "--dry-run", code=2)[1]
+    for mode in ("off", "warn"):
+        command(*create, "--check-params", mode, "--dry-run")
     assert flora_sandbox.accepted == 0
     for mode in ("off", "warn"):
         command(*create, "--check-params", mode)

@@ -100,7 +100,8 @@ async def _create(options: argparse.Namespace, context: CommandContext) -> int:
             callback_url=options.callback_url,
         )
         if options.dry_run:
-            await flora.models.check_order(flora.generations.validate(order))
+            mode = options.check_params or flora.check_params
+            await flora.models.check_order(flora.generations.validate(order), mode)
             estimate = await flora.estimate(order, quote=options.quote)
             output.print_json(costs.estimate_to_dict(estimate))
             return 0
