@@ -22,6 +22,7 @@ from flora_async import (
     InternalServerError,
     NotFoundError,
     Order,
+    ResponseDecodeError,
     TechniqueOrder,
 )
 from flora_async._resources import declarations
@@ -102,6 +103,7 @@ WRONG_INPUTS: dict[str, dict[str, Any]] = {
     "subject is required": {},
     "colour is not declared; the inputs are subject, photos, face": {"subject": "a", "colour": "red"},
     "subject must be a str": {"subject": 7},
+    "subject must not be None: leave": {"subject": None},
     "subject must not be empty": {"subject": ""},
     "subject takes one value, not a list": {"subject": ["a", "b"]},
     "photos must be a URL of type imageUrl": {"subject": "a", "photos": ["https://a.example/a.png", "a.png"]},
@@ -183,6 +185,31 @@ async def test_a_declaration_that_cannot_be_read(server: Scripted, flora: Flora)
     assert isinstance(await fails(flora.start_run(ORDER)), NotFoundError)
     assert server.count("POST", "/runs/technique") == 0
     assert (await flora.start_run(ORDER)).run_id == RUN_ID
+
+
+async def test_an_odd_declaration_refuses_no_order(
+    server: Scripted, flora: Flora, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An order whose declaration cannot be decoded is sent unchecked; with a webhook, its request needs the types."""
+    server.on("GET", "/techniques/tech_1", answer({**TECHNIQUE, "run_cost": "0.1"}))
+    server.on("GET", "/actions/stitch-videos", answer({**ACTION, "params": None}))
+    server.on("POST", "/runs/technique", answer(started("run_1", type="technique"), 201))
+    server.on("POST", "/runs/action", answer(started("run_2", type="action"), 201))
+    assert (await flora.start_run(ORDER)).run_id == "run_1"
+    assert (await flora.start_run(ACT)).run_id == "run_2"
+    assert caplog.text.count("its inputs are not checked") == 2
+    with_webhook = msgspec.structs.replace(ORDER, callback_url="https://a.example/hook")
+    assert isinstance(await fails(flora.start_run(with_webhook)), ResponseDecodeError)
+    assert server.count("POST", "/techniques/tech_1/runs") == 0
+
+
+@pytest.mark.parametrize("given", [{"type": "video", "url": None}, {"type": None, "url": "https://a.example/a.mp4"}])
+async def test_an_input_of_an_action_without_a_value(server: Scripted, flora: Flora, given: dict[str, Any]) -> None:
+    """A field that is None counts as missing, as in other languages."""
+    order = msgspec.structs.replace(ACT, inputs=[VIDEO, given])
+    with pytest.raises(ConfigurationError, match="must have a type, and a url or a text"):
+        await flora.start_run(order)
+    assert not server.asked
 
 
 async def test_an_action_that_is_not_listed_any_more(server: Scripted, flora: Flora) -> None:

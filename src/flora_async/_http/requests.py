@@ -137,7 +137,7 @@ def _check_action_inputs(inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, 
         )
     checked = [to_json_object(f"inputs[{index}]", each) for index, each in enumerate(inputs)]
     for index, each in enumerate(checked):
-        if "type" not in each or not ("url" in each or "text" in each):
+        if each.get("type") is None or (each.get("url") is None and each.get("text") is None):
             raise errors.ConfigurationError(f"inputs[{index}] must have a type, and a url or a text: {each!r:.200}")
     return checked
 

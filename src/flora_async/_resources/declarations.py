@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import TypeGuard, TypeVar
@@ -27,6 +28,8 @@ from flora_async.models import (
 )
 
 T = TypeVar("T", Technique, Action)
+
+log = logging.getLogger("flora_async")
 
 MAX_DECLARATIONS = 500
 """Maximum number of declarations that a client keeps. The oldest are dropped first."""
@@ -57,13 +60,19 @@ class Declarations(Resource):
 
         Raises:
             ConfigurationError: the inputs do not match the declaration. Nothing was sent.
-            APIError, APIConnectionError: the declaration cannot be read. Nothing was sent.
+            APIError, APIConnectionError: the declaration cannot be read. Nothing was sent. An order whose declaration
+                cannot be decoded is not checked, and sent: FLORA decides.
         """
         plain = encode_any_order(self._origin, order)
         if isinstance(plain, TechniqueOrder):
             technique: Technique | None = None
             if check or plain.callback_url is not None:
-                technique = await self._check_technique(plain, check=check)
+                try:
+                    technique = await self._check_technique(plain, check=check)
+                except errors.ResponseDecodeError as error:
+                    if plain.callback_url is not None:  # its request needs the declared types
+                        raise
+                    _log_unchecked(plain.technique_id, error)
             types = {each.id: str(each.type) for each in technique.inputs} if technique else {}
             return create_request(self._origin, plain, idempotency_key, types)
         if isinstance(plain, ActionOrder) and check:
@@ -90,6 +99,9 @@ class Declarations(Resource):
                 faults = check_action(action, order)
         except errors.NotFoundError:
             return  # FLORA runs actions that it does not list any more, and refuses unknown ones
+        except errors.ResponseDecodeError as error:
+            _log_unchecked(order.action_id, error)
+            return
         _raise_faults(order.action_id, faults)
 
     async def _read(self, operation: Operation[T], *, again: bool = False, **ids: str) -> tuple[T, bool]:
@@ -112,6 +124,10 @@ class Declarations(Resource):
                 raise
             entry.declared, entry.read_at = declared, began
             return declared, True
+
+
+def _log_unchecked(name: str, error: errors.ResponseDecodeError) -> None:
+    log.warning("cannot decode the declaration of %s, at %s: its inputs are not checked", name, error.field)
 
 
 def check_technique_inputs(technique: Technique, inputs: Mapping[str, object]) -> list[FieldError]:
@@ -149,6 +165,8 @@ def _check_technique_value(declared: TechniqueInput, value: object) -> str | Non
 def _check_single_value(declared: TechniqueInput, value: object) -> str | None:
     if declared.type not in ("text", "imageUrl", "videoUrl", "audioUrl", "documentUrl"):
         return None
+    if value is None:
+        return "must not be None: leave an optional input out"
     if not isinstance(value, str):
         return f"must be a str of type {declared.type}, not {type(value).__name__}"
     if not value:
