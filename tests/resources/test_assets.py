@@ -32,6 +32,7 @@ from flora_async import (
     UploadTimeoutError,
 )
 from flora_async._resources import assets
+from flora_async._resources.upload_sources import open_source
 
 pytestmark = pytest.mark.anyio
 
@@ -248,6 +249,25 @@ async def test_the_timeout_includes_the_copy_of_a_stream(server: Scripted, flora
         await upload(flora, stream, timeout=3)
     assert closed
     assert not server.asked
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+async def test_an_open_file_in_several_uploads(flora: Flora, tmp_path: Path, in_memory: bool) -> None:
+    """Uploads of one open file, at the same time or one after the other, do not move it under each other."""
+    content = os.urandom(3 * 2**20)
+    (tmp_path / "clip").write_bytes(content)
+    with io.BytesIO(content) if in_memory else (tmp_path / "clip").open("rb") as file:
+        file.seek(10)
+
+        async def read() -> bytes:
+            async with open_source(file) as source:
+                return b"".join(
+                    [await source.read(at, min(2**16, source.size - at)) for at in range(0, source.size, 2**16)]
+                )
+
+        assert all(each == content[10:] for each in await asyncio.gather(*(read() for _ in range(8))))
+        assert await read() == content[10:]
+        assert file.tell() == 10
 
 
 async def test_a_pipe_in_the_file_system_does_not_block(flora: Flora, tmp_path: Path) -> None:

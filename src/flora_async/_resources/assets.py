@@ -90,8 +90,8 @@ class Assets(Resource):
         ``max_retries`` times. FLORA fetches an https URL itself, up to 50 MB. OpenAPI: ``POST /assets``.
 
         Args:
-            source: a path, bytes, a binary file (from its position on), an asynchronous iterable of bytes, or an https
-                URL. A stream is copied to a temporary file first: its length must be known.
+            source: a path, bytes, a binary file (from its position on, which it keeps), an asynchronous iterable of
+                bytes, or an https URL. A stream is copied to a temporary file first: its length must be known.
             workspace_id: the workspace that can use the asset.
             project_id: a project on whose canvas it is put.
             folder: a folder of the library.

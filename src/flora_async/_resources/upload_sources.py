@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager
 from hashlib import sha256
 from io import BytesIO, TextIOBase
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeAlias, TypeGuard, TypeVar, TypeVarTuple, runtime_checkable
+from weakref import WeakValueDictionary
 
 from flora_async import errors
 from flora_async._aio import run_in_thread
@@ -49,13 +51,22 @@ UploadInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
 """A path, bytes, a binary file, an asynchronous iterable of bytes, or an https URL."""
 
 
+_turns: WeakValueDictionary[int, Lock] = WeakValueDictionary()
+
+
+def _turn_of(file: object) -> Lock:
+    """Return the lock of an open file: two uploads of it, at the same time, must not move it under each other."""
+    return _turns.setdefault(id(file), Lock())
+
+
 class UploadSource:
-    """Bytes with a known length. Reads do not interfere: each one has its place, and its turn."""
+    """Bytes with a known length. Reads do not interfere: each one has its place, and its turn, and moves nothing."""
 
     def __init__(self, file: _Rewindable, start: int, size: int, name: str | None) -> None:
         self._file = file
         self._start = start
         self._turn = asyncio.Lock()
+        self._turn_of_threads = _turn_of(file)
         self.size = size
         self.name = name
 
@@ -88,11 +99,13 @@ class UploadSource:
         return self.name or "the file"
 
     def _read(self, offset: int, size: int) -> bytes:
-        self._file.seek(self._start + offset)
         parts: list[bytes] = []
-        while size > 0 and (part := self._file.read(size)):  # A raw file can return less than it has.
-            parts.append(part)
-            size -= len(part)
+        with self._turn_of_threads:
+            self._file.seek(self._start + offset)
+            while size > 0 and (part := self._file.read(size)):  # A raw file can return less than it has.
+                parts.append(part)
+                size -= len(part)
+            self._file.seek(self._start)  # for another upload of the same file, at the same time or later
         return b"".join(parts) if len(parts) != 1 else parts[0]
 
 
@@ -135,7 +148,7 @@ async def open_source(source: object) -> AsyncGenerator[UploadSource]:
 
 @asynccontextmanager
 async def _open_file(file: BinaryFile) -> AsyncGenerator[UploadSource]:
-    """Yield the bytes of the caller's file from its position on. The file stays open."""
+    """Yield the bytes of the caller's file from its position on. The file stays open, at that position."""
     given = getattr(file, "name", None)
     name = Path(given).name if isinstance(given, str) else None
     if _is_rewindable(file):
@@ -207,7 +220,8 @@ def _open_path(path: Path) -> BinaryIO:
 
 def _measure(file: _Rewindable) -> tuple[int, int]:
     """Return the position, and the number of bytes from there on."""
-    start = file.tell()
-    size = file.seek(0, os.SEEK_END) - start
-    file.seek(start)
-    return start, size
+    with _turn_of(file):
+        start = file.tell()
+        size = file.seek(0, os.SEEK_END) - start
+        file.seek(start)
+        return start, size
