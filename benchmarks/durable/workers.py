@@ -82,6 +82,8 @@ def work(base_url: str, database: str, orders: int, concurrency: int, shared: bo
                     for number in range(orders)
                 )
             else:
+                while not await batches.statuses():  # noqa: ASYNC110 - of another process
+                    await asyncio.sleep(0.1)
                 await batch.finished()
 
     asyncio.run(working())
@@ -104,10 +106,10 @@ def measure(limit: float, workers: int, seconds: float, *, shared: bool) -> dict
         for number in range(workers):
             orders = 0 if number else 1000 + int(limit * seconds)
             task = (base_url, url, orders, CONCURRENCY // workers, shared)
-            processes.append(SPAWN.Process(target=work, args=task))
+            processes.append(SPAWN.Process(target=work, args=task, daemon=True))
             processes[-1].start()
-            while count_owners(url) <= number:  # the batch is there when its first order is sent
-                time.sleep(0.1)
+        while count_owners(url) < workers:
+            time.sleep(0.1)
         time.sleep(seconds / 4)
         changes = "SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'flora_allowances'"
         first, first_changes = count(), ask(url, changes)
@@ -184,18 +186,18 @@ def main() -> None:
                     row.setdefault(name, []).append(round(value, 4))
                 said = "  ".join(f"{name}={value:.3f}" for name, value in figures.items())
                 print(f"round {number + 1}: {limit:g}/s, {case}: {said}", file=sys.stderr, flush=True)
-    results = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": machine(),
-        "rounds": options.rounds,
-        "seconds": options.seconds,
-        "concurrency": CONCURRENCY,
-        "rows": list(rows.values()),
-    }
+        results = {
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "machine": machine(),
+            "rounds": number + 1,
+            "seconds": options.seconds,
+            "concurrency": CONCURRENCY,
+            "rows": list(rows.values()),
+        }
+        if options.write:
+            (RESULTS / "workers.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            (RESULTS / "workers.md").write_text(table(results), encoding="utf-8")
     print(table(results))
-    if options.write:
-        (RESULTS / "workers.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        (RESULTS / "workers.md").write_text(table(results), encoding="utf-8")
 
 
 def machine() -> str:
