@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -78,6 +79,8 @@ class Transport:
         self.retry_policy: RetryPolicy = settings.retry
         self._limiter = RateLimiter(settings.rate_limit, settings.retry)
         self._budget = RetryBudget(settings.retry)
+        self._accepted_at = -math.inf
+        """Time of the last accepted create."""
         self.clock: ServerClock = ServerClock()
         self.polls: Lane = self._limiter.polls
         """Queue of the polls."""
@@ -114,12 +117,16 @@ class Transport:
 
         Each attempt waits in *lane*; ``None`` is the queue of calls. *turn* is the time of a permit that the caller has
         acquired for the first attempt. Raise the last error. *attempts* collects the failed attempts.
+
+        The 429 of a create does not count if another one was accepted within ``RetryPolicy.max_delay`` seconds before:
+        its turn comes.
         """
         loop = self._check_loop()
         lane = lane or self._limiter.calls
         failures: list[errors.FloraError] = []
         now = started = loop.time()
         first_seen: float | None = None
+        retries = self._settings.max_retries if retries is None else retries
         self._budget.deposit()
         while True:
             sent, turn, succeeded = turn, None, False
@@ -139,9 +146,12 @@ class Transport:
                     first_seen = sent
                 if sent is not None and isinstance(error, errors.RateLimitError):
                     self._on_rate_limited(error, request, sent)
+                    retries += retries > 0 and request.billable and self._accepts_creates(loop.time())
             finally:
                 if sent is not None:
                     lane.release(sent, succeeded=succeeded)
+                    if succeeded and request.billable:
+                        self._accepted_at = loop.time()
             elapsed = 0.0 if first_seen is None else loop.time() - first_seen
             pause = self._retry_delay(failures, request, elapsed=elapsed, retries=retries)
             if pause is None:
@@ -170,6 +180,10 @@ class Transport:
             asked, pause = error.retry_after, self._limiter.delay()
             self._emit(RateLimited(path=request.template, retry_after=asked, pause=pause))
 
+    def _accepts_creates(self, now: float) -> bool:
+        """Return whether FLORA has just accepted a create of this client."""
+        return now - self._accepted_at <= self.retry_policy.max_delay
+
     def _log_retry(self, request: Request, failures: list[errors.FloraError], pause: float) -> None:
         failure, attempt = failures[-1], len(failures)
         label, method, path = type(failure).__name__, request.method, request.template
@@ -179,12 +193,12 @@ class Transport:
             self._emit(RetryScheduled(method=method, path=path, error=label, attempt=attempt, pause=pause))
 
     def _retry_delay(
-        self, failures: list[errors.FloraError], request: Request, *, elapsed: float, retries: int | None
+        self, failures: list[errors.FloraError], request: Request, *, elapsed: float, retries: int
     ) -> float | None:
         failure, billable = failures[-1], request.billable
         pause = self.retry_policy.next_delay(
             failures,
-            retries=self._settings.max_retries if retries is None else retries,
+            retries=retries,
             idempotent=request.idempotent,
             billable=billable,
             elapsed=elapsed,
