@@ -502,10 +502,10 @@ def test_a_torn_text_costs_no_more_than_its_length(unit: bytes) -> None:
 
     def match_creates(size: int) -> float:
         answer = told(b'["' + unit * (size // len(unit)))
-        began = time.perf_counter()
+        began = time.process_time()
         with pytest.raises((ResponseTooLargeError, ResponseDecodeError)):
             parse_response(list, answer)
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     match_creates(2**20)
     assert min(match_creates(8 * 2**20) for _ in range(3)) < 30 * min(match_creates(2**20) for _ in range(5)), (
