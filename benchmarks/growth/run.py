@@ -85,8 +85,11 @@ def measure(part: str, *, quick: bool) -> Iterator[Row]:
 
 def completed(row: Row) -> Row:
     """Return a row with the figures that are computed from others."""
-    collections = [value for name, value in row.items() if name.endswith("collection, ms")]
-    return row | ({"longest collection, ms": max(collections)} if collections else {})
+    longest: Row = {}
+    for what in ("pass", "collection"):
+        values = [value for name, value in row.items() if name.endswith(f": {what}, ms")]
+        longest |= {f"longest {what}, ms": max(values)} if values else {}
+    return row | longest
 
 
 def cell(value: object, form: str) -> str:
@@ -97,6 +100,7 @@ def report(results: dict[str, Any]) -> str:
     """Return the tables, in Markdown."""
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     lines = ["# Growth", "", f"{results['machine']}; {versions}", ""]
+    lines += [results["note"], ""] if "note" in results else []
     for part, columns in COLUMNS.items():
         if part in results:
             date, rows = results[part]["date"], [completed(row) for row in results[part]["rows"]]
@@ -111,7 +115,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, 3, figsize=(13, 7))
-    rows: dict[str, list[Row]] = {part: results.get(part, {"rows": []})["rows"] for part in COLUMNS}
+    rows = {part: [completed(row) for row in results.get(part, {"rows": []})["rows"]] for part in COLUMNS}
 
     def plot(axis: Any, title: str, part: str, x: str, y: str, names: dict[str, Callable[[Row], bool]]) -> None:
         for number, (name, chosen) in enumerate(names.items()):
@@ -131,12 +135,13 @@ def draw(results: dict[str, Any], file: Path) -> None:
         "PostgreSQL": lambda row: bool(row["database"] == "PostgreSQL"),
     }
     plot(axes[0][0], "CPU of a wait, its planning and polls, µs", "waits", "waits", "CPU, µs a wait", through)
-    plot(axes[0][1], "Longest pass of the loop while waits end, ms", "waits", "waits", "end: pass, ms", through)
+    plot(axes[0][1], "Longest pass of the loop, ms", "waits", "waits", "longest pass, ms", through)
     axes[0][1].axhline(50, color="grey", linestyle="--")
     plot(axes[0][2], "Peak memory of a walk, MB", "history", "items", "peak memory, MB", {"": lambda _: True})
-    plot(axes[1][0], "Durable orders a second", "batches", "orders", "orders a second", kinds)
+    plot(axes[1][0], "CPU of a durable order, ms", "batches", "orders", "CPU, ms an order", kinds)
     plot(axes[1][1], "Peak memory of a batch, MB", "batches", "orders", "peak memory, MB", kinds)
     plot(axes[1][2], "Status of a batch, seconds", "batches", "orders", "status seconds", kinds)
+    axes[1][2].set(yscale="log")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
@@ -162,6 +167,7 @@ def main() -> None:
     results: dict[str, Any] = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
     found = {name: number for name, number in versions(Path()).items() if name in ("Python", "flora-async", "aiohttp")}
     results |= {"machine": machine(), "versions": found | {"SQLite": sqlite3.sqlite_version, "PostgreSQL": postgres()}}
+    results.pop("note", None)  # about earlier figures
     for part in options.only:
         rows = []
         for row in measure(part, quick=options.quick):
