@@ -161,7 +161,7 @@ def to_json(name: str, value: object) -> Json:
 
 def to_json_object(name: str, value: object) -> dict[str, Json]:
     """Return the mapping *value* as :func:`to_json` does."""
-    if type(value) is not dict and not is_mapping(value):
+    if not is_mapping(value):
         fix = ". Decode it first, with json.loads(...)" if isinstance(value, str) else ""
         if hasattr(value, "model_dump") or hasattr(value, "__dataclass_fields__"):
             fix = f". {_json_fix(value)}"
@@ -201,8 +201,6 @@ def _convert(value: object, depth: int) -> Json:
         return value if type(value) is int and _MIN_INT <= value <= _MAX_INT else _convert_number(value)
     if depth == _MAX_DEPTH:
         raise _UnsendableError(f"is nested more than {_MAX_DEPTH} levels deep, or contains itself")
-    if type(value) is dict:
-        return _convert_object(value, depth + 1)
     if is_mapping(value):
         return _convert_object(value, depth + 1)
     if is_list(value):
@@ -215,7 +213,7 @@ def _convert(value: object, depth: int) -> Json:
 
 def is_mapping(value: object) -> TypeGuard[Mapping[object, object]]:
     """Return whether *value* is a mapping."""
-    return isinstance(value, Mapping)
+    return type(value) is dict or isinstance(value, Mapping)
 
 
 def is_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]]:

@@ -390,10 +390,10 @@ class TraceableResponse(aiohttp.ClientResponse):
 
     protocol: ResponseHandler | None = None
 
-    def start(self, connection: aiohttp.connector.Connection) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
-        """Record the connection, and return the coroutine that reads the headers."""
+    async def start(self, connection: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        """Record the connection."""
         self.protocol = connection.protocol
-        return super().start(connection)
+        return await super().start(connection)
 
 
 def _is_repeated(response: aiohttp.ClientResponse, answer: RawResponse) -> bool:
