@@ -10,15 +10,12 @@ from collections import deque
 from collections.abc import Iterable
 from copy import copy
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from msgspec import Struct
 
 from flora_async import errors
 from flora_async._http.retry import RetryPolicy
-
-if TYPE_CHECKING:
-    from flora_async._http.allowance import SharedRate
 
 
 class RateLimitPolicy(Struct, frozen=True, kw_only=True):
@@ -41,6 +38,22 @@ class RateLimitPolicy(Struct, frozen=True, kw_only=True):
     min_rate: float = 0.01
     max_concurrent_calls: int = 100
     """Maximum number of calls of one client in flight."""
+
+
+class Rate(Protocol):
+    """Decides when the next request may be sent: a token bucket, or a rate that clients share."""
+
+    def delay(self, now: float) -> float:
+        """Return the seconds until the next request may be sent."""
+
+    def take(self) -> None:
+        """Count a request that is sent now."""
+
+    def record_response(self, sent: float) -> None:
+        """Record a response to a request *sent* at that time."""
+
+    def on_rate_limited(self, now: float, *, until: float, sent: float, answered: Iterable[float]) -> None:
+        """Record a 429 for a request *sent* at that time, and send none *until* a time."""
 
 
 class TokenBucket:
@@ -201,7 +214,7 @@ class RateLimiter:
         self._retry = retry
         self.calls: Lane = Lane(self, policy.max_concurrent_calls)
         self.polls: Lane = Lane(self, math.inf)
-        self.rate: TokenBucket | SharedRate | None = None
+        self.rate: Rate | None = None
         """The token bucket; ``None`` before the first 429. A rate that clients share stands here from the beginning."""
         self._lanes = [self.polls, self.calls]
         self._answered: deque[float] = deque(maxlen=MAX_RECENT_RESPONSES)
@@ -270,7 +283,7 @@ class RateLimiter:
         self._timer = None
         self.wake_waiting()
 
-    def _count(self, lane: Lane, rate: TokenBucket | SharedRate) -> None:
+    def _count(self, lane: Lane, rate: Rate) -> None:
         rate.take()
         if lane is self._lanes[0]:  # the other queue is served next
             self._lanes.reverse()
