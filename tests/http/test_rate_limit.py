@@ -38,10 +38,11 @@ async def turns(lane: Lane, count: int, *, answered: bool = False) -> list[float
 
 
 class Admitting:
-    """A FLORA that takes so many requests a second, or this many at once after a quiet time."""
+    """A FLORA that takes so many requests a second, or this many at once after a quiet time, else asks for a pause."""
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, pause: float = 1.0) -> None:
         self.refused = self.taken = 0
+        self.pause = pause
         self._rate = self._tokens = rate
         self._at = 0.0
 
@@ -66,11 +67,11 @@ async def call(flora: Admitting, limiter: RateLimiter, lane: Lane, *, tries: int
         taken = flora.takes(loop.time())
         await asyncio.sleep(seconds)
         if not taken:
-            limiter.on_rate_limited(1.0, sent=sent)
+            limiter.on_rate_limited(flora.pause, sent=sent)
         lane.release(sent, succeeded=taken)
         if taken:
             return loop.time() - began
-        failures.append(RateLimitError("too many", status=429, retry_after=1.0))
+        failures.append(RateLimitError("too many", status=429, retry_after=flora.pause))
         pause = RETRY.next_delay(failures, retries=tries - 1, idempotent=True, billable=False, elapsed=0.0)
         if pause is None:
             raise failures[-1]

@@ -241,8 +241,12 @@ class Reports:
         for pause, leased in self._refusals:
             if rate is None:
                 rate, refused = TokenBucket(self._policy), -math.inf
-            refused = now if leased + ahead > refused else refused
-            rate.on_rate_limited(now, until=refused + pause, sent=leased + ahead, answered=answered)
+            is_first = leased + ahead > refused
+            refused = now if is_first else refused
+            free = now + rate.delay(now)  # until then the clients send what they have leased
+            if is_first or refused + pause > free:
+                until = max(refused + pause, free)
+                rate.on_rate_limited(now, until=until, sent=leased + ahead, answered=answered)
         if rate is None or (rate.value(now) >= NO_LIMIT and not rate.delay(now)):
             self.leases.append(Lease(at, limited=False))
             return None
