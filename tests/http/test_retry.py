@@ -97,6 +97,18 @@ def test_no_create_is_retried_after_half_an_hour(failure: FloraError) -> None:
     assert pause(failure, elapsed=RETRY.resend_window) is not None
 
 
+def test_a_create_that_was_only_refused_is_sent_after_hours() -> None:
+    """After 429s alone nothing was accepted, as while an order waits in the queue. After another failure it may be."""
+
+    def next_delay(*failures: FloraError) -> float | None:
+        elapsed = 4 * RETRY.resend_window
+        return RETRY.next_delay(failures, retries=3, idempotent=True, billable=True, elapsed=elapsed)
+
+    assert next_delay(SLOW_DOWN, SLOW_DOWN) is not None
+    assert next_delay(SLOW_DOWN, BROKEN) is None
+    assert next_delay(LATE, SLOW_DOWN) is None
+
+
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("billable", [False, True])
 def test_retry_after_is_honoured_up_to_a_minute(status: int, billable: bool) -> None:

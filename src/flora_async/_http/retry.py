@@ -25,7 +25,8 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
     """Minimum pause before a create is resent: FLORA may execute two simultaneous requests under one key."""
     resend_pause_after_timeout: float = 5.0
     resend_window: float = 1800.0
-    """Time after which a create is not resent. FLORA deletes keys after 2 hours, by its reference."""
+    """Time after which a create that may have been accepted is not resent. FLORA deletes keys after 2 hours, by its
+    reference."""
     budget: float = 20.0
     """Maximum number of saved retries."""
     budget_share: float = 0.2
@@ -66,7 +67,10 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
             delay = max(self.resend_pause_after_timeout if late else self.resend_pause, delay)
         elif not failure.retryable or sum(map(_is_unusable, failures)) > 1:
             return None
-        return None if billable and elapsed + delay > self.resend_window else delay
+        late = billable and elapsed + delay > self.resend_window
+        # After 429s alone nothing was accepted, however long the create waited in the queue.
+        refused = all(isinstance(each, errors.RateLimitError) for each in failures)
+        return None if late and not refused else delay
 
 
 def _is_unusable(failure: errors.FloraError) -> bool:
