@@ -121,7 +121,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
         for number, (name, chosen) in enumerate(names.items()):
             points = [(row[x], row[y]) for row in rows[part] if chosen(row) and row.get(y)]
             axis.plot(*zip(*points, strict=True), "os^v"[number] + "-", label=name) if points else None
-        axis.set(title=title, xlabel=x, xscale="log", ylim=(0, None))
+        axis.set(title=title, xlabel=x, xscale="log", ylim=(0, 1.1 * axis.dataLim.y1))
         axis.grid(alpha=0.3)
         if len(names) > 1:
             axis.legend(fontsize=8)
@@ -141,7 +141,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
     plot(axes[1][0], "CPU of a durable order, ms", "batches", "orders", "CPU, ms an order", kinds)
     plot(axes[1][1], "Peak memory of a batch, MB", "batches", "orders", "peak memory, MB", kinds)
     plot(axes[1][2], "Status of a batch, seconds", "batches", "orders", "status seconds", kinds)
-    axes[1][2].set(yscale="log")
+    axes[1][2].set(yscale="log", ylim=(1e-3, 1))
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
