@@ -45,6 +45,7 @@ class Rate(Protocol):
 
     def delay(self, now: float) -> float:
         """Return the seconds until the next request may be sent."""
+        ...
 
     def take(self) -> None:
         """Count a request that is sent now."""
