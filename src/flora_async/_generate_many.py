@@ -148,7 +148,7 @@ class OrderRunner(Generic[OrderT]):
         if self._open >= self._concurrency:
             return "wait", None
         keys = list(self.costs.costs) or [UNKNOWN_KIND] if order is None else [price_key(order)]
-        return min((decide(self._trackers, key) for key in keys), key=_by_hope)
+        return min((decide(self._trackers, key) for key in keys), key=_rank_decision)
 
     def _start_order(self, order: OrderT) -> None:
         self._open += 1
@@ -262,7 +262,7 @@ class Outcomes(AsyncCloseable, Generic[OrderT]):
         self._runner.drop()
 
 
-def _by_hope(decided: tuple[BudgetDecision, CostTracker | None]) -> int:
+def _rank_decision(decided: tuple[BudgetDecision, CostTracker | None]) -> int:
     """Sort ``start`` first and ``stop`` last."""
     return ("start", "wait", "stop").index(decided[0])
 
