@@ -140,7 +140,7 @@ async def test_a_create_on_the_wire(flora: Flora, server: Scripted) -> None:
     assert asked.headers["Authorization"] == f"Bearer {KEY}"
     assert asked.headers["Content-Type"] == "application/json"
     assert asked.headers["User-Agent"].startswith("flora-async/")
-    assert len(bytes.fromhex(asked.headers["Idempotency-Key"])) == 16
+    assert len(asked.headers["Idempotency-Key"]) == 36
     assert "Cookie" not in asked.headers
 
 

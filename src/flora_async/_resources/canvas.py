@@ -311,11 +311,11 @@ def _decode_item(item: Raw) -> _NodeRun:
         return msgspec.json.decode(item, type=_NodeRun)
     except msgspec.MsgspecError as error:
         reason = str(error)
-    log.warning("cannot decode a started node: %s", reason)
     try:
         known = msgspec.json.decode(item, type=_NamedRun)
     except msgspec.MsgspecError:
         known = _NamedRun()
+    log.warning("cannot decode a started node: %s", reason, extra={"run_id": known.run_id})
     return _NodeRun(known.node_id, "unknown", known.run_id, message=f"cannot decode FLORA's response: {reason}")
 
 

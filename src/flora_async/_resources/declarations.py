@@ -127,7 +127,8 @@ class Declarations(Resource):
 
 
 def _log_unchecked(name: str, error: errors.ResponseDecodeError) -> None:
-    log.warning("cannot decode the declaration of %s, at %s: its inputs are not checked", name, error.field)
+    text = "cannot decode the declaration of %s, at %s: its inputs are not checked"
+    log.warning(text, name, error.field, extra={"field": error.field})
 
 
 def check_technique_inputs(technique: Technique, inputs: Mapping[str, object]) -> list[FieldError]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import uuid
 from collections.abc import Callable, Coroutine
 from typing import TypeAlias
 
@@ -72,7 +72,7 @@ class RunStarter:
         Files among its inputs are uploaded when all else was checked, before the key is recorded or sent. *timeout* are
         the seconds for one exchange, in place of the client's.
         """
-        key = os.urandom(16).hex() if idempotency_key is None else check_idempotency_key(idempotency_key)
+        key = str(uuid.uuid4()) if idempotency_key is None else check_idempotency_key(idempotency_key)
         mode = self._check_params if check_params is None else require_mode(check_params)
         try:
             if isinstance(order, Order):
