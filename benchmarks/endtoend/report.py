@@ -130,3 +130,6 @@ def _draw_sizes(axis: Any, rows: list[dict[str, Any]]) -> None:
     axis.set_xlabel("images")
     axis.set_ylabel("seconds to the last output")
     axis.set_xlim(0.8, 4 * max(row["count"] for row in rows))
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        scale.set_minor_formatter(lambda *_: "")

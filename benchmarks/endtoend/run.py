@@ -40,7 +40,7 @@ LIMITS = (2.0, 10.0, 50.0)
 COUNTS = (1, 10, 100, 1000, 10_000)
 MAX_SECONDS = 12 * 3600.0
 """Virtual seconds after which a cell is stopped."""
-MAX_CPU_SECONDS = 90.0
+MAX_CPU_SECONDS = 200.0
 """CPU seconds after which a cell is stopped."""
 MAX_REAL_SECONDS = 180.0
 ROUNDS = 3
