@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from flora_async import errors
 from flora_async._http.multipart import FormBody, UploadTarget, encode_form, upload_target
-from flora_async._http.requests import Request, custom_request, list_request, with_timeout
+from flora_async._http.requests import Request, custom_request, list_request
 from flora_async._http.responses import parse_asset, parse_assets
 from flora_async._http.settings import HTTPSettings
 from flora_async._http.transport import Transport
@@ -25,10 +25,10 @@ from flora_async._inputs import OrderT, find_files, inputs_of
 from flora_async._media_types import UPLOAD_TYPES, content_type_of_file
 from flora_async._resources.input_files import FileMemory, InputFiles
 from flora_async._resources.operations import Resource
-from flora_async._resources.pagination import AssetList
+from flora_async._resources.pagination import AssetList, open_list
 from flora_async._resources.upload_sources import CHUNK_BYTES, UploadInput, UploadSource, open_source
 from flora_async._validation import check_callback, check_id, check_seconds, check_text
-from flora_async.models import Asset, AssetPage
+from flora_async.models import Asset
 
 log = logging.getLogger("flora_async")
 
@@ -181,10 +181,10 @@ class Assets(Resource):
         *query* searches. *limit* is the size of a page, 1 to 100, not a total; ``None`` leaves it to FLORA. *timeout*
         are the seconds for each HTTP exchange, in place of the client's. OpenAPI: ``GET /assets``.
         """
-        origin, transport = self._origin, self._transport
+        origin = self._origin
 
-        def build_request(cursor: str | None) -> Request:
-            request = list_request(
+        def request(cursor: str | None) -> Request:
+            return list_request(
                 origin,
                 path="/assets",
                 cursor=cursor,
@@ -194,12 +194,8 @@ class Assets(Resource):
                 workspace_id=workspace_id,
                 search=query,
             )
-            return with_timeout(request, timeout)
 
-        async def fetch(cursor: str | None) -> AssetPage:
-            return await transport.send(build_request(cursor), parse_assets)
-
-        return AssetList(fetch, cursor, build_request(cursor).url)
+        return open_list(AssetList, self._transport, request, parse_assets, cursor=cursor, timeout=timeout)
 
     async def send_create(self, fields: Mapping[str, str], form: FormBody | None = None) -> Asset:
         """Send ``POST /assets``: *fields* as JSON, or a *form* with the file.

@@ -21,11 +21,11 @@ from flora_async._http.responses import parse_page, parse_run
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
 from flora_async._inputs import find_files, inputs_of, without_files
-from flora_async._resources.pagination import GenerationList, Window
+from flora_async._resources.pagination import GenerationList, Window, open_list
 from flora_async._resources.param_checks import CheckParams
 from flora_async._resources.starting import RunStarter
 from flora_async._validation import check_run, check_time
-from flora_async.models import AnyOrder, GenerationPage, GenerationType, Order, Run, RunLike, RunStatus, StartedRun
+from flora_async.models import AnyOrder, GenerationType, Order, Run, RunLike, RunStatus, StartedRun
 
 
 class Generations:
@@ -178,16 +178,25 @@ class Generations:
             timeout: seconds for each HTTP exchange, in place of the client's.
         """
         window = Window(check_time("since", since), check_time("until", until))
-        origin, transport = self._origin, self._transport
 
-        def build_request(cursor: str | None) -> Request:
-            request = list_request(
-                origin, cursor=cursor, limit=limit, project_id=project_id, status=status, workspace_id=workspace_id
+        origin = self._origin
+
+        def request(cursor: str | None) -> Request:
+            return list_request(
+                origin,
+                cursor=cursor,
+                limit=limit,
+                project_id=project_id,
+                status=status,
+                workspace_id=workspace_id,
             )
-            return with_timeout(request, timeout)
 
-        async def fetch(cursor: str | None) -> GenerationPage:
-            return window.apply(await transport.send(build_request(cursor), parse_page))
-
-        first = build_request(cursor)  # Invalid arguments raise now, not at the first iteration.
-        return GenerationList(fetch, cursor, f"{first.url}{window.label}")
+        return open_list(
+            GenerationList,
+            self._transport,
+            request,
+            lambda response: window.apply(parse_page(response)),
+            cursor=cursor,
+            timeout=timeout,
+            label=window.label,
+        )

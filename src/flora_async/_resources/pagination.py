@@ -21,6 +21,9 @@ from msgspec.structs import replace
 from flora_async import errors
 from flora_async._aio import AsyncCloseable
 from flora_async._bounded_dict import BoundedDict
+from flora_async._http.requests import Request, with_timeout
+from flora_async._http.responses import RawResponse
+from flora_async._http.transport import Transport
 from flora_async.models import (
     AssetPage,
     BrokenItem,
@@ -38,6 +41,7 @@ AnyPage: TypeAlias = GenerationPage | TechniqueRunPage | AssetPage
 
 PageT = TypeVar("PageT", bound=AnyPage)
 RowT = TypeVar("RowT", bound=Run | ListedAsset)
+ListT = TypeVar("ListT")
 
 FetchPage: TypeAlias = Callable[[str | None], Coroutine[Any, Any, PageT]]
 
@@ -75,6 +79,28 @@ class Window(Struct, frozen=True):
         )
         over = since is not None and bool(page.generations) and page.generations[-1].created < since
         return replace(page, generations=inside, meta=replace(page.meta, next_cursor=None) if over else page.meta)
+
+
+def open_list(
+    kind: Callable[[FetchPage[PageT], str | None, str], ListT],
+    transport: Transport,
+    request: Callable[[str | None], Request],
+    parse: Callable[[RawResponse], PageT],
+    *,
+    cursor: str | None,
+    timeout: float | None,
+    label: str = "",
+) -> ListT:
+    """Return a list whose pages are requested by their cursors. Invalid arguments raise now, not at the first page.
+
+    *label* is what distinguishes it from other lists of the same URL.
+    """
+
+    async def fetch(cursor: str | None) -> PageT:
+        return await transport.send(with_timeout(request(cursor), timeout), parse)
+
+    first = with_timeout(request(cursor), timeout)
+    return kind(fetch, cursor, f"{first.url}{label}")
 
 
 class VisitedCursors:

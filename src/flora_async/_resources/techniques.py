@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flora_async._http.requests import Request, list_request, with_timeout
+from flora_async._http.requests import Request, list_request
 from flora_async._http.responses import parse_technique_runs
 from flora_async._http.transport import Transport
 from flora_async._http.urls import BaseURL
 from flora_async._resources.declarations import RETRIEVE_TECHNIQUE
 from flora_async._resources.operations import ItemPage, Operation, Resource
-from flora_async._resources.pagination import TechniqueRunList
+from flora_async._resources.pagination import TechniqueRunList, open_list
 from flora_async._resources.starting import RunStarter
-from flora_async.models import Run, RunStatus, StartedRun, Technique, TechniqueOrder, TechniqueRunPage
+from flora_async.models import Run, RunStatus, StartedRun, Technique, TechniqueOrder
 
 
 class _Techniques(ItemPage, frozen=True, kw_only=True):
@@ -90,10 +90,10 @@ class TechniqueRuns(Resource):
         *limit* is the size of a page, 1 to 100, not a total; ``None`` leaves it to FLORA. *timeout* are the seconds for
         each HTTP exchange, in place of the client's. OpenAPI: ``GET /technique-runs``.
         """
-        origin, transport = self._origin, self._transport
+        origin = self._origin
 
-        def build_request(cursor: str | None) -> Request:
-            request = list_request(
+        def request(cursor: str | None) -> Request:
+            return list_request(
                 origin,
                 path="/technique-runs",
                 cursor=cursor,
@@ -103,12 +103,10 @@ class TechniqueRuns(Resource):
                 technique_id=technique_id,
                 workspace_id=workspace_id,
             )
-            return with_timeout(request, timeout)
 
-        async def fetch(cursor: str | None) -> TechniqueRunPage:
-            return await transport.send(build_request(cursor), parse_technique_runs)
-
-        return TechniqueRunList(fetch, cursor, build_request(cursor).url)
+        return open_list(
+            TechniqueRunList, self._transport, request, parse_technique_runs, cursor=cursor, timeout=timeout
+        )
 
     async def retrieve(self, *, technique_id: str, run_id: str) -> Run:
         """Return a run that was started with a ``callback_url``. OpenAPI: ``GET /techniques/{id}/runs/{runId}``.
