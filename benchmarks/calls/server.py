@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from email.utils import formatdate
 
 from benchmarks.calls import awaited
+from benchmarks.connection import Connection
 
 PAGES = 100
 ITEMS = 100
@@ -102,36 +103,21 @@ _RUN = {
 }
 
 
-class Canned(asyncio.Protocol):
+class Canned(Connection):
     """One connection."""
 
     answered = 0
     pages = PAGES
     prepared: Sequence[bytes] = ()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._received = b""
-
-    def data_received(self, data: bytes) -> None:
-        received = self._received + data if self._received else data
-        while (end := received.find(b"\r\n\r\n")) >= 0:
-            end += 4
-            if received.startswith(b"POST"):
-                length = received.lower().index(b"content-length:") + 15
-                end += int(received[length : received.index(b"\r", length)])
-                if len(received) < end:
-                    break
-            method, path, _ = received.split(b" ", 2)
-            request, received = received[:end], received[end:]
-            if path.startswith(b"/late"):
-                asyncio.get_running_loop().call_later(LATE, self._answer, path)
-            elif path.startswith(b"/await/"):
-                self._answer_awaited(method, path.removeprefix(b"/await/"), request)
-            else:
-                self._answer(path)
-        self._received = received
+    def respond(self, method: bytes, path: bytes, request: bytes, /) -> None:
+        """Respond at once, or late where the path says so."""
+        if path.startswith(b"/late"):
+            asyncio.get_running_loop().call_later(LATE, self._answer, path)
+        elif path.startswith(b"/await/"):
+            self._answer_awaited(method, path.removeprefix(b"/await/"), request)
+        else:
+            self._answer(path)
 
     def _answer_awaited(self, method: bytes, path: bytes, request: bytes) -> None:
         Canned.answered += 1

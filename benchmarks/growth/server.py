@@ -21,6 +21,7 @@ from sys import executable
 from typing import Any
 
 from benchmarks.calls.server import ITEMS, page, run
+from benchmarks.connection import Connection
 
 RUN_SECONDS = 1.0
 _NUMBER = 7_777_777_777
@@ -53,7 +54,7 @@ STARTED = _template(
 )
 
 
-class Lean(asyncio.Protocol):
+class Lean(Connection):
     """One connection."""
 
     created: array[float] = array("d")
@@ -69,27 +70,12 @@ class Lean(asyncio.Protocol):
         cls.date = formatdate(usegmt=True)
         asyncio.get_running_loop().call_later(1.0, cls.keep_date)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._received = b""
-
-    def data_received(self, data: bytes) -> None:
-        received = self._received + data if self._received else data
-        while (end := received.find(b"\r\n\r\n")) >= 0:
-            end += 4
-            if received.startswith(b"POST"):
-                length = received.lower().index(b"content-length:") + 15
-                end += int(received[length : received.index(b"\r", length)])
-                if len(received) < end:
-                    break
-            method, path, _ = received.split(b" ", 2)
-            received = received[end:]
-            body = self._start() if method == b"POST" else self._read(path)
-            status = "201 Created" if method == b"POST" else "200 OK"
-            fields = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nDate: {self.date}"
-            self._transport.write(f"HTTP/1.1 {status}\r\n{fields}\r\n\r\n".encode() + body)
-        self._received = received
+    def respond(self, method: bytes, path: bytes, _request: bytes, /) -> None:
+        """Start a run, or return what is read."""
+        body = self._start() if method == b"POST" else self._read(path)
+        status = "201 Created" if method == b"POST" else "200 OK"
+        fields = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nDate: {self.date}"
+        self._transport.write(f"HTTP/1.1 {status}\r\n{fields}\r\n\r\n".encode() + body)
 
     def _start(self) -> bytes:
         self.created.append(time.time())
