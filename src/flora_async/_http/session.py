@@ -115,7 +115,7 @@ class HTTPSessions:
         """Send *request* once and parse its response."""
         create = request.order is not None
         session = self._creates if create else self._fresh if request.fresh else self._reads
-        body = request.body if request.body is None or len(request.body) <= _LARGE_BODY else BytesIO(request.body)
+        body = None if request.body is None else _payload(request.body)
         waiting = self._connector.waiting
         if create:
             # A passed deadline or a pending cancellation ends a create here, before it is billed.
@@ -370,6 +370,11 @@ def _session(connector: aiohttp.TCPConnector, headers: Mapping[str, str]) -> aio
         cookie_jar=aiohttp.DummyCookieJar(),
         response_class=TraceableResponse,
     )
+
+
+def _payload(body: bytes) -> aiohttp.BytesPayload | BytesIO:
+    """Return a body as aiohttp sends it, without its search for the class of the payload."""
+    return aiohttp.BytesPayload(body) if len(body) <= _LARGE_BODY else BytesIO(body)
 
 
 def _log_response(answer: RawResponse, *, seconds: float) -> None:
