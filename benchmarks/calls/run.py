@@ -239,6 +239,26 @@ def _imported(statement: str) -> float:
     return float(ran.stdout)
 
 
+def measure(
+    workers: list[Worker],
+    where: tuple[str, tuple[int | None, int | None], Path],
+    server_pid: int,
+    rounds: int,
+    *,
+    quick: bool,
+) -> Iterator[dict[str, Any]]:
+    """Yield the figures of one kind after another; *where* are the base URL, the cores and the page for decoding."""
+    base_url, pages = where[0], 20 if quick else server.PAGES
+    yield race(workers, rounds, 0.5 if quick else 1.0, server_pid)
+    yield {"import": imports(workers, rounds)}
+    yield {"prefetch": {"pages": pages, **asyncio.run(prefetch(f"{base_url}/late", pages))}}
+    if not quick:
+        names = [worker.name for worker in workers]
+        yield {"waiting": memory([name for name in names if name not in WAITERS], *where, runs=2000, rounds=3)}
+        yield {"mixed": mixed_waits(*where, rounds=3)}
+        yield {"await": await_runs(names, *where)}
+
+
 async def prefetch(base_url: str, pages: int) -> dict[str, float]:
     """Return the seconds to read *pages* of the history, if server and reader each need 50 ms for a page."""
     cursor: str | None = ""
@@ -279,7 +299,7 @@ def table(results: dict[str, Any]) -> str:
         cells = []
         for column in columns:
             if column == "waiting":
-                values = [size / 1024 for size in results["waiting"].get(name, [])]
+                values = [size / 1024 for size in results.get("waiting", {}).get(name, [])]
                 cells.append(f"{spread(values)} KiB" if values else "-")
             else:
                 figures = results["import"] if column == "import" else results["cpu"][column]
@@ -312,12 +332,12 @@ def await_table(results: dict[str, Any]) -> str:
 
 def _awaited(results: dict[str, Any]) -> list[str]:
     lines: list[str] = []
-    if results["await"]:
+    if "await" in results:
         intro = "Runs of 10 seconds (median, log-normal), started at once, awaited by each client's own waiter:"
         lines += [intro, await_table(results)]
-    if results["mixed"]:
-        share = 100 * statistics.median(results["mixed"]["flora-async"])
-        lines.append(f"{MIXED:,} mixed waits of flora-async take {share:.1f} % of a core.")
+    if "mixed" in results:
+        shares = [100 * share for share in results["mixed"]["flora-async"]]
+        lines.append(f"{MIXED:,} mixed waits of flora-async take {spread(shares)} % of a core.")
     return lines
 
 
@@ -416,7 +436,6 @@ def main() -> None:
     arguments = parser.parse_args()
     Worker.node_modules = arguments.node_modules
     rounds = arguments.rounds or (1 if arguments.quick else 9)
-    scale = 0.5 if arguments.quick else 1.0
     cores = sorted(os.sched_getaffinity(0))
     cpus = (cores[0], cores[1]) if len(cores) > 1 else (None, None)
     with ExitStack() as stack:
@@ -433,25 +452,19 @@ def main() -> None:
                 print(f"{name} is left out: {worker.missing}", file=sys.stderr)
             else:
                 workers.append(worker)
-        names = [worker.name for worker in workers]
-        callers = [name for name in names if name not in WAITERS]
-        pages = 20 if arguments.quick else server.PAGES
-        results = {
+        results: dict[str, Any] = {
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
             "machine": machine(),
             "rounds": rounds,
             "versions": versions(arguments.node_modules),
-            "contestants": names,
-            **race(workers, rounds, scale, server_pid),
-            "import": imports(workers, rounds),
-            "waiting": {} if arguments.quick else memory(callers, base_url, cpus, page, runs=2000, rounds=3),
-            "await": {} if arguments.quick else await_runs(names, base_url, cpus, page),
-            "mixed": {} if arguments.quick else mixed_waits(base_url, cpus, page, rounds=1),
-            "prefetch": {"pages": pages, **asyncio.run(prefetch(f"{base_url}/late", pages))},
+            "contestants": [worker.name for worker in workers],
         }
+        for figures in measure(workers, (base_url, cpus, page), server_pid, rounds, quick=arguments.quick):
+            results |= figures
+            if arguments.write:
+                (RESULTS / "calls.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(report(results))
     if arguments.write:
-        (RESULTS / "calls.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (RESULTS / "calls.md").write_text(report(results) + "\n", encoding="utf-8")
         draw(results, RESULTS / "calls.png")
 
