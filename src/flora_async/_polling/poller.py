@@ -47,7 +47,9 @@ PAGE_TIMEOUT = 1.5
 SWEEP_LOOKAHEAD = 1.0
 """A sweep includes the runs that are due within this many seconds."""
 RUNS_PER_STEP = 1000
-"""Maximum number of due runs, or of ending waits, processed in one step of the event loop."""
+"""Maximum number of due runs processed in one step of the event loop."""
+ENDS_PER_STEP = 500
+"""Maximum number of waits that time out, or of runs whose waits are closed, in one step of the event loop."""
 MAX_SWEEP_RUNS = 2000
 """Maximum number of runs that sweeps search for. Other awaited runs on the same pages are updated too."""
 FINAL_POLL_LEAD = 5.0
@@ -148,13 +150,18 @@ class Poller:
             tracked = TrackedRun(target, now)
             if target.run is not None and target.run.finished:
                 tracked.run, tracked.settle_until = target.run, self._settle_until(target.run, now)
-            if target.poll_url:
-                tracked.poll_url = self._operations.resolve_poll_url(tracked.run_id, target.poll_url)
+            self._use_poll_url(tracked, target.poll_url)
             if tracked.run_id in self._finished_early:
                 del self._finished_early[tracked.run_id]
                 tracked.retry_at = now
                 plan.restart()
         return Interest(tracked, plan)
+
+    def _use_poll_url(self, tracked: TrackedRun, shown: str | None) -> None:
+        """Poll a run at the URL that FLORA has shown, if it is new and allowed. Without one, the URL in use stays."""
+        if shown and shown != tracked.shown_poll_url and not tracked.ignore_poll_url:
+            tracked.shown_poll_url = shown
+            tracked.poll_url = self._operations.resolve_poll_url(tracked.run_id, shown)
 
     def notify_finished(self, run_id: str) -> None:
         """Poll a run now, because a webhook reported its end. Thread-safe."""
@@ -223,8 +230,9 @@ class Poller:
                 self._wake.set()
 
     def _drop_ready(self, tracked: TrackedRun) -> None:
-        for group in self._ready.values():
-            group.drop(tracked)
+        if tracked.ready is not None:
+            tracked.ready.drop(tracked)
+            tracked.ready = None
 
     def _untrack(self, tracked: TrackedRun) -> None:
         if self._tracked.get(tracked.run_id) is not tracked:
@@ -256,7 +264,7 @@ class Poller:
             return
         try:
             for ended, tracked in enumerate(list(self._tracked.values())):
-                if ended % RUNS_PER_STEP == RUNS_PER_STEP - 1:
+                if ended % ENDS_PER_STEP == ENDS_PER_STEP - 1:
                     await asyncio.sleep(0)
                 self._end_closed(tracked)
         finally:  # after a cancellation too, end all waits
@@ -312,7 +320,7 @@ class Poller:
                     poll.task.cancel()
 
     def _expire_deadlines(self, now: float) -> None:
-        for _ in range(RUNS_PER_STEP):
+        for _ in range(ENDS_PER_STEP):
             waiter = self._deadlines.pop(now)
             if waiter is None:
                 return
@@ -331,7 +339,8 @@ class Poller:
             tracked = self._due.pop(now + SWEEP_LOOKAHEAD)
             if tracked is None:
                 break
-            self._ready[tracked.failures > 0, tracked.poll_individually].put(tracked, tracked.due)
+            tracked.ready = self._ready[tracked.failures > 0, tracked.poll_individually]
+            tracked.ready.put(tracked, tracked.due)
         self._start_sweeps(now)
         while True:
             later, start = self._choose_poll(now)
@@ -487,15 +496,15 @@ class Poller:
         before = tracked.run
         if tracked.settles and before is not None and not run.finished:
             run = before  # an outdated row of the history: the run has completed
-        tracked.created, tracked.created_known = run.created.timestamp(), True
+        if not tracked.created_known:
+            tracked.created, tracked.created_known = run.created.timestamp(), True
         if run.finished:
             tracked.run = run
             self._operations.on_finished(run, now - tracked.loop_created)
             if not (lacks_charge(run) and self._await_charge(tracked, run, now)):
                 self._resolve_waiters(tracked, run)
                 return
-        if run.poll_url and not tracked.ignore_poll_url:
-            tracked.poll_url = self._operations.resolve_poll_url(tracked.run_id, run.poll_url)
+        self._use_poll_url(tracked, run.poll_url)
         if run.status not in _KNOWN and (before is None or before.status != run.status):
             fields = {"run_id": run.run_id, "status": run.status}
             log.warning("%s: unknown status %r, the wait continues", run.run_id, run.status, extra=fields)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from contextvars import Context, copy_context
 from itertools import count
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from flora_async._polling import schedule
@@ -181,11 +182,13 @@ class TrackedRun:
         "poll_task",
         "poll_url",
         "polls",
+        "ready",
         "retry_at",
         "run",
         "run_id",
         "scope",
         "settle_until",
+        "shown_poll_url",
         "sweep",
         "waiters",
     )  # fmt: skip
@@ -202,6 +205,9 @@ class TrackedRun:
         self.run: Run | None = None
         self.waiters: dict[Waiter, None] = {}
         self.poll_url: str | None = None
+        """The allowed URL at which it is polled; ``None``: its own."""
+        self.shown_poll_url: str | None = None
+        """The last ``poll_url`` in a record, which :attr:`poll_url` was resolved from."""
         self.ignore_poll_url: bool = False
         """Whether its ``poll_url`` has failed."""
         self.poll_individually: bool = not target.in_history
@@ -211,6 +217,8 @@ class TrackedRun:
         self.poll_task: asyncio.Task[None] | None = None
         self.sweep: Sweep | None = None
         """The sweep that searches for it."""
+        self.ready: Agenda[TrackedRun] | None = None
+        """The agenda of due runs that it is in."""
         self.polls: int = 0
         """Number of requests that polled it or returned it."""
         self.failures: int = 0
@@ -271,4 +279,7 @@ def is_change(run: Run, before: Run | None) -> bool:
 
 def to_run(row: Generation) -> Run:
     """Convert a history item to a Run."""
-    return Run(**{name: getattr(row, name) for name in Run.__struct_fields__})
+    return Run(**dict(zip(Run.__struct_fields__, _run_values(row), strict=True)))
+
+
+_run_values = attrgetter(*Run.__struct_fields__)
