@@ -34,7 +34,7 @@ _RETRYABLE = (416, 425)
 """Statuses that a host of media may send again after a broken transfer, besides those of all servers."""
 _MAX_DECOMPRESSED_PIECE = 2**20
 _new_gunzip = partial(zlib.decompressobj, zlib.MAX_WBITS | 16)
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)")
+_CONTENT_RANGE = r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)"
 
 
 class Downloads:
@@ -171,7 +171,7 @@ class Downloads:
                 f"cannot save {stem.name}: its host sent Content-Encoding {coding}, which was not requested"
             )
         if media.status == 206:
-            match = _CONTENT_RANGE.fullmatch(media.headers.get("content-range", ""))
+            match = re.fullmatch(_CONTENT_RANGE, media.headers.get("content-range", ""))
             if match is None or int(match[1]) != part.size or coding:
                 return _RetryableFailure("its host sent a range that was not requested")
             length = match[2]

@@ -70,7 +70,7 @@ REFUSAL_WORDS = ("safety", "moderat", "refusal", "policy", "policies")
 """Beginnings of the words in ``error_message`` by which FLORA's notes recognise such a refusal."""
 
 _ADVICE: dict[str, Advice] = {code: advice for advice, codes in CODES.items() for code in codes}
-_REFUSAL = re.compile(rf"\b(?:{'|'.join(REFUSAL_WORDS)})", re.IGNORECASE)
+_REFUSAL = rf"(?i)\b(?:{'|'.join(REFUSAL_WORDS)})"
 
 
 def advise(code: str | None, message: str | None) -> Advice | None:
@@ -78,7 +78,7 @@ def advise(code: str | None, message: str | None) -> Advice | None:
     if code is None:
         return None
     name = code.upper()
-    if name in HIDING_CODES and message is not None and _REFUSAL.search(message):
+    if name in HIDING_CODES and message is not None and re.search(_REFUSAL, message):
         return "change_input"
     if name.startswith(STOP_PREFIX) or name.endswith(STOP_SUFFIX):
         return "stop"

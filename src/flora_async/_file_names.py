@@ -52,8 +52,8 @@ _EXTENSIONS = {name: extension for extension, names in _CONTENT_TYPES.items() fo
 EXTENSIONS = (*_CONTENT_TYPES, "jpeg", "tif", "mpeg", "aif", "bin")
 """All extensions that a saved output can have."""
 
-_URL_EXTENSION = re.compile(r"[^/?#]*//[^/?#]*/[^?#]*\.([A-Za-z0-9]{1,5})(?:[?#].*)?", re.DOTALL)
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]|^[.-]")
+_URL_EXTENSION = r"(?s)[^/?#]*//[^/?#]*/[^?#]*\.([A-Za-z0-9]{1,5})(?:[?#].*)?"
+_UNSAFE = r"[^A-Za-z0-9._-]|^[.-]"
 _MAX_STEM = 120
 _DIGEST = 8
 
@@ -64,7 +64,7 @@ def extension_of(content_type: str, *urls: str) -> str:
     if known is not None:
         return known
     for url in urls:
-        match = _URL_EXTENSION.fullmatch(url)
+        match = re.fullmatch(_URL_EXTENSION, url)
         if match is not None and match[1].lower() in EXTENSIONS:
             return match[1].lower()
     return "bin"
@@ -80,7 +80,7 @@ def file_stems(run_id: str | None, outputs: Sequence[Output]) -> list[str]:
     seen: Counter[str] = Counter()
     for output in outputs:
         exact = output.output_id if run_id is None else f"{run_id}_{output.output_id}"
-        clean = _UNSAFE.sub("_", exact) or "output"
+        clean = re.sub(_UNSAFE, "_", exact) or "output"
         folded = exact.casefold()  # file systems can ignore case
         unambiguous = run_id is not None and "_" not in run_id.removeprefix("run_") and output.output_id
         if not unambiguous or clean != exact or len(exact) > _MAX_STEM or seen[folded]:

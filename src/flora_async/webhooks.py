@@ -34,8 +34,8 @@ _MAX_BODY = 2**20
 _MAX_MILLISECONDS = 1e15
 _MAX_HEADER = 4096
 _MAX_SIGNATURES = 8
-_TIME = re.compile(r"[0-9]{1,12}")
-_HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
+_TIME = r"[0-9]{1,12}"
+_HEX_DIGEST = r"[0-9a-f]{64}"
 _SIGNATURE_NAMES = frozenset({"flora-signature", "http_flora_signature"})
 """The header's name in HTTP and in WSGI's environ, in lower case."""
 _HEADERS_RULE = "headers must be a mapping or name/value pairs, str or bytes"
@@ -115,9 +115,7 @@ class _RunOutcome(Struct, frozen=True):
     status: str
 
 
-_envelope = msgspec.json.Decoder(_Envelope)
-_run_data = msgspec.json.Decoder(WebhookData)
-_run_outcome = msgspec.json.Decoder(_RunOutcome)
+_RUN_DATA: tuple[type[WebhookData | _RunOutcome], ...] = (WebhookData, _RunOutcome)
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -183,7 +181,7 @@ def sign(body: Body, secret: str, *, now: float | None = None) -> dict[str, str]
 def _decode_event(raw: bytes) -> WebhookEvent | None:
     """Return the event that *raw* encodes; ``None`` if it encodes something else."""
     try:
-        envelope = _envelope.decode(raw)
+        envelope = msgspec.json.decode(raw, type=_Envelope)
         return WebhookEvent(
             id=envelope.id if isinstance(envelope.id, str) else "",
             type=envelope.type,
@@ -201,9 +199,9 @@ def _milliseconds(created_at: object) -> float:
 
 def _decode_data(envelope: _Envelope) -> WebhookData | JSONValue:
     if envelope.type.startswith("run."):
-        for decoder in (_run_data, _run_outcome):
+        for kind in _RUN_DATA:
             try:
-                known = decoder.decode(envelope.data)
+                known = msgspec.json.decode(envelope.data, type=kind)
             except _UNDECODABLE:
                 continue  # FLORA may add types of events with other data. The caller gets the decoded JSON.
             return known if isinstance(known, WebhookData) else WebhookData(run_id=known.run_id, status=known.status)
@@ -309,9 +307,9 @@ def _parse_signature_header(header: str) -> tuple[str, list[bytes]]:
         scheme, _, value = part.strip(" \t").partition("=")
         if scheme == "t":
             times.append(value)
-        elif scheme == "v1" and _HEX_DIGEST.fullmatch(value):
+        elif scheme == "v1" and re.fullmatch(_HEX_DIGEST, value):
             signatures.append(value.encode())
-    if len(times) != 1 or not _TIME.fullmatch(times[0]):
+    if len(times) != 1 or not re.fullmatch(_TIME, times[0]):
         raise _refusal(f"the {SIGNATURE_HEADER} header must have one time")
     if not 1 <= len(signatures) <= _MAX_SIGNATURES:
         raise _refusal(f"the {SIGNATURE_HEADER} header must have 1 to {_MAX_SIGNATURES} signatures")

@@ -35,16 +35,15 @@ MAX_CURSOR = 4096
 WEBHOOK_TECHNIQUE = "/techniques/{id}/runs"
 """Template of the create that starts a technique with a webhook. Its response is a Run, not a StartedRun."""
 _UNRESERVED = re.compile(r"[A-Za-z0-9_.~-]+")
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?")
-_OWN_HEADER = re.compile(
-    r"accept|accept-encoding|authorization|connection|content-(encoding|length|type)|cookie|expect|host|idempotency-key"
-    r"|if-(match|modified-since|none-match|range|unmodified-since)|keep-alive|proxy-(authorization|connection)|range|te"
-    r"|trailer|transfer-encoding|upgrade|user-agent",
-    re.IGNORECASE,
+_HEADER_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+_HEADER_VALUE = r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?"
+_OWN_HEADER = (
+    r"(?i)accept|accept-encoding|authorization|connection|content-(encoding|length|type)|cookie|expect|host"
+    r"|idempotency-key|if-(match|modified-since|none-match|range|unmodified-since)|keep-alive"
+    r"|proxy-(authorization|connection)|range|te|trailer|transfer-encoding|upgrade|user-agent"
 )
 """Headers that the client sets itself, or that change what a response means."""
-_ID_IN_PATH = re.compile(r"(?<=/)(?:run|ws|prj|tech|asset|whd)_[^/]+")
+_ID_IN_PATH = r"(?<=/)(?:run|ws|prj|tech|asset|whd)_[^/]+"
 
 
 class Request(Struct, frozen=True, gc=False, kw_only=True):
@@ -192,13 +191,13 @@ def check_headers(given: object) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, value in given.items():
         plain = check_text("a name in default_headers", name)
-        if not _HEADER_NAME.fullmatch(plain):
+        if not re.fullmatch(_HEADER_NAME, plain):
             raise errors.ConfigurationError(f"default_headers has a name that HTTP does not allow: {plain[:80]!r}")
-        if _OWN_HEADER.fullmatch(plain):
+        if re.fullmatch(_OWN_HEADER, plain):
             raise errors.ConfigurationError(f"default_headers must not have {plain}, which the client sets itself")
         if plain.lower() in map(str.lower, headers):
             raise errors.ConfigurationError(f"default_headers has {plain} twice, in upper and lower case")
-        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+        if not isinstance(value, str) or not re.fullmatch(_HEADER_VALUE, value):
             raise errors.ConfigurationError(
                 f"default_headers[{plain!r}] must be printable ASCII text without white space at its ends"
             )
@@ -312,7 +311,7 @@ def custom_request(
     if not (verb.isascii() and verb.isalpha()):
         raise errors.ConfigurationError(f"method must be a word like GET, not {verb!r}")
     encoded = "/" + check_text("path", path).removeprefix("/")
-    if not ENCODED_PATH.fullmatch(encoded) or "//" in encoded or has_dot_segments(encoded):
+    if not re.fullmatch(ENCODED_PATH, encoded) or "//" in encoded or has_dot_segments(encoded):
         raise errors.ConfigurationError(
             f"path must lie below the base URL, percent-encoded and without a query, not {path[:80]!r}"
         )
@@ -323,7 +322,7 @@ def custom_request(
         # Several operations respond with 400 to a POST without a body.
         body=encode("json", json) if json is not None else b"{}" if verb.upper() == "POST" else None,
         idempotency_key=None if idempotency_key is None else check_idempotency_key(idempotency_key),
-        template=_ID_IN_PATH.sub("{id}", encoded),
+        template=re.sub(_ID_IN_PATH, "{id}", encoded),
     )
 
 

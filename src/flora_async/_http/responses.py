@@ -42,12 +42,12 @@ _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _MIN_COUNTED_BYTES = 2**18
 """Minimum size in bytes of a response whose values are counted. A smaller one decodes fast enough."""
 _MAX_VALUES = 200_000
-_RUN_ID = re.compile(rb'"run_id"\s*:\s*"([^"\\]+)"')
-_ASSET_ID = re.compile(rb'"asset_id"\s*:\s*"(asset_[A-Za-z0-9_.-]{1,500})"')
-_QUERY = re.compile(r"""(?<=[^\s"'<>])\?[^\s"'<>]*""")
-_SECONDS = re.compile(r"[0-9]{1,11}(?:\.[0-9]{0,20})?")
-_FIELD = re.compile(r"`(\$[^`]*)`$")
-_MISSING = re.compile(r"missing required field `([^`]+)`")
+_RUN_ID = rb'"run_id"\s*:\s*"([^"\\]+)"'
+_ASSET_ID = rb'"asset_id"\s*:\s*"(asset_[A-Za-z0-9_.-]{1,500})"'
+_QUERY = r"""(?<=[^\s"'<>])\?[^\s"'<>]*"""
+_SECONDS = r"[0-9]{1,11}(?:\.[0-9]{0,20})?"
+_FIELD = r"`(\$[^`]*)`$"
+_MISSING = r"missing required field `([^`]+)`"
 
 
 class RawResponse(Struct, frozen=True, gc=False, kw_only=True):
@@ -100,20 +100,6 @@ class _RawAssetPage(Struct, frozen=True):
     meta: PageMeta = PageMeta()
 
 
-_envelope = msgspec.json.Decoder(_Envelope)
-_started_run = msgspec.json.Decoder(StartedRun)
-_run = msgspec.json.Decoder(Run)
-_page = msgspec.json.Decoder(GenerationPage)
-_raw_page = msgspec.json.Decoder(_RawPage)
-_asset = msgspec.json.Decoder(Asset)
-_generation = msgspec.json.Decoder(Generation)
-_technique_page = msgspec.json.Decoder(TechniqueRunPage)
-_raw_technique_page = msgspec.json.Decoder(_RawTechniquePage)
-_technique_run = msgspec.json.Decoder(TechniqueRun)
-_asset_page = msgspec.json.Decoder(AssetPage)
-_raw_asset_page = msgspec.json.Decoder(_RawAssetPage)
-_listed_asset = msgspec.json.Decoder(ListedAsset)
-
 _BY_STATUS: dict[int, type[errors.APIError]] = {
     400: errors.BadRequestError,
     401: errors.AuthenticationError,
@@ -150,7 +136,7 @@ def decompress(response: RawResponse, limit: int) -> RawResponse:
 
 def find_run_id(request: Request, status: int, beginning: bytes) -> str | None:
     """Return the run id in the *beginning* of a response to an accepted create; ``None`` if there is none."""
-    match = _RUN_ID.search(beginning) if status == 201 or _is_accepted(request, status) else None
+    match = re.search(_RUN_ID, beginning) if status == 201 or _is_accepted(request, status) else None
     if match is None:
         return None
     try:
@@ -176,7 +162,7 @@ def parse_started_run(response: RawResponse) -> StartedRun:
         if request.template == WEBHOOK_TECHNIQUE:
             started = _parse_technique_run(response)
         else:
-            started = _decode(response, _started_run)
+            started = _decode(response, StartedRun)
         _check_given_id(response, started.run_id)
     except errors.FloraError as error:
         error.run_id = find_run_id(response.request, response.status, response.body)
@@ -186,7 +172,7 @@ def parse_started_run(response: RawResponse) -> StartedRun:
 
 def _parse_technique_run(response: RawResponse) -> StartedRun:
     """Parse the Run that starts with a webhook. FLORA can answer 404 for it at ``/runs/{id}``."""
-    run, order = _decode(response, _run), response.request.order
+    run, order = _decode(response, Run), response.request.order
     return StartedRun(
         run_id=run.run_id,
         type="technique",
@@ -203,7 +189,7 @@ def reused_run_error(response: RawResponse, run_id: str) -> errors.ProtocolError
 
 def parse_run(run_id: str, response: RawResponse) -> Run:
     """Parse a run. Raise if it is not the requested one: a connection can deliver a stray response."""
-    run = _decode(response, _run)
+    run = _decode(response, Run)
     if run.run_id != run_id:
         raise _protocol_error(response, f"asked for {run_id}, answered about {run.run_id[:80]!r}")
     return run
@@ -212,10 +198,10 @@ def parse_run(run_id: str, response: RawResponse) -> Run:
 def parse_asset(asset_id: str | None, response: RawResponse) -> Asset:
     """Parse an asset. Raise if it is not the requested one. An error carries the id of an asset that was created."""
     try:
-        asset = _decode(response, _asset)
+        asset = _decode(response, Asset)
         _check_given_id(response, asset.asset_id, "asset_id", "asset_")
     except errors.FloraError as error:
-        created = _ASSET_ID.search(response.body) if 200 <= response.status < 300 else None
+        created = re.search(_ASSET_ID, response.body) if 200 <= response.status < 300 else None
         error.asset_id = asset_id or (created and created[1].decode()) or None
         raise
     if asset_id not in (None, asset.asset_id):
@@ -226,10 +212,10 @@ def parse_asset(asset_id: str | None, response: RawResponse) -> Asset:
 def parse_page(response: RawResponse) -> GenerationPage:
     """Parse one page of the history. Invalid items are returned as ``broken``, beside the valid ones."""
     try:
-        page = _decode(response, _page)
+        page = _decode(response, GenerationPage)
     except errors.ResponseDecodeError:
-        raw = _decode(response, _raw_page)
-        generations, broken = _parse_items_one_by_one(response, "generations", raw.generations, _generation)
+        raw = _decode(response, _RawPage)
+        generations, broken = _parse_items_one_by_one(response, "generations", raw.generations, Generation)
         page = GenerationPage(generations=generations, meta=raw.meta, broken=broken)
     _check_cursor(response, page.meta)
     return page
@@ -238,10 +224,10 @@ def parse_page(response: RawResponse) -> GenerationPage:
 def parse_technique_runs(response: RawResponse) -> TechniqueRunPage:
     """Parse one page of ``GET /technique-runs``, like :func:`parse_page`."""
     try:
-        page = _decode(response, _technique_page)
+        page = _decode(response, TechniqueRunPage)
     except errors.ResponseDecodeError:
-        raw = _decode(response, _raw_technique_page)
-        runs, broken = _parse_items_one_by_one(response, "technique_runs", raw.technique_runs, _technique_run)
+        raw = _decode(response, _RawTechniquePage)
+        runs, broken = _parse_items_one_by_one(response, "technique_runs", raw.technique_runs, TechniqueRun)
         page = TechniqueRunPage(technique_runs=runs, meta=raw.meta, broken=broken)
     _check_cursor(response, page.meta)
     return page
@@ -250,10 +236,10 @@ def parse_technique_runs(response: RawResponse) -> TechniqueRunPage:
 def parse_assets(response: RawResponse) -> AssetPage:
     """Parse one page of ``GET /assets``, like :func:`parse_page`."""
     try:
-        page = _decode(response, _asset_page)
+        page = _decode(response, AssetPage)
     except errors.ResponseDecodeError:
-        raw = _decode(response, _raw_asset_page)
-        assets, broken = _parse_items_one_by_one(response, "assets", raw.assets, _listed_asset)
+        raw = _decode(response, _RawAssetPage)
+        assets, broken = _parse_items_one_by_one(response, "assets", raw.assets, ListedAsset)
         page = AssetPage(assets=assets, meta=raw.meta, broken=broken)
     _check_cursor(response, page.meta)
     return page
@@ -266,13 +252,13 @@ def _check_cursor(response: RawResponse, meta: PageMeta) -> None:
 
 
 def _parse_items_one_by_one(
-    response: RawResponse, name: str, items: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[T]
+    response: RawResponse, name: str, items: Sequence[msgspec.Raw], kind: type[T]
 ) -> tuple[tuple[T, ...], tuple[BrokenItem, ...]]:
     decoded: list[T] = []
     broken: list[BrokenItem] = []
     for index, item in enumerate(items):
         try:
-            decoded.append(decoder.decode(item))
+            decoded.append(msgspec.json.decode(item, type=kind))
         except _UNDECODABLE as error:
             reason, field = _describe_decode_error(error)
             broken.append(
@@ -298,7 +284,7 @@ def check_decodable(kind: object) -> None:
 def parse_response(kind: type[T], response: RawResponse) -> Response[T]:
     """Decode a response as *kind*; an empty body (204) as an empty object."""
     try:
-        data = _decode(response, msgspec.json.Decoder(kind), response.body or b"{}")
+        data = _decode(response, kind, response.body or b"{}")
     except errors.FloraError as error:
         error.run_id = find_run_id(response.request, response.status, response.body)
         raise
@@ -332,13 +318,13 @@ def _protocol_error(response: RawResponse, message: str, *, retryable: bool = Tr
     )
 
 
-def _decode(response: RawResponse, decoder: msgspec.json.Decoder[T], body: bytes | None = None) -> T:
+def _decode(response: RawResponse, kind: type[T], body: bytes | None = None) -> T:
     if not 200 <= response.status < 300:
         _raise_for_status(response)
     if len(response.body) > _MIN_COUNTED_BYTES:
         _check_value_count(response)
     try:
-        return decoder.decode(response.body if body is None else body)
+        return msgspec.json.decode(response.body if body is None else body, type=kind)
     except _UNDECODABLE as error:
         reason, field = _describe_decode_error(error)
     if not response.framed:
@@ -369,7 +355,7 @@ def _describe_decode_error(error: Exception) -> tuple[str, str | None]:
     reason = str(error) or type(error).__name__
     if isinstance(error, RecursionError):
         reason = "nested too deep"
-    missing, at = _MISSING.search(reason), _FIELD.search(reason)
+    missing, at = re.search(_MISSING, reason), re.search(_FIELD, reason)
     path = at[1] if at else "$" if missing else None
     return reason.partition(" - at `")[0], f"{path}.{missing[1]}" if missing else path
 
@@ -397,12 +383,12 @@ def _check_given_id(response: RawResponse, value: str, name: str = "run_id", pre
 
 def _excerpt(body: bytes) -> str:
     # Queries of signed URLs are credentials.
-    return _QUERY.sub("?...", body[:_EXCERPT].decode(errors="replace"))
+    return re.sub(_QUERY, "?...", body[:_EXCERPT].decode(errors="replace"))
 
 
 def _api_error(response: RawResponse) -> errors.APIError:
     try:
-        error = _envelope.decode(response.body).error
+        error = msgspec.json.decode(response.body, type=_Envelope).error
     except _UNDECODABLE:
         # Proxies in front of FLORA respond with HTML or an empty body.
         error = _ErrorBody()
@@ -435,7 +421,7 @@ def retry_after(headers: Mapping[str, str], received: float | None = None) -> fl
     Without a ``Date`` that can be read, *received* stands in for it: Unix seconds by this machine's clock.
     """
     value = headers.get("retry-after", "").strip()
-    if _SECONDS.fullmatch(value):
+    if re.fullmatch(_SECONDS, value):
         return float(value)
     until, sent = http_date(value), http_date(headers.get("date", ""))
     now = received if sent is None else sent

@@ -15,24 +15,24 @@ from flora_async import errors
 
 _HOST_AND_PORT = r"(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
 _HOST = r"(?P<scheme>https?)://" + _HOST_AND_PORT
-_ABSOLUTE = re.compile(_HOST + r"(?P<rest>[/?#][^\s\\\x00-\x1f\x7f]*)?", re.IGNORECASE)
+_ABSOLUTE = "(?i)" + _HOST + r"(?P<rest>[/?#][^\s\\\x00-\x1f\x7f]*)?"
 _DEFAULT_PORT = {"http": 80, "https": 443}
-_ENCODED_QUERY = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
+_ENCODED_QUERY = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*"
 
-_UNENCODED = re.compile(r"[^\x00-\x1f\x21-\x7f]+")
+_UNENCODED = r"[^\x00-\x1f\x21-\x7f]+"
 
-_PROXY = re.compile(r"https?://(?:[^\s/@\x00-\x1f\x7f]*@)?" + _HOST_AND_PORT + "/?", re.IGNORECASE)
+_PROXY = r"(?i)https?://(?:[^\s/@\x00-\x1f\x7f]*@)?" + _HOST_AND_PORT + "/?"
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _NOT_GLOBAL = (ipaddress.IPv6Network("3fff::/20"), ipaddress.IPv4Network("192.88.99.0/24"))
 """Documentation addresses and the abandoned relay of 6to4, which Python does not know as special in every version."""
-_LOCAL_NAME = re.compile(r"(?:.*\.)?(?:localhost|[0-9]+|0x[0-9a-f]*)\.?", re.IGNORECASE)
+_LOCAL_NAME = r"(?i)(?:.*\.)?(?:localhost|[0-9]+|0x[0-9a-f]*)\.?"
 """This machine's names, and IPv4 addresses in the notations that only resolvers read: 127.1, 0x7f.1, 2130706433."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 _PATH = r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)"
-_BASE_URL = re.compile(_HOST + f"(?P<path>{_PATH}*)", re.IGNORECASE)
+_BASE_URL = "(?i)" + _HOST + f"(?P<path>{_PATH}*)"
 
-ENCODED_PATH = re.compile(_PATH + "+")
+ENCODED_PATH = _PATH + "+"
 """A path as it may stand on the wire (RFC 3986, section 3.3)."""
 
 
@@ -64,7 +64,7 @@ def is_loopback(host: str) -> bool:
 
 def parse_base_url(text: str, *, allow_insecure: bool = False) -> BaseURL:
     """Parse a base URL. http is accepted only on this machine, or with *allow_insecure*."""
-    match = _BASE_URL.fullmatch(text)
+    match = re.fullmatch(_BASE_URL, text)
     if match is None:
         raise errors.ConfigurationError(
             "base_url (or FLORA_BASE_URL) must be like https://app.flora.ai/api/v1: http or https, without user name, "
@@ -95,7 +95,7 @@ def poll_target(origin: BaseURL, poll_url: str) -> str | None:
     Only its path and query are used, after the configured base URL. So the key cannot reach another host, however a
     parser reads the rest.
     """
-    match = _ABSOLUTE.fullmatch(poll_url)
+    match = re.fullmatch(_ABSOLUTE, poll_url)
     if match is None:
         return None
     scheme = match["scheme"].lower()
@@ -106,14 +106,14 @@ def poll_target(origin: BaseURL, poll_url: str) -> str | None:
     if not path.startswith(origin.path + "/"):
         return None
     below = path[len(origin.path) :]
-    if not ENCODED_PATH.fullmatch(below) or has_dot_segments(below) or "%2f" in below.lower():
+    if not re.fullmatch(ENCODED_PATH, below) or has_dot_segments(below) or "%2f" in below.lower():
         return None
-    return origin.url + below + (f"?{query}" if query else "") if _ENCODED_QUERY.fullmatch(query) else None
+    return origin.url + below + (f"?{query}" if query else "") if re.fullmatch(_ENCODED_QUERY, query) else None
 
 
 def check_proxy(origin: BaseURL, proxy: str, *, allow_insecure: bool) -> str:
     """Check a proxy URL. A proxy can read http requests with their key, but not https requests."""
-    match = _PROXY.fullmatch(proxy)
+    match = re.fullmatch(_PROXY, proxy)
     if match is None:
         raise errors.ConfigurationError("proxy must be an http:// or https:// URL, like http://proxy.example:3128")
     if origin.scheme == "http" and not is_loopback(match["host"]) and not allow_insecure:
@@ -138,10 +138,10 @@ def media_url(
     kept, because hosts sign paths and queries. Raise *error*, which calls the URL by its *label*.
     """
     try:
-        encoded = _UNENCODED.sub(lambda match: quote(match[0].encode(errors="surrogateescape")), url.strip(" "))
+        encoded = re.sub(_UNENCODED, lambda match: quote(match[0].encode(errors="surrogateescape")), url.strip(" "))
     except UnicodeEncodeError:
         raise error(f"{label} is no text: {_redact_query(url)}") from None
-    match = _ABSOLUTE.fullmatch(encoded)
+    match = re.fullmatch(_ABSOLUTE, encoded)
     if match is None:
         raise error(f"{label} is no plain https URL: {_redact_query(encoded)}")
     host, port = match["host"], match["port"]
@@ -170,7 +170,7 @@ def is_public(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return not _LOCAL_NAME.fullmatch(host)
+        return not re.fullmatch(_LOCAL_NAME, host)
     if isinstance(address, ipaddress.IPv6Address):
         embedded = address.ipv4_mapped or address.sixtofour
         if embedded is None and address in _NAT64:
@@ -191,7 +191,7 @@ def _redact_query(url: str) -> str:
 
 def is_https_or_loopback(origin: BaseURL, url: str) -> bool:
     """Return whether *url* is https, or http on this machine if the API is on it too."""
-    match = _ABSOLUTE.fullmatch(url)
+    match = re.fullmatch(_ABSOLUTE, url)
     if match is None:
         return False
     return match["scheme"].lower() == "https" or (origin.loopback and is_loopback(match["host"]))
@@ -199,5 +199,5 @@ def is_https_or_loopback(origin: BaseURL, url: str) -> bool:
 
 def origin_of(url: str) -> str | None:
     """Return the scheme and host of an absolute *url*; ``None`` if it is not absolute."""
-    match = _ABSOLUTE.fullmatch(url)
+    match = re.fullmatch(_ABSOLUTE, url)
     return f"{match['scheme']}://{match['host']}" if match else None

@@ -47,8 +47,8 @@ MAX_MISSING = 3
 _MAX_NAME = 255
 _SENT = (200, 201, 204)
 _EXPIRED = (400, 401, 403, 404, 410)
-_CONTENT_TYPE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}/[a-z0-9][a-z0-9.+-]{0,63}")
-_STORE_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
+_CONTENT_TYPE = r"[a-z0-9][a-z0-9.+-]{0,63}/[a-z0-9][a-z0-9.+-]{0,63}"
+_STORE_CODE = rb"<Code>([A-Za-z]{1,64})</Code>"
 
 
 class Assets(Resource):
@@ -446,7 +446,7 @@ class _StoreBody:
 
 def _store_error(status: int, answer: bytes) -> errors.UploadError:
     """Return the error of a store's response. Its text names the store's code, if there is one."""
-    code = _STORE_CODE.search(answer)
+    code = re.search(_STORE_CODE, answer)
     reason = f"{status} {code[1].decode()}" if code else str(status)
     final = "Entity" in reason  # EntityTooLarge comes as a 400 too.
     retryable = (status in _EXPIRED and not final) or errors.is_retryable_status(status)
@@ -464,7 +464,7 @@ def _asset_fields(
         fields["folder"] = check_text("folder", folder)
     if content_type is not None:
         fields["content_type"] = check_text("content_type", content_type).lower()
-        if not _CONTENT_TYPE.fullmatch(fields["content_type"]):
+        if not re.fullmatch(_CONTENT_TYPE, fields["content_type"]):
             raise errors.ConfigurationError(f"content_type must be like image/png, not {content_type[:80]!r}")
     if file_name is not None:
         fields["file_name"] = check_text("file_name", file_name, longest=_MAX_NAME)

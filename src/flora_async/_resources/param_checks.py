@@ -28,7 +28,7 @@ MAX_QUOTED = 60
 NEAR = 0.6
 """Least similarity of a name that is proposed, from 0 to 1."""
 
-_MEDIA_NAME = re.compile(r"(?:\w+_)?(?:image|video|audio|media|file|document|mask|frame|url)s?(?:_\d+)?", re.IGNORECASE)
+_MEDIA_NAME = r"(?i)(?:\w+_)?(?:image|video|audio|media|file|document|mask|frame|url)s?(?:_\d+)?"
 _TYPES: dict[str, Any] = {
     "string": str,
     "string[]": list[str],
@@ -233,7 +233,7 @@ def takes_media(param: ModelParam) -> bool:
 def _is_media(name: str, value: object) -> bool:
     """Return whether a parameter can be a media input, by its name and value."""
     is_text = isinstance(value, str | list)
-    return value is _FILE or value is _UNREADABLE or (is_text and _MEDIA_NAME.fullmatch(name) is not None)
+    return value is _FILE or value is _UNREADABLE or (is_text and re.fullmatch(_MEDIA_NAME, name) is not None)
 
 
 # -- values

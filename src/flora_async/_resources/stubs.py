@@ -41,8 +41,8 @@ _TYPES = {
     "float": "float",
     "dict": "Mapping[str, Any]",
 }
-_WORD = re.compile(r"[A-Za-z0-9]+")
-_UNPRINTABLE = re.compile(r"[^ -~]+")
+_WORD = r"[A-Za-z0-9]+"
+_UNPRINTABLE = r"[^ -~]+"
 
 
 class _Names:
@@ -52,7 +52,7 @@ class _Names:
         self._taken = {"Media", *(name for imported in IMPORTS.values() for name in imported)}
 
     def make(self, text: str, suffix: str = "") -> str:
-        words = "".join(word[0].upper() + word[1:] for word in _WORD.findall(text))
+        words = "".join(word[0].upper() + word[1:] for word in re.findall(_WORD, text))
         base = f"{words if words[:1].isalpha() else f'Model{words}'}{suffix}"
         name, number = base, 1
         while name in self._taken:
@@ -139,4 +139,4 @@ def _trailing(comment: str) -> str:
 
 def _comment(text: str) -> str:
     """Return text that cannot end a comment."""
-    return _UNPRINTABLE.sub("?", text)[:200]
+    return re.sub(_UNPRINTABLE, "?", text)[:200]
