@@ -3,7 +3,9 @@
 Prints tables. ``--write`` saves them as results/growth.md, the figures as growth.json and the curves as growth.png;
 parts that are left out by ``--only`` stay as they are saved.
 
-    nice python -m benchmarks.growth.run --write
+    nice python -m benchmarks.growth.run --window 1000000 --write
+
+A million orders take 45 minutes. Without ``--window``, 20,000 orders of each batch are ordered.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +71,8 @@ COLUMNS = {
 }
 
 
-def measure(part: str, *, quick: bool) -> Iterator[Row]:
-    """Yield the rows of a part."""
+def measure(part: str, *, quick: bool, window: int) -> Iterator[Row]:
+    """Yield the rows of a part. Of each batch, *window* orders are ordered."""
     if part == "waits":
         for count in (200,) if quick else waits.COUNTS:
             for end in waits.ENDS:
@@ -80,7 +83,7 @@ def measure(part: str, *, quick: bool) -> Iterator[Row]:
     else:
         for kind, sizes in (batches.QUICK if quick else batches.SIZES).items():
             for size in sizes:
-                yield batches.measure(kind, size)
+                yield batches.measure(kind, size, window)
 
 
 def completed(row: Row) -> Row:
@@ -114,7 +117,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
     """Draw the curves."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7))
+    figure, axes = plt.subplots(2, 4, figsize=(17, 7))
     rows = {part: [completed(row) for row in results.get(part, {"rows": []})["rows"]] for part in COLUMNS}
 
     def plot(axis: Any, title: str, part: str, x: str, y: str, names: dict[str, Callable[[Row], bool]]) -> None:
@@ -130,9 +133,9 @@ def draw(results: dict[str, Any], file: Path) -> None:
         "collector on": lambda row: bool(row["ended by"] == "end" and row["collector"]),
         "collector off": lambda row: bool(row["ended by"] == "end" and not row["collector"]),
     }
-    kinds = {
-        "SQLite": lambda row: bool(row["database"] == "SQLite"),
-        "PostgreSQL": lambda row: bool(row["database"] == "PostgreSQL"),
+    kinds = {  # batches that were ordered whole
+        "SQLite": lambda row: bool(row["database"] == "SQLite" and row["ordered"] == row["orders"]),
+        "PostgreSQL": lambda row: bool(row["database"] == "PostgreSQL" and row["ordered"] == row["orders"]),
     }
     plot(axes[0][0], "CPU of a wait, its planning and polls, µs", "waits", "waits", "CPU, µs a wait", through)
     plot(axes[0][1], "Longest pass of the loop, ms", "waits", "waits", "longest pass, ms", through)
@@ -142,6 +145,14 @@ def draw(results: dict[str, Any], file: Path) -> None:
     plot(axes[1][1], "Peak memory of a batch, MB", "batches", "orders", "peak memory, MB", kinds)
     plot(axes[1][2], "Status of a batch, seconds", "batches", "orders", "status seconds", kinds)
     axes[1][2].set(yscale="log", ylim=(1e-3, 1))
+    plot(axes[1][3], "Size of a finished batch, MB", "batches", "orders", "MB on disk", kinds)
+    axes[1][3].set(yscale="log", ylim=(1, 2e3))
+    samples: list[Row] = max((row["samples"] for row in rows["batches"]), key=len, default=[])
+    for before, after in pairwise(samples):
+        rate = (after["started"] - before["started"]) / (after["seconds"] - before["seconds"])
+        axes[0][3].plot(after["started"], rate, "o", color="C0", markersize=3)
+    axes[0][3].set(title="Orders a second within a batch", xlabel="orders before", ylim=(0, 500))
+    axes[0][3].grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
@@ -161,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--only", nargs="*", choices=list(COLUMNS), default=list(COLUMNS), help="these parts")
+    parser.add_argument("--window", type=int, default=batches.WINDOW, help="orders of a batch that are ordered")
     parser.add_argument("--write", action="store_true", help="save the results")
     options = parser.parse_args()
     saved = RESULTS / "growth.json"
@@ -170,7 +182,7 @@ def main() -> None:
     results.pop("note", None)  # about earlier figures
     for part in options.only:
         rows = []
-        for row in measure(part, quick=options.quick):
+        for row in measure(part, quick=options.quick, window=options.window):
             rows.append(row)
             print(json.dumps(row, ensure_ascii=False), flush=True)
         results[part] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "rows": rows}
