@@ -12,7 +12,7 @@ from aiohttp import web
 from scripted import Scripted, answer, run, started
 
 from flora_async import ConfigurationError, Flora, Inbox, WebhookVerificationError
-from flora_async._polling.schedule import PollPolicy, PollState
+from flora_async._polling.schedule import PollPolicy, WebhookFallbackSchedule
 from flora_async.sandbox import Sandbox, _webhooks
 from flora_async.sandbox._virtual_time import VirtualTimeLoop
 from flora_async.webhooks import sign
@@ -164,15 +164,13 @@ async def test_unsigned_webhooks_are_rejected(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_webhook_fallback_schedule() -> None:
     """The fallback polls first long after the expected end, then at growing intervals."""
-    net = PollPolicy().webhook_fallback_schedule(20.0)
-    next(net)
-    gaps = [net.send(PollState(0.0, None)) for _ in range(6)]
+    net = WebhookFallbackSchedule(PollPolicy(), 20.0)
+    gaps = [net.next_delay(0.0, None) for _ in range(6)]
     assert 54 <= gaps[0] <= 66
     assert 108 <= gaps[1] <= 132
     assert all(270 <= gap <= 330 for gap in gaps[3:])
-    late = PollPolicy().webhook_fallback_schedule(600.0)
-    next(late)
-    assert 180 <= late.send(PollState(1000.0, None)) <= 220, "some of it has passed"
+    late = WebhookFallbackSchedule(PollPolicy(), 600.0)
+    assert 180 <= late.next_delay(1000.0, None) <= 220, "some of it has passed"
 
 
 class Counting(Sandbox):

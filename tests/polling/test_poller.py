@@ -6,6 +6,7 @@ import math
 import random
 import selectors
 import sys
+import tracemalloc
 import weakref
 from bisect import bisect_left
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from flora_async._http.rate_limit import RateLimiter
 from flora_async._polling.poller import Poller
 from flora_async._polling.targets import PollResult, Scope, WaitTarget
 from flora_async._polling.tracked_run import REMOVED_ENTRIES, Agenda, TrackedRun
-from flora_async._polling.waiting import RunOutcomes
+from flora_async._polling.waiting import RunOutcomes, wait_for_run
 from flora_async.events import Event, WaitFinished
 from flora_async.models import Generation, GenerationPage, PageMeta
 
@@ -313,6 +314,35 @@ async def poll_at_changing_urls() -> tuple[list[str], list[str | None]]:
     poller = Poller(replace(operations, retrieve_run=retrieve, resolve_poll_url=resolve))
     await poller.add_waiter(poller.track(started(run, 90.0), None), deadline=math.inf)
     return checked, polled
+
+
+@pytest.mark.parametrize(("timeout", "most"), [(None, 1350), (120.0, 1500)])
+def test_a_wait_holds_little_memory(timeout: float | None, most: int) -> None:
+    """A wait holds at most 1.35 kB in the poller, and 1.5 kB with a timeout."""
+    held = run_virtually(memory_of_waits(500, timeout)) / 500
+    assert 500 < held <= most
+
+
+async def memory_of_waits(count: int, timeout: float | None) -> int:
+    """Return the bytes that the modules of the poller hold for *count* waits."""
+    flora, loop = SimulatedFlora(), asyncio.get_running_loop()
+    runs = [Simulated(f"run_{number}", 0.0, 0.0, math.inf) for number in range(count)]
+    for run in runs:
+        flora.add(run)
+    poller = Poller(flora.operations())
+    tracemalloc.start()
+    try:
+        wait = partial(wait_for_run, poller, poll=None, timeout=timeout, on_update=None)
+        waits = [loop.create_task(wait(started(run, 60.0))) for run in runs]
+        await asyncio.sleep(0)
+        own = tracemalloc.Filter(True, "*/_polling/*")
+        held = sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([own]).traces)
+    finally:
+        tracemalloc.stop()
+    for each in waits:
+        each.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+    return held
 
 
 def count_calls(work: Callable[[], object]) -> tuple[int, object]:

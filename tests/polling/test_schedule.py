@@ -23,7 +23,7 @@ from flora_async import (
 )
 from flora_async._http.retry import RetryPolicy
 from flora_async._polling import schedule
-from flora_async._polling.schedule import PollPolicy, PollState
+from flora_async._polling.schedule import AdaptiveSchedule, PollPolicy
 
 RETRY, POLL, STEADY = RetryPolicy(), PollPolicy(), PollPolicy(jitter=0.0)
 
@@ -75,13 +75,6 @@ def seen(progress: float = 0.0, started: float | None = None) -> Run:
     return Run(run_id="run_1", status="running", progress=progress, created_at=1000.0, started_at=began)
 
 
-def primed(estimate: float | None, policy: PollPolicy = STEADY) -> Generator[float, PollState, None]:
-    """Return a primed schedule."""
-    plan = policy.adaptive_schedule(estimate)
-    next(plan)
-    return plan
-
-
 @pytest.mark.parametrize(
     ("estimate", "age", "delay"),
     [
@@ -100,26 +93,26 @@ def primed(estimate: float | None, policy: PollPolicy = STEADY) -> Generator[flo
 )
 def test_the_schedule(estimate: float | None, age: float, delay: float) -> None:
     """Without progress, the delay follows the estimate and the age."""
-    assert primed(estimate).send(PollState(age, seen())) == pytest.approx(delay, rel=0.01)
+    assert AdaptiveSchedule(STEADY, estimate).next_delay(age, seen()) == pytest.approx(delay, rel=0.01)
 
 
 def test_the_estimate_counts_from_the_start() -> None:
     """The estimate counts from the start of the run, not from its creation."""
-    assert primed(10.0).send(PollState(20.0, seen(started=18.0))) == pytest.approx(0.65 * 8)
+    assert AdaptiveSchedule(STEADY, 10.0).next_delay(20.0, seen(started=18.0)) == pytest.approx(0.65 * 8)
 
 
 def test_progress_overrides_the_estimate() -> None:
     """Progress of 50 % after 20 seconds predicts 20 more seconds and overrides the estimate."""
-    plan = primed(500.0)
-    plan.send(PollState(10.0, seen(0, started=0.0)))
-    assert plan.send(PollState(20.0, seen(50, started=0.0))) == pytest.approx(12.0)
-    assert plan.send(PollState(32.0, seen(80, started=0.0))) == pytest.approx(0.65 * 8)
+    plan = AdaptiveSchedule(STEADY, 500.0)
+    plan.next_delay(10.0, seen(0, started=0.0))
+    assert plan.next_delay(20.0, seen(50, started=0.0)) == pytest.approx(12.0)
+    assert plan.next_delay(32.0, seen(80, started=0.0)) == pytest.approx(0.65 * 8)
 
 
 def test_constant_progress_is_ignored() -> None:
     """Progress that stays constant does not shorten the delays permanently."""
-    plan = primed(None)
-    delays = [plan.send(PollState(float(age), seen(99, started=0.0))) for age in range(1, 400, 10)]
+    plan = AdaptiveSchedule(STEADY, None)
+    delays = [plan.next_delay(float(age), seen(99, started=0.0)) for age in range(1, 400, 10)]
     assert delays[-1] > 9
 
 
@@ -133,9 +126,9 @@ def test_any_run_is_polled_every_two_to_thirteen_seconds(
     estimate: float | None, sightings: list[tuple[float, float, float | None]]
 ) -> None:
     """Delays are between 2 and 13 seconds for any estimate, progress and times."""
-    plan = primed(estimate, POLL)
+    plan = AdaptiveSchedule(POLL, estimate)
     for age, progress, started in sightings:
-        assert 2.0 <= plan.send(PollState(age, seen(progress, started))) <= 13.3
+        assert 2.0 <= plan.next_delay(age, seen(progress, started)) <= 13.3
 
 
 def test_backoffs_own_generators_are_schedules() -> None:

@@ -19,20 +19,11 @@ PollSchedule: TypeAlias = Generator[float, Any, None]
 PollFactory: TypeAlias = Callable[[], PollSchedule]
 """Returns a new schedule for each run, like ``lambda: backoff.constant(interval=2)``."""
 
-# Parameters of adaptive_schedule. One request is worth a quarter of a second of lag, hence the square root of the age.
+# Parameters of AdaptiveSchedule. One request is worth a quarter of a second of lag, hence the square root of the age.
 INTERVAL_FACTOR = 0.5
 REMAINING_SHARE = 0.65
 MIN_CUSTOM_DELAY = 0.01
 """Minimum delay of a custom schedule, in seconds."""
-
-
-class PollState(Struct, frozen=True, gc=False):
-    """State of a run when its next poll is scheduled."""
-
-    age: float
-    """Seconds since the run was created."""
-    run: Run | None
-    """The latest record; ``None`` before the first poll."""
 
 
 class PollPolicy(Struct, frozen=True, kw_only=True):
@@ -63,49 +54,70 @@ class PollPolicy(Struct, frozen=True, kw_only=True):
         floor = retry.rate_limit_pause if isinstance(failure, errors.RateLimitError) else 0.0
         return max(floor, retry_after or 0.0, min(retry.backoff_delay(failures), self.max_delay))
 
-    def adaptive_schedule(self, estimate: float | None) -> Generator[float, PollState, None]:
-        """Yield the delays between polls of a run with an expected duration of *estimate* seconds, or unknown.
-
-        A wait generator in backoff's protocol; each ``send()`` passes a :class:`PollState`. While the run needs R more
-        seconds, the delay is 65 % of R: a few polls approach the finish. Near and after it, the delay is half the
-        square root of the age, the best growth if the true duration is unknown. Progress counts only while it changes.
-        Delays are between 2 s (FLORA's advice) and 12 s, with a jitter of 10 %.
-        """
-        estimate = estimate if estimate and math.isfinite(estimate) and estimate > 0 else None
-        progress, moved = 0.0, 0.0
-        state = yield 0.0
-        while True:
-            age, run = max(0.0, state.age), state.run
-            started = _start_delay(run) if run else None
-            if run and run.progress != progress:
-                progress, moved = run.progress, age
-            finish = None
-            if estimate is not None:
-                # A pending run needs its whole time after the start, at least half of it from now.
-                finish = started + estimate if started is not None else max(estimate, age + 0.5 * estimate)
-            confirmed = started is not None and 5 <= progress < 100 and moved > started
-            if started is not None and confirmed:
-                implied = started + (moved - started) * 100 / progress
-                weight = min(1.0, progress / 50)
-                finish = implied if finish is None else max(finish, 0.1) ** (1 - weight) * max(implied, 0.1) ** weight
-            delay = INTERVAL_FACTOR * math.sqrt(age)
-            if finish is not None and confirmed and age < 1.2 * finish:
-                delay /= 2
-            delay = max(self.min_delay, delay, REMAINING_SHARE * (finish - age) if finish is not None else 0.0)
-            delay = min(delay, max(self.max_delay, self.min_delay))
-            state = yield max(self.min_delay, self._vary(delay))
-
-    def webhook_fallback_schedule(self, estimate: float | None) -> Generator[float, PollState, None]:
-        """Yield the delays between polls of a run with a webhook: long after its expected end, then ever longer."""
-        first = max(self.first_fallback_delay, 2 * (estimate or 0.0))
-        state = yield 0.0
-        delay = max(self.min_delay, first - state.age)
-        while True:
-            yield self._vary(delay)
-            delay = min(2 * max(first, delay), max(self.max_fallback_delay, first))
-
-    def _vary(self, delay: float) -> float:
+    def vary(self, delay: float) -> float:
+        """Return the delay with its random share."""
         return delay * random.uniform(1 - self.jitter, 1 + self.jitter)
+
+
+class AdaptiveSchedule(Struct, eq=False, gc=False):
+    """The delays between polls of a run with an expected duration of *estimate* seconds, or unknown.
+
+    While the run needs R more seconds, the delay is 65 % of R: a few polls approach the finish. Near and after it, the
+    delay is half the square root of the age, the best growth if the true duration is unknown. Progress counts only
+    while it changes. Delays are between 2 s (FLORA's advice) and 12 s, with a jitter of 10 %. Each wait holds one: a
+    generator would need seven times the memory.
+    """
+
+    policy: PollPolicy
+    estimate: float | None
+    progress: float = 0.0
+    """The latest progress."""
+    moved: float = 0.0
+    """Age of the run when its progress changed."""
+
+    def __post_init__(self) -> None:
+        if not (self.estimate and math.isfinite(self.estimate) and self.estimate > 0):
+            self.estimate = None
+
+    def next_delay(self, age: float, run: Run | None) -> float:
+        """Return the seconds until the next poll; *age* is the seconds since the run's creation."""
+        age = max(0.0, age)
+        started = _start_delay(run) if run else None
+        if run and run.progress != self.progress:
+            self.progress, self.moved = run.progress, age
+        finish = None
+        if self.estimate is not None:
+            # A pending run needs its whole time after the start, at least half of it from now.
+            finish = started + self.estimate if started is not None else max(self.estimate, age + 0.5 * self.estimate)
+        confirmed = started is not None and 5 <= self.progress < 100 and self.moved > started
+        if started is not None and confirmed:
+            implied = started + (self.moved - started) * 100 / self.progress
+            weight = min(1.0, self.progress / 50)
+            finish = implied if finish is None else max(finish, 0.1) ** (1 - weight) * max(implied, 0.1) ** weight
+        delay = INTERVAL_FACTOR * math.sqrt(age)
+        if finish is not None and confirmed and age < 1.2 * finish:
+            delay /= 2
+        least = self.policy.min_delay
+        delay = max(least, delay, REMAINING_SHARE * (finish - age) if finish is not None else 0.0)
+        return max(least, self.policy.vary(min(delay, max(self.policy.max_delay, least))))
+
+
+class WebhookFallbackSchedule(Struct, eq=False, gc=False):
+    """The delays between polls of a run with a webhook: long after its expected end, then ever longer."""
+
+    policy: PollPolicy
+    estimate: float | None
+    delay: float | None = None
+    """The last delay, without its random share."""
+
+    def next_delay(self, age: float, _run: Run | None) -> float:
+        """Return the seconds until the next poll; *age* is the seconds since the run's creation."""
+        first = max(self.policy.first_fallback_delay, 2 * (self.estimate or 0.0))
+        if self.delay is None:
+            self.delay = max(self.policy.min_delay, first - age)
+        else:
+            self.delay = min(2 * max(first, self.delay), max(self.policy.max_fallback_delay, first))
+        return self.policy.vary(self.delay)
 
 
 def should_drop_poll_url(failure: errors.FloraError) -> bool:

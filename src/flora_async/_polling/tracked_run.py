@@ -12,7 +12,13 @@ from operator import attrgetter
 from typing import Generic, TypeVar
 
 from flora_async._polling import schedule
-from flora_async._polling.schedule import PollFactory, PollPolicy, PollSchedule, PollState
+from flora_async._polling.schedule import (
+    AdaptiveSchedule,
+    PollFactory,
+    PollPolicy,
+    PollSchedule,
+    WebhookFallbackSchedule,
+)
 from flora_async._polling.sweep import Sweep
 from flora_async._polling.targets import Scope, WaitTarget
 from flora_async.models import Generation, Run
@@ -103,14 +109,15 @@ class Agenda(Generic[T]):
 class Plan:
     """A started poll schedule, shared by the waits with the same ``poll`` function."""
 
-    __slots__ = ("_policy", "_schedule", "due", "interval", "poll", "waiters", "webhook_expected")
+    __slots__ = ("_custom", "_default", "_policy", "due", "interval", "poll", "waiters", "webhook_expected")
 
     def __init__(self, policy: PollPolicy, target: WaitTarget, poll: PollFactory | None, now: float) -> None:
         self._policy: PollPolicy = policy
         self.poll: PollFactory | None = poll
         self.webhook_expected: bool = target.webhook_expected and poll is None
-        adaptive = policy.webhook_fallback_schedule if self.webhook_expected else policy.adaptive_schedule
-        self._schedule: PollSchedule = schedule.start_schedule(poll or (lambda: adaptive(target.estimate)))
+        self._custom: PollSchedule | None = None if poll is None else schedule.start_schedule(poll)
+        default = WebhookFallbackSchedule if self.webhook_expected else AdaptiveSchedule
+        self._default: AdaptiveSchedule | WebhookFallbackSchedule = default(policy, target.estimate)
         self.interval: float = policy.min_delay
         self.due: float = now
         self.waiters: int = 0
@@ -119,18 +126,17 @@ class Plan:
 
     def advance(self, now: float, age: float, run: Run | None) -> None:
         """Schedule the next poll, after a poll at the given age of the run in seconds."""
-        if self.poll is None:
-            self.interval = self._schedule.send(PollState(age, run))
+        if self._custom is None:
+            self.interval = self._default.next_delay(age, run)
         elif self.due > now + EARLY_POLL_SHARE * self.interval:
             return  # a poll of another wait: keep the due time of this schedule
         else:
-            self.interval = schedule.next_delay(self._schedule, self.interval)
+            self.interval = schedule.next_delay(self._custom, self.interval)
         self.due = now + self.interval
 
     def restart(self) -> None:
         """Replace the default schedule by one for a run without an estimate. A custom schedule stays."""
-        if self.poll is None:
-            self._schedule = schedule.start_schedule(lambda: self._policy.adaptive_schedule(None))
+        self._default = AdaptiveSchedule(self._policy, None)
 
 
 class Waiter(asyncio.Future[Run | None]):
