@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio.from_thread import run as run_from_thread
 
-from flora_async import _aio
+from flora_async import _aio, _threads
 from flora_async._aio import run_in_thread
 
 pytestmark = pytest.mark.anyio
@@ -135,7 +135,7 @@ async def test_a_native_cancellation_and_a_scope_together() -> None:
 
 async def test_a_function_that_has_not_begun_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller in the queue for a thread is cancelled at once, and its function does not run."""
-    monkeypatch.setattr(_aio.thread_limiter(), "total_tokens", 1)
+    monkeypatch.setattr(_threads.thread_limiter(), "total_tokens", 1)
     first, second = Blocker(), Blocker()
     tasks = [asyncio.create_task(run_in_thread(blocker.run)) for blocker in (first, second)]
     await first.has_begun()

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import secrets
-import shutil
 import zlib
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
@@ -198,8 +197,14 @@ class Downloads:
     async def _check_room(self, target: Path, total: int, missing: int, *, packed: bool) -> None:
         if total > self._settings.max_download_bytes and not packed:
             raise _too_large_error(target.name, self._settings.max_download_bytes)
-        if missing > (await run_in_thread(shutil.disk_usage, target.parent)).free:
+        if missing > await run_in_thread(_free_bytes, target.parent):
             raise errors.DownloadError(f"cannot save {target.name}: its {total} bytes exceed the free disk space")
+
+
+def _free_bytes(folder: Path) -> int:
+    from shutil import disk_usage  # its compressors would take longer to import than ten modules of this package
+
+    return disk_usage(folder).free
 
 
 class _RetryableFailure(Struct, frozen=True):

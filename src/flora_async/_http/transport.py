@@ -16,7 +16,6 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import anyio
 from msgspec import Struct
 
 from flora_async import errors
@@ -221,7 +220,9 @@ class Transport:
 
     async def sleep(self, seconds: float) -> None:
         """Sleep for so many seconds, or until the client is closed."""
-        with anyio.move_on_after(seconds):
+        from anyio import move_on_after  # imported beside aiohttp, in a thread: see import_in_thread
+
+        with move_on_after(seconds):
             await self._closing.wait()
 
     def _check_loop(self) -> asyncio.AbstractEventLoop:
@@ -279,7 +280,9 @@ class Transport:
     async def _close(self, close_first: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if running_loop() is None:
             return  # asyncio's transports can only be closed on an event loop
-        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+        from anyio import move_on_after  # imported beside aiohttp, in a thread: see import_in_thread
+
+        with move_on_after(CLOSE_TIMEOUT, shield=True):
             try:
                 await close_first()
             finally:

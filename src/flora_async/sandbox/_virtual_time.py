@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from anyio import CapacityLimiter
 from anyio.to_thread import current_default_thread_limiter
 
-from flora_async._aio import thread_limiter
+from flora_async._threads import thread_limiter
 
 T = TypeVar("T")
 
