@@ -531,6 +531,26 @@ async def test_close_ends_the_reads_of_a_callers_session(server: Scripted) -> No
         assert not session.closed
 
 
+async def test_two_closes_in_any_step_end_the_reads_of_a_callers_session(server: Scripted) -> None:
+    """A second close that begins while the first one ends the reads has no effect, at whatever step it begins."""
+    server.on("GET", f"/runs/{RUN_ID}", silence)
+    for steps in range(5):
+        async with aiohttp.ClientSession() as session:
+            flora = Flora(KEY, base_url=server.base_url, session=session, max_retries=0)
+            asked = len(server.asked)
+            read = asyncio.create_task(flora.generations.retrieve(RUN_ID))
+            while len(server.asked) == asked:
+                await asyncio.sleep(0.001)
+            first = asyncio.create_task(flora.close())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            async with asyncio.timeout(2):
+                await flora.close()
+                await first
+                with pytest.raises(ClientClosedError):
+                    await read
+
+
 async def test_close_ends_what_pauses_and_what_waits_for_its_turn(server: Scripted) -> None:
     """A call in its retry pause, calls and polls behind it, and a create: at once, and nothing more is sent."""
     server.on("GET", f"/runs/{RUN_ID}", error(429, headers={"Retry-After": "20"}))

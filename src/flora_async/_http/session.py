@@ -340,9 +340,10 @@ class HTTPSessions:
 
     async def close(self) -> None:
         """Close the sessions that were opened here. Requests in flight end in ClientClosedError at once."""
-        self._closing = True
-        for scope in self._borrowed_reads:
-            scope.reschedule(asyncio.get_running_loop().time())
+        if not self._closing:  # a scope that is ending cannot be ended again
+            self._closing = True
+            for scope in self._borrowed_reads:
+                scope.reschedule(asyncio.get_running_loop().time())
         async with AsyncExitStack() as closing:  # a cancellation skips the wait for one session
             for session in (self._creates, self._fresh, self._media, self._reads):
                 if session is not self._borrowed:
