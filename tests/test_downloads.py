@@ -238,6 +238,16 @@ async def test_redirects_of_media_hosts(flora: Flora, server: Scripted, tmp_path
         await flora.download(finished(("3", "imageUrl", server.base_url + "/away")), tmp_path)
 
 
+@pytest.mark.parametrize("location", ["http://[media", "//[media]/a", "http://\u2100.com/a"])
+async def test_a_redirect_to_no_url(flora: Flora, server: Scripted, tmp_path: Path, location: str) -> None:
+    """A redirect to a text that cannot be read as a URL is an error of the download, and leaves no file."""
+    server.on("GET", "/a", answer(b"", 302, {"Location": location}))
+    with pytest.raises(DownloadError, match="redirects to a URL that cannot be read") as caught:
+        await flora.download(finished(("1", "imageUrl", server.base_url + "/a")), tmp_path)
+    assert caught.value.run_id
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("url", ["http://media.flora.ai/a.png", "file:///etc/passwd", "not a url", ""])
 async def test_urls_that_are_not_fetched(flora: Flora, tmp_path: Path, url: str) -> None:
     """Https only."""

@@ -147,7 +147,8 @@ class Downloads:
                         if media.status not in _REDIRECTS:
                             deadline.reschedule(None)  # Each read of the body has its own timeout.
                             return await self._receive(media, part, stem, urls, on_existing)
-                        urls.append(self._settings.media_url(urljoin(urls[-1], media.headers.get("location", ""))))
+                        target = _join_location(urls[-1], media.headers.get("location", ""), stem.name)
+                        urls.append(self._settings.media_url(target))
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -213,6 +214,13 @@ class _RetryableFailure(Struct, frozen=True):
     message: str
     expired: bool = False
     """Whether another attempt needs a new URL."""
+
+
+def _join_location(url: str, location: str, name: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:  # like that of a bracket without its pair
+        raise errors.DownloadError(f"cannot save {name}: its host redirects to a URL that cannot be read") from None
 
 
 def _status_failure(status: int, name: str, *, resuming: bool) -> _RetryableFailure | None:
