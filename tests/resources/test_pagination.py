@@ -9,9 +9,10 @@ from typing import Any
 
 import anyio
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import Scripted, answer, error, page, silence, tasks_of_ours
+from scripted import Scripted, answer, error, page, row, silence, tasks_of_ours
 
 from flora_async import (
     ClientClosedError,
@@ -372,6 +373,30 @@ async def test_a_closed_walk_yields_no_more_items(closed: str) -> None:
     walk = aiter(listing)
     await anext(walk)
     await (walk if closed == "walk" else listing).aclose()
+    assert await ids(walk) == []
+
+
+@pytest.mark.parametrize("closed", ["walk", "listing"])
+async def test_a_walk_that_is_closed_while_it_reads_yields_no_more_items(
+    flora: Flora, server: Scripted, closed: str
+) -> None:
+    """The page that another task awaits when the walk is closed is dropped too."""
+    arrived = asyncio.Event()
+
+    async def answer_late(request: web.Request) -> web.StreamResponse:
+        await arrived.wait()
+        return web.json_response({"generations": [row("run_2"), row("run_1")], "meta": {}})
+
+    server.on("GET", "/generations", page("run_3", cursor="a"), answer_late)
+    listing = flora.generations.list()
+    walk = aiter(listing)
+    await anext(walk)
+    reader = asyncio.create_task(anext(walk, None))
+    while len(server.asked) < 2:
+        await asyncio.sleep(0.001)
+    await (walk if closed == "walk" else listing).aclose()
+    arrived.set()
+    assert await reader is None
     assert await ids(walk) == []
 
 

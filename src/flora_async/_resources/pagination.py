@@ -261,6 +261,7 @@ class HistoryIterator(AsyncCloseable, Generic[PageT, RowT]):
         self._items: Iterator[RowT] = iter(())
         self._once = Deduplicator(id_of)
         self._broken: BrokenItem | None = None
+        self._closed = False
         self._turn = asyncio.Lock()
 
     def __aiter__(self) -> Self:
@@ -278,6 +279,8 @@ class HistoryIterator(AsyncCloseable, Generic[PageT, RowT]):
                 except StopAsyncIteration:
                     self._raise_for_broken_item()
                     raise
+                if self._closed:  # while the page was read
+                    raise StopAsyncIteration
                 log_broken_items(page)
                 if page.broken:
                     self._broken = self._broken or page.broken[0]
@@ -298,7 +301,7 @@ class HistoryIterator(AsyncCloseable, Generic[PageT, RowT]):
 
     async def aclose(self) -> None:
         """End the iteration and cancel the prefetch."""
-        self._items = iter(())
+        self._closed, self._items, self._broken = True, iter(()), None
         await self._pages.aclose()
 
 
