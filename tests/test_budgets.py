@@ -4,7 +4,7 @@ import asyncio
 import math
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -434,6 +434,35 @@ async def test_closing_the_client_ends_the_pause_before_another_order(
         await ordering
     assert now() - began < 0.1
     assert sandbox.accepted == 2
+
+
+@pytest.mark.parametrize("how", ["generate", "start_run", "generate_many"])
+async def test_closing_the_client_ends_the_wait_for_a_budget(sandbox: Sandbox, flora: Flora, how: str) -> None:
+    """An order that waits for the charge of another client's run ends at once, and nothing more is ordered."""
+    budget = Budget(1.5 * PRICE)
+    async with Flora(sandbox.api_key, base_url=sandbox.base_url) as other:
+        running = asyncio.ensure_future(other.generate(image("of another client"), budget=budget, settle=True))
+        await asyncio.sleep(1)
+        outcomes = flora.generate_many(images(3), budget=budget)
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "generate": lambda: flora.generate(image(), budget=budget),
+            "start_run": lambda: flora.start_run(image(), budget=budget),
+            "generate_many": lambda: anext(outcomes, None),
+        }
+        waiting = asyncio.ensure_future(calls[how]())
+        await asyncio.sleep(1)
+        began = now()
+        await flora.close()
+        if how == "generate_many":
+            assert await waiting is None
+            assert outcomes.stop_reason == "client_closed"
+        else:
+            with pytest.raises(ClientClosedError):
+                await waiting
+        assert now() - began < 0.1
+        assert budget.unsettled == 1
+        await running
+    assert sandbox.accepted == 1
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.proof)])

@@ -502,7 +502,7 @@ class Flora:
         start = partial(self._starter.start, order, idempotency_key, timeout, check_params=check_params)
         if shared is None:
             return await start()
-        entry = await reserve_cost([shared.tracker], order)
+        entry = await reserve_cost([shared.tracker], order, self._transport.wait)
         return await start_counted(entry, start(), self._hold_entry)
 
     def _ordering(
@@ -522,6 +522,7 @@ class Flora:
             retry_failed=retry_failed,
             policy=self._reorder_policy,
             sleep=self._transport.sleep,
+            wait=self._transport.wait,
         )
 
     def _hold_entry(self, run_id: str, entry: CostEntry) -> None:
@@ -628,7 +629,7 @@ class Flora:
             trackers,
             start=partial(self._starter.start, check_params=check_params),
         )
-        entry = await reserve_cost(trackers, order)
+        entry = await reserve_cost(trackers, order, self._transport.wait)
         return await ordering.run(order, entry, key=idempotency_key, attempts=[])
 
     async def estimate(

@@ -140,7 +140,10 @@ class OrderRunner(Generic[OrderT]):
                 self.stop_reason = "max_cost" if limit is self.costs else "budget"
                 break
             self._slot_free.clear()
-            await self._slot_free.wait()
+            try:
+                await self._ordering.wait(self._slot_free)
+            except errors.ClientClosedError:
+                self.stop_reason = "client_closed"
         return False
 
     def _decide(self, order: AnyOrder | None) -> tuple[BudgetDecision, CostTracker | None]:

@@ -19,6 +19,9 @@ Start: TypeAlias = Callable[[AnyOrder, str | None], Coroutine[Any, Any, StartedR
 Settle: TypeAlias = Callable[[StartedRun, Run], "asyncio.Future[Run | None]"]
 """Returns a future for a completed run with its charge."""
 
+Wait: TypeAlias = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+"""Waits for an event. Raises ClientClosedError as soon as the client is closed."""
+
 Hold: TypeAlias = Callable[[str, CostEntry], object]
 """Keeps the entry of a run that is not awaited any more, so that a later charge of it is counted. The entry of a create
 with an unknown outcome is kept under its idempotency key."""
@@ -37,7 +40,7 @@ def decide(trackers: Sequence[CostTracker], key: PriceKey) -> tuple[BudgetDecisi
 
 
 async def admit(
-    trackers: Sequence[CostTracker], order: AnyOrder, stopped: Callable[[], bool] = lambda: False
+    trackers: Sequence[CostTracker], order: AnyOrder, wait: Wait, stopped: Callable[[], bool] = lambda: False
 ) -> CostEntry | None:
     """Wait until an order fits all limits and reserve its cost. ``None``: it never fits, or *stopped* became true."""
     key, changed = price_key(order), asyncio.Event()
@@ -51,16 +54,16 @@ async def admit(
             if decision == "stop":
                 break
             changed.clear()
-            await changed.wait()
+            await wait(changed)
         return None
     finally:
         for tracker in trackers:
             tracker.listeners.pop(changed.set, None)
 
 
-async def reserve_cost(trackers: Sequence[CostTracker], order: AnyOrder) -> CostEntry:
+async def reserve_cost(trackers: Sequence[CostTracker], order: AnyOrder, wait: Wait) -> CostEntry:
     """Wait until an order fits all limits and reserve its cost, or raise BudgetExceededError."""
-    entry = await admit(trackers, order)
+    entry = await admit(trackers, order, wait)
     if entry is None:
         _, limit = decide(trackers, price_key(order))
         raise errors.BudgetExceededError(*((limit.max_cost or 0.0, limit.expected) if limit else (0.0, 0.0)))
@@ -128,8 +131,10 @@ class Ordering:
         retry_failed: int = 0,
         policy: ReorderPolicy,
         sleep: Callable[[float], Coroutine[Any, Any, None]],
+        wait: Wait,
     ) -> None:
         self.trackers = trackers
+        self.wait = wait
         self._start = start
         self._finish = finish
         self._settle = settle
@@ -179,7 +184,7 @@ class Ordering:
         finally:
             for end in ends:
                 end.cancel()
-        return await admit(self.trackers, order, self._stopped.is_set)
+        return await admit(self.trackers, order, self.wait, self._stopped.is_set)
 
     async def _attempt(self, order: AnyOrder, entry: CostEntry, key: str | None) -> Run:
         started = await _start(entry, self._start(order, key), self._hold)

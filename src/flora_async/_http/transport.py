@@ -74,6 +74,8 @@ class Transport:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._closing = asyncio.Event()
+        self._awaited: dict[asyncio.Event, None] = {}
+        """Events that :meth:`wait` waits for, which the end of the client sets."""
         self._close_task: asyncio.Future[None] | None = None
         self.retry_policy: RetryPolicy = settings.retry
         self._limiter = RateLimiter(settings.rate_limit, settings.retry)
@@ -225,6 +227,18 @@ class Transport:
         with move_on_after(seconds):
             await self._closing.wait()
 
+    async def wait(self, event: asyncio.Event) -> None:
+        """Wait until *event* is set. Raise ClientClosedError if the client is closed, at once."""
+        self._check_loop()
+        self._awaited[event] = None
+        try:
+            if not self._closed:
+                await event.wait()
+        finally:
+            self._awaited.pop(event, None)
+        if self._closed:
+            raise errors.ClientClosedError("this client was closed before the order was sent")
+
     def _check_loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop. Raise ConfigurationError in another process or on another event loop."""
         if self._process != os.getpid():
@@ -301,6 +315,8 @@ class Transport:
     def _wake_waiters(self) -> None:
         """Cancel the pauses and the queued requests."""
         self._closing.set()
+        for event in self._awaited:
+            event.set()
         self._limiter.close(errors.ClientClosedError("this client was closed before its request went out"))
         if self._shared is not None:
             self._shared.close()
