@@ -1,5 +1,6 @@
 """``flora.costs`` and ``flora.estimate``: sums over the history, and prices from charges or the catalogue."""
 
+import sys
 import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,7 @@ from flora_async import (
     TechniqueOrder,
 )
 from flora_async._resources.pagination import PageIterator
-from flora_async._resources.spending import sum_history
+from flora_async._resources.spending import SeenPrices, sum_history
 from flora_async.models import ModelRef, PageMeta
 from flora_async.sandbox import Sandbox
 
@@ -173,6 +174,28 @@ async def test_sources_of_an_estimate(sandbox: Sandbox, flora: Flora) -> None:
     assert (await flora.estimate(order())).usd == 0.04  # no model: the prices of all models of the type
     assert sandbox.requests["GET /models"] == 1
     assert (await flora.estimate([])).usd == 0
+
+
+def test_the_prices_of_all_runs_that_were_seen() -> None:
+    """Each completed run counts once in the mean, the range and the duration, and costs fewer than ten calls."""
+    prices, calls = SeenPrices(), 0
+    runs = [(0.01 * number, 100.0 - number) for number in range(50)]
+
+    def count(_frame: object, event: str, _function: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        for charge, seconds in runs:
+            prices.record(("image", "fast"), charge, seconds)
+    finally:
+        sys.setprofile(None)
+    seen = prices.find(("image", "fast"), {})
+    assert seen is not None
+    assert (seen.runs, seen.low, seen.high) == (50, 0.0, runs[-1][0])
+    assert (seen.mean, seen.seconds) == pytest.approx((0.245, 75.5))
+    assert calls < 10 * len(runs)
 
 
 async def test_charges_that_come_late_are_seen(sandbox: Sandbox) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing
@@ -101,6 +102,9 @@ async def sum_history(pages: PageIterator[GenerationPage], by: CostKey) -> CostT
     return CostTable(by=by, rows=tuple(rows), broken=broken)
 
 
+_NO_RUNS = PriceHistory(runs=0, mean=0.0, low=math.inf, high=-math.inf)
+
+
 class SeenPrices:
     """Charges and durations of the completed runs that a client has seen, by kind and model."""
 
@@ -109,9 +113,15 @@ class SeenPrices:
 
     def record(self, key: PriceKey, charge: float, seconds: float) -> None:
         """Add a completed run."""
-        history = PriceHistory(runs=1, mean=charge, low=charge, high=charge, seconds=seconds)
-        before = self._seen.pop(key, None)
-        self._seen[key] = history if before is None else merge_prices([before, history])
+        before = self._seen.pop(key, _NO_RUNS)
+        runs = before.runs + 1
+        self._seen[key] = PriceHistory(
+            runs=runs,
+            mean=before.mean + (charge - before.mean) / runs,
+            low=min(before.low, charge),
+            high=max(before.high, charge),
+            seconds=seconds if before.seconds is None else before.seconds + (seconds - before.seconds) / runs,
+        )
 
     def find(self, key: PriceKey, past: Mapping[PriceKey, PriceHistory]) -> PriceHistory | None:
         """Return the prices of a kind and model. An order without a model can get each model of its kind."""
