@@ -29,10 +29,12 @@ from flora_async import (
 )
 from flora_async.durable import Batches, reassign
 from flora_async.durable._store import database as database_module
+from flora_async.durable._store import orders as orders_module
 from flora_async.durable._store.database import Database
 from flora_async.durable._store.schema import batches as batch_rows
 from flora_async.durable._store.schema import orders as order_rows
 from flora_async.durable._store.schema import workers
+from flora_async.durable._worker import worker as worker_module
 from flora_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -514,6 +516,67 @@ async def test_the_database_is_away_for_a_moment(sandbox: Sandbox, url: str, mon
         status = await batches["mugs"].run(orders(20))
         monkeypatch.undo()
     assert (status.completed, sandbox.accepted) == (20, 20)
+
+
+@pytest.mark.parametrize("words", ["attempt to write a readonly database", "unable to open database file"])
+async def test_a_database_that_cannot_be_written_for_a_while(
+    sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """The batch pauses and names the trouble, then goes on, with the runs that were accepted meanwhile."""
+    transact = Database._transact
+
+    def refuse_writes(self: Any, work: Any, writes: bool) -> Any:
+        if writes:
+            raise sa.exc.OperationalError("UPDATE", {}, Exception(words))
+        return transact(self, work, writes)
+
+    async with opened(sandbox, url, concurrency=4) as batches, asyncio.timeout(20):
+        running = asyncio.create_task(batches["mugs"].run(orders(12)))
+        await until(lambda: sandbox.accepted >= 4)
+        monkeypatch.setattr(Database, "_transact", refuse_writes)
+        await until(lambda: words in (batches.trouble or ""))
+        monkeypatch.setattr(Database, "_transact", transact)
+        assert (await running).completed == 12
+    assert sandbox.accepted == 12
+
+
+async def test_a_failed_write_leaves_no_order_in_forgetful_hands(
+    sandbox: Sandbox, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After an error that is not retried each order ends; an accepted run that was not recorded is in the log."""
+
+    def fail_at_first(change: Callable[..., Any]) -> Callable[..., Any]:
+        failures = iter(range(8))
+
+        def changed(*given: Any, **named: Any) -> Any:
+            if next(failures, None) is not None:
+                raise sa.exc.OperationalError("UPDATE", {}, Exception("no such table: flora_orders"))
+            return change(*given, **named)
+
+        return changed
+
+    monkeypatch.setattr(worker_module, "FAULT_PAUSE", 0.05)
+    monkeypatch.setattr(orders_module, "start", fail_at_first(orders_module.start))
+    monkeypatch.setattr(orders_module, "leave", fail_at_first(orders_module.leave))
+    async with opened(sandbox, url, concurrency=4) as batches, asyncio.timeout(20):
+        status = await batches["mugs"].run(orders(12))
+    assert (status.ended, sandbox.accepted) == (12, 12)
+    assert "its run is run_" in caplog.text
+
+
+async def test_a_value_that_cannot_be_stored_fails_alone(sandbox: Sandbox, url: str) -> None:
+    """A change that the driver refuses raises an error of ours, and the changes of its transaction are made."""
+    async with opened(sandbox, url) as batches, asyncio.timeout(20):
+        await batches["mugs"].run(orders(1))
+        changes = (
+            batches["mugs"].record_files(0, ["mug.png"]),
+            batches["mugs"].skip([2**64]),
+            batches["mugs"].record_files(0, ["\udc80.png"]),
+            batches.reassign("\udc80"),
+        )
+        made = await asyncio.gather(*changes, return_exceptions=True)
+        assert [type(each) for each in made] == [type(None), DatabaseError, DatabaseError, DatabaseError]
+        assert [outcome.files for outcome in await outcomes(batches["mugs"])] == [("mug.png",)]
 
 
 async def test_closing_while_the_database_is_away(

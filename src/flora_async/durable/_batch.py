@@ -296,8 +296,12 @@ class Batch:
     async def record_files(self, index: int, files: Sequence[str]) -> None:
         """Record where the outputs of an order were saved."""
         sql = "UPDATE flora_orders SET files = :files WHERE batch = :batch AND number = :number"
-        paths = msgspec.json.encode(list(files)).decode()
-        await self._change(partial(execute, sql=sql, files=paths, number=index))
+
+        def record(connection: sa.Connection, batch: str) -> None:
+            paths = msgspec.json.encode(list(files)).decode()  # a name in no encoding fails like any other value
+            execute(connection, sql, batch=batch, files=paths, number=index)
+
+        await self._change(record)
 
     async def status(self) -> BatchStatus:
         """Return where the batch stands, on all machines together."""

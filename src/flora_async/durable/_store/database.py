@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
@@ -42,7 +43,9 @@ BUSY_SECONDS = 30
 OUTAGE_PAUSE = 1.0
 OUTAGE_TIMEOUT = 3600.0
 """Seconds for which a transaction is repeated while the database is away."""
-_PERMANENT = ("no such ", "file is not a database", "attempt to write a readonly database", "unable to open")
+_PERMANENT = ("no such ", "file is not a database")
+"""Errors of SQLite that do not pass. A file that cannot be written or opened at present is not among them: the process
+holds runs that it has not recorded."""
 _PASSING_SQLSTATES = ("08", "40", "53", "55", "57", "58")
 """Classes of PostgreSQL errors that end by themselves or by an operator: connection, conflict, resources, shutdown."""
 
@@ -86,7 +89,7 @@ class Database:
         self.trouble: str | None = None
         """Why the database cannot be used at present."""
         self.outages: int = 0
-        """Number of transactions that were repeated."""
+        """Number of transactions that failed, those that were repeated included: their changes may have been made."""
         self._opened = False
         self._pending: list[Waiting] = []
         self._writing: asyncio.Task[None] | None = None
@@ -164,6 +167,7 @@ class Database:
             try:
                 done = await run_in_thread(self._transact, work, writes)
             except sa_exc.DBAPIError as error:
+                self.outages += 1
                 message = f"the database cannot be used: {' '.join(str(error.orig).split())}"
                 if not (self._opened and is_outage(error)) or time.monotonic() - began > OUTAGE_TIMEOUT:
                     raise DatabaseError(message) from None
@@ -171,10 +175,11 @@ class Database:
                     extra = {"error": type(error).__name__}
                     log.warning("%s. Retrying", message, extra=extra)
                 self.trouble = message
-                self.outages += 1
                 await asyncio.sleep(OUTAGE_PAUSE)
             except sa_exc.SQLAlchemyError as error:
                 raise DatabaseError(f"{type(error).__name__}: {error}") from None
+            except (OverflowError, UnicodeError, msgspec.MsgspecError) as error:  # of the driver, or of JSON
+                raise DatabaseError(f"the database cannot hold a value: {error}") from None
             else:
                 self.trouble = None
                 return done

@@ -153,7 +153,11 @@ class OrderProcessor:
 
     async def _record_start(self, item: Item, run: StartedRun) -> bool:
         quoted, recovered = run.charged_cost or None, run.recovered
-        return await self._database.write(lambda c: orders.start(c, item, run.run_id, quoted, recovered=recovered))
+        try:
+            return await self._database.write(lambda c: orders.start(c, item, run.run_id, quoted, recovered=recovered))
+        except errors.DatabaseError as error:
+            error.add_note(f"FLORA accepted the order under key {item.key}: its run is {run.run_id}")
+            raise
 
     async def _stop(self, item: Item, reason: str) -> None:
         await self._database.write(lambda c: batches.stop(c, item.batch, reason))
