@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import secrets
+import uuid
 import zlib
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
@@ -235,7 +235,7 @@ class PartialFile:
     """A file before it has its final name. Call all methods but ``remove`` in a thread."""
 
     def __init__(self, stem: Path, max_bytes: int) -> None:
-        self._path = stem.with_name(f".{stem.name}.{secrets.token_hex(4)}.part")
+        self._path = stem.with_name(f".{stem.name}.{uuid.uuid4().hex[:8]}.part")
         self._max_bytes = max_bytes
         self._file: BufferedWriter | None = None
         self._gunzip = _new_gunzip()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import uuid
 from collections.abc import Iterable
 
 import msgspec
@@ -45,7 +45,7 @@ class _EncodedTarget(Struct, frozen=True):
 
 def encode_form(fields: Iterable[tuple[str, str]], *, file_field: str, file_name: str, content_type: str) -> FormBody:
     """Encode a form with its *fields* first and the file last: stores ignore the fields after the file."""
-    boundary = f"flora-{secrets.token_hex(16)}"
+    boundary = f"flora-{uuid.uuid4().hex}"
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="{_escape(name)}"\r\n\r\n{value}\r\n'
         for name, value in fields

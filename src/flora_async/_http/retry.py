@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-import backoff
 from msgspec import Struct
 
 from flora_async import errors
@@ -34,7 +33,9 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
 
     def backoff_delay(self, failures: int) -> float:
         """Return the seconds to wait after so many failures in a row."""
-        delays = backoff.expo(base=2, factor=self.first_delay, max_value=self.max_delay)
+        from backoff import expo  # imported beside aiohttp, in a thread: see Transport
+
+        delays = expo(base=2, factor=self.first_delay, max_value=self.max_delay)
         next(delays)
         for _ in range(failures - 1):
             next(delays)

@@ -256,7 +256,7 @@ class Transport:
 
     async def _open_sessions(self) -> HTTPSessions:
         # The import takes a quarter of a second, for which it would block the event loop.
-        await import_in_thread("flora_async._http.session")
+        await import_in_thread("flora_async._http.session", "backoff")
         from flora_async._http.session import HTTPSessions
 
         if self._closed:
