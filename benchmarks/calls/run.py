@@ -254,7 +254,7 @@ def measure(
     yield {"prefetch": {"pages": pages, **asyncio.run(prefetch(f"{base_url}/late", pages))}}
     if not quick:
         names = [worker.name for worker in workers]
-        yield {"waiting": memory([name for name in names if name not in WAITERS], *where, runs=2000, rounds=3)}
+        yield {"waiting": memory([name for name in names if name in CLOSE], *where, runs=2000, rounds=7)}
         yield {"mixed": mixed_waits(*where, rounds=3)}
         yield {"await": await_runs(names, *where)}
 
