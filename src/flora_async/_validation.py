@@ -147,6 +147,11 @@ def encode(name: str, value: object) -> bytes:
     return msgspec.json.encode(to_json(name, value))
 
 
+def is_iterable(value: object) -> TypeGuard[Iterable[object]]:
+    """Return whether a value has items, and is no text."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray)
+
+
 def to_json(name: str, value: object) -> Json:
     """Return *value* with JSON's own types only, in one walk.
 

@@ -130,6 +130,7 @@ WRONG_ACTIONS: dict[str, dict[str, Any]] = {
     "params.seconds must be at most 2": {"params": {"seconds": 3}},
     "params.seconds must be a number": {"params": {"seconds": "3"}},
     "inputs must be a list of at least one object": {"inputs": []},
+    "inputs must be a list of at least one": {"inputs": 5},
     "inputs[0] must have a type": {"inputs": [{"url": "https://a.example/a.png"}]},
 }
 

@@ -315,7 +315,8 @@ async def test_nodes_come_in_the_order_asked(server: Scripted) -> None:
         assert first.run == StartedRun(run_id="run_1", type="generation", charged_cost=0.0, project_id="prj_1")
         assert (second.run, second.reason, second.message) == (None, "node_locked", "locked")
         assert (third.node_id, third.run, third.reason) == ("n3", None, "unknown")
-        for wrong in ([], ["n"] * 2, [f"n{number}" for number in range(51)], "abc", ["a/b"]):
+        wrongs: list[Any] = [[], ["n"] * 2, [f"n{number}" for number in range(51)], "abc", ["a/b"], 5, None]
+        for wrong in wrongs:
             with pytest.raises(ConfigurationError):
                 await flora.canvas.run_nodes(wrong, workspace_id="ws_1", project_id="prj_1")
     assert server.count("POST", case.path) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, get_args
 from urllib.parse import quote, urlencode
@@ -24,6 +24,7 @@ from flora_async._validation import (
     check_segment,
     check_text,
     encode,
+    is_iterable,
     is_mapping,
     to_json_object,
     unwrap_number,
@@ -129,8 +130,8 @@ def check_callback_url(origin: BaseURL, url: str) -> str:
     return str.__str__(url)
 
 
-def _check_action_inputs(inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Json]]:
-    if isinstance(inputs, str | Mapping) or not inputs:
+def _check_action_inputs(inputs: object) -> list[dict[str, Json]]:
+    if isinstance(inputs, Mapping) or not is_iterable(inputs) or not inputs:
         raise errors.ConfigurationError(
             'inputs must be a list of at least one object, like [{"type": "image", "url": "https://..."}]'
         )

@@ -11,7 +11,7 @@ from msgspec import Raw, Struct, field
 
 from flora_async import errors
 from flora_async._resources.operations import ItemPage, Operation, Resource
-from flora_async._validation import check_segment
+from flora_async._validation import check_segment, is_iterable
 from flora_async.models import ActionId, ModelRef, Record, StartedRun
 
 log = logging.getLogger("flora_async")
@@ -279,8 +279,8 @@ class Canvas(Resource):
         Raises:
             ConfigurationError: there are no node ids, more than 50, or one twice; nothing was sent.
         """
-        asked = [check_segment("node_id", node_id) for node_id in node_ids]
-        if not 1 <= len(asked) <= MAX_RUN_NODES or len(set(asked)) < len(asked) or isinstance(node_ids, str):
+        asked = [check_segment("node_id", node_id) for node_id in node_ids] if is_iterable(node_ids) else []
+        if not 1 <= len(asked) <= MAX_RUN_NODES or len(set(asked)) < len(asked):
             raise errors.ConfigurationError(
                 f"node_ids must be 1 to {MAX_RUN_NODES} different node ids, not {len(asked)} ids"
             )
