@@ -246,6 +246,28 @@ async def begin_and_close(count: int, patch: pytest.MonkeyPatch) -> int:
     return most
 
 
+def test_runs_that_are_due_together_are_planned_in_small_steps() -> None:
+    """One planning takes at most 600 of 3,000 due runs, and asks to be repeated at once for the others."""
+    taken = run_virtually(plan_until_empty(3000))
+    assert sum(taken) == 3000
+    assert 0 < max(taken) <= 600, "planning 1,000 runs and a sweep of them takes over 50 ms"
+
+
+async def plan_until_empty(count: int) -> list[int]:
+    """Plan *count* runs that are due at once. Return the number of runs that each planning took."""
+    flora, taken, now = SimulatedFlora(), list[int](), asyncio.get_running_loop().time()
+    poller = Poller(flora.operations())
+    for number in range(count):
+        flora.add(Simulated(f"run_{number}", 0.0, 0.0, math.inf))
+        poller.add_waiter(poller.track(WaitTarget(f"run_{number}"), None), deadline=math.inf)
+    while before := len(poller._due):
+        again = poller._start_polls(now)
+        taken.append(before - len(poller._due))
+        assert again <= now or not poller._due
+    await poller.close()
+    return taken
+
+
 @pytest.mark.parametrize("how", ["timeout", "close"])
 def test_waits_that_end_together_end_in_small_steps(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One pass of the event loop ends no more waits of 3,000 than of 1,500, at a common deadline or at ``close()``."""

@@ -46,10 +46,8 @@ PAGE_TIMEOUT = 1.5
 """Seconds until a page request times out. Its runs are then polled one by one."""
 SWEEP_LOOKAHEAD = 1.0
 """A sweep includes the runs that are due within this many seconds."""
-RUNS_PER_STEP = 1000
-"""Maximum number of due runs processed in one step of the event loop."""
-ENDS_PER_STEP = 500
-"""Maximum number of waits that time out, or of runs whose waits are closed, in one step of the event loop."""
+RUNS_PER_STEP = 500
+"""Maximum number of due runs, of waits that time out, or of closed runs processed in one step of the event loop."""
 MAX_SWEEP_RUNS = 2000
 """Maximum number of runs that sweeps search for. Other awaited runs on the same pages are updated too."""
 FINAL_POLL_LEAD = 5.0
@@ -264,7 +262,7 @@ class Poller:
             return
         try:
             for ended, tracked in enumerate(list(self._tracked.values())):
-                if ended % ENDS_PER_STEP == ENDS_PER_STEP - 1:
+                if ended % RUNS_PER_STEP == RUNS_PER_STEP - 1:
                     await asyncio.sleep(0)
                 self._end_closed(tracked)
         finally:  # after a cancellation too, end all waits
@@ -320,7 +318,7 @@ class Poller:
                     poll.task.cancel()
 
     def _expire_deadlines(self, now: float) -> None:
-        for _ in range(ENDS_PER_STEP):
+        for _ in range(RUNS_PER_STEP):
             waiter = self._deadlines.pop(now)
             if waiter is None:
                 return
