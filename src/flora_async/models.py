@@ -722,9 +722,9 @@ class _AssetFields(Record, frozen=True, kw_only=True, omit_defaults=True):
             return None if self.created_at is None else _moment(self.created_at)
         try:
             moment = datetime.fromisoformat(self.created_at)
-        except ValueError:
+            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):  # the second for the first and last day of all, in some zones
             return None
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
     @property
     def ready(self) -> bool:

@@ -25,6 +25,7 @@ from flora_async import (
     Flora,
     FloraError,
     InternalServerError,
+    ListedAsset,
     NotFoundError,
     PaginationError,
     ResponseDecodeError,
@@ -634,6 +635,14 @@ async def test_the_steps_one_by_one(server: Scripted, flora: Flora) -> None:
         await flora.assets.complete(ASSET_ID)
     with pytest.raises(ConfigurationError):
         await flora.assets.retrieve("run_1")
+
+
+@pytest.mark.parametrize("created_at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "yesterday"])
+def test_a_time_that_no_datetime_has_is_unknown(created_at: str) -> None:
+    """The record is read, and its raw value kept."""
+    asset = ListedAsset(asset_id=ASSET_ID, created_at=created_at)
+    assert asset.created is None
+    assert asset.created_at == created_at
 
 
 async def test_list(server: Scripted, flora: Flora) -> None:
