@@ -5,6 +5,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
 
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from scripted import Scripted, answer, run, started, tasks_of_ours
 
 from flora_async import (
+    APIConnectionError,
     Budget,
     BudgetExceededError,
     ClientClosedError,
@@ -434,6 +436,41 @@ async def test_closing_the_client_ends_the_pause_before_another_order(
         await ordering
     assert now() - began < 0.1
     assert sandbox.accepted == 2
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_budget_of_another_event_loop_is_refused(sandbox: Sandbox, flora: Flora, many: bool) -> None:
+    """A thread with an event loop of its own would wait without end for room, as no change wakes it there."""
+    budget = Budget(1.5 * PRICE)
+
+    async def order_elsewhere() -> None:
+        async with Flora(sandbox.api_key, base_url=sandbox.base_url) as other:
+            if many:
+                await anext(other.generate_many(images(2), budget=budget))
+            else:
+                await other.generate(image(), budget=budget)
+
+    running = asyncio.ensure_future(flora.generate(image(), budget=budget))
+    await asyncio.sleep(1)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ConfigurationError, match="another event loop"):
+        pool.submit(asyncio.run, order_elsewhere()).result()
+    await running
+    assert sandbox.accepted == 1
+
+
+async def test_a_budget_is_used_on_one_event_loop_after_another() -> None:
+    """Each asyncio.run of a program may use the same budget, when the one before has ended."""
+    budget = Budget(1.0)
+
+    async def order() -> None:
+        async with Flora("sk_1", base_url="http://127.0.0.1:9/api/v1", max_retries=0) as client:
+            with pytest.raises(APIConnectionError):
+                await client.generate(image(), budget=budget)
+
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(2):
+            pool.submit(asyncio.run, order()).result()
+    assert budget.unsettled == 0
 
 
 @pytest.mark.parametrize("how", ["generate", "start_run", "generate_many"])

@@ -32,7 +32,7 @@ class Budget:
         thresholds: shares of *usd*, each above 0 and at most 1.
 
     Raises:
-        ConfigurationError: an argument is invalid.
+        ConfigurationError: an argument is invalid. Calls raise it too, while another event loop uses the budget.
     """
 
     def __init__(

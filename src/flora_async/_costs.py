@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from flora_async import errors
 from flora_async.models import AnyOrder, Run
+
+if TYPE_CHECKING:
+    import asyncio
 
 PriceKey: TypeAlias = tuple[str, str | None]
 """Kind of an order, and its model, technique or action: orders with the same key are expected to cost the same."""
@@ -133,6 +137,15 @@ class CostTracker:
         self.listeners: dict[Callable[[], object], None] = {}
         """Functions that are called after each change."""
         self._quotes: dict[PriceKey, list[float]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def use(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Use it on *loop*. Raise ConfigurationError if another loop still runs that uses it: no waiter would wake."""
+        if self._loop is not None and self._loop is not loop and self._loop.is_running():
+            raise errors.ConfigurationError(
+                "budget is used on another event loop, in another thread. Open one Budget for each event loop"
+            )
+        self._loop = loop
 
     @property
     def spent(self) -> float:

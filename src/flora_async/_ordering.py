@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from flora_async import errors
+from flora_async._aio import require_loop
 from flora_async._costs import BudgetDecision, CostEntry, CostTracker, PriceKey, price_key
 from flora_async._failures import ReorderPolicy
 from flora_async._http.transport import check_before_post
@@ -63,6 +64,10 @@ async def admit(
 
 async def reserve_cost(trackers: Sequence[CostTracker], order: AnyOrder, wait: Wait) -> CostEntry:
     """Wait until an order fits all limits and reserve its cost, or raise BudgetExceededError."""
+    if trackers:
+        loop = require_loop(None)
+        for tracker in trackers:
+            tracker.use(loop)
     entry = await admit(trackers, order, wait)
     if entry is None:
         _, limit = decide(trackers, price_key(order))
