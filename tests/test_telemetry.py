@@ -192,6 +192,14 @@ async def test_what_is_counted(flora: Flora, server: Scripted, kept: Kept) -> No
     assert 0 <= kept.metric("flora.run.lag")[("completed",)] <= kept.metric("flora.run.wait")[("completed",)] + 0.1
 
 
+async def test_requests_of_uploads_have_templates(flora: Flora, server: Scripted, kept: Kept) -> None:
+    """The operations of assets are counted each by its own path, without ids."""
+    for path in ("/assets/asset_1", "/assets/asset_2"):
+        server.on("GET", path, answer({"asset_id": path[-7:], "status": "ready", "url": "https://a.example/1.png"}))
+        await flora.assets.retrieve(path[-7:])
+    assert kept.metric("flora.client.requests") == {("GET", "/assets/{id}", 200): 2}
+
+
 async def test_attributes_have_few_values(flora: Flora, server: Scripted, kept: Kept) -> None:
     """What a caller asks for by himself is _OTHER."""
     for number in range(3):

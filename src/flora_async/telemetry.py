@@ -56,6 +56,7 @@ TEMPLATES = frozenset(
         *("/generate", "/generations", "/runs/{id}", "/models", "/projects", "/workspaces", "/feedback"),
         *("/runs/technique", "/techniques", "/techniques/{id}", "/techniques/{id}/runs", "/technique-runs"),
         *("/techniques/{id}/runs/{id}", "/runs/action", "/actions", "/actions/{id}"),
+        *("/assets", "/assets/{id}", "/assets/{id}/complete", "/assets/{id}/retry"),
         *("/projects/{id}", "/projects/{id}/nodes", "/projects/{id}/canvas", "/projects/{id}/actions"),
         *("/projects/{id}/actions/{id}/run", "/projects/{id}/assets/{id}/attach", "/workspaces/{id}/projects"),
         *(f"{_PROJECT}/graph", f"{_PROJECT}/nodes/run", f"{_PROJECT}/canvas/changeset"),
