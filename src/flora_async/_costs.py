@@ -98,6 +98,28 @@ class KindCosts(Struct, frozen=True, kw_only=True):
         return self.unanswered + self.running + self.unsettled + self.doubtful
 
 
+def add_costs(some: Mapping[PriceKey, KindCosts], others: Mapping[PriceKey, KindCosts]) -> dict[PriceKey, KindCosts]:
+    """Return the costs of both sets of orders together."""
+    return {key: _add(some.get(key, KindCosts()), others.get(key, KindCosts())) for key in {**some, **others}}
+
+
+def _add(one: KindCosts, other: KindCosts) -> KindCosts:
+    def highest(*amounts: float | None) -> float | None:
+        return max((amount for amount in amounts if amount is not None), default=None)
+
+    return KindCosts(
+        charged=one.charged + other.charged,
+        highest_charge=highest(one.highest_charge, other.highest_charge),
+        unanswered=one.unanswered + other.unanswered,
+        running=one.running + other.running,
+        quoted=one.quoted + other.quoted,
+        highest_quote=highest(one.highest_quote, other.highest_quote),
+        doubtful=one.doubtful + other.doubtful,
+        unsettled=one.unsettled + other.unsettled,
+        highest_ratio=highest(one.highest_ratio, other.highest_ratio),
+    )
+
+
 def price_key(order: AnyOrder) -> PriceKey:
     """Return the kind and endpoint of an order, also of one that will be refused for them."""
     endpoint = order.endpoint

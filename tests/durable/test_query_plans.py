@@ -96,3 +96,41 @@ async def test_results_in_completion_order_continue_at_their_place(tmp_path: Pat
     assert results == ["SEARCH flora_orders USING INDEX flora_orders_by_end (batch=? AND (ended,number)>(?,?))"]
     (sums,) = [steps for sql, steps in found.items() if "GROUP BY batch, state" in sql]
     assert sums == ["SEARCH flora_orders USING COVERING INDEX flora_orders_by_state (batch=?)"]
+
+
+async def steps_of_a_claim(file: Path, ended: int) -> int:
+    """Return the steps of SQLite for a claim under a cost limit, after so many orders have ended and as many wait."""
+    database = Database(f"sqlite:///{file}")
+    await database.open(create=True)
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(
+            "INSERT INTO flora_batches (id, name, storer, digest, total, created, settings, max_cost) "
+            "VALUES ('b', 'mugs', 'one/1', '', ?, 0, '{}', 1e6)",
+            [2 * ended],
+        )
+        connection.executemany(
+            "INSERT INTO flora_orders (batch, number, attempt, key, kind, model, body, state, quoted, charged) "
+            "VALUES ('b', ?, 0, 'key', 'image', 'm', '{}', ?, ?, ?)",
+            [(n, "completed", 0.02, 0.01) if n < ended else (n, "waiting", None, None) for n in range(2 * ended)],
+        )
+    steps: list[int] = []
+
+    def count(connection: sa.Connection) -> int:
+        steps.clear()
+        raw = connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        raw.set_progress_handler(lambda: steps.append(1), 10)
+        assert len(orders.claim(connection, "b", 20, "one/1")[0]) == 20
+        raw.set_progress_handler(None, 0)
+        return 10 * len(steps)
+
+    await database.write(count)
+    again = await database.write(count)
+    await database.close()
+    return again
+
+
+async def test_a_claim_under_a_cost_limit_does_not_read_ended_orders(tmp_path: Path) -> None:
+    """The second claim takes as many steps after 20,000 ended orders as after 2,000."""
+    few, many = [await steps_of_a_claim(tmp_path / f"{ended}.db", ended) for ended in (2_000, 20_000)]
+    assert many <= 1.2 * few

@@ -21,7 +21,7 @@ from flora_async.durable._files import upload_files
 from flora_async.durable._store import batches
 from flora_async.durable._store.batches import BatchSettings, BatchStatus, BatchWriter
 from flora_async.durable._store.database import Database, execute, select
-from flora_async.durable._store.orders import KEEP_RUN, read_costs
+from flora_async.durable._store.orders import KEEP_RUN, delete_settled, read_costs
 from flora_async.durable._store.outcomes import (
     decode_attempts,
     decode_order,
@@ -280,7 +280,12 @@ class Batch:
             "key = CAST(:name AS TEXT) || '.' || batch || '.' || CAST(number AS TEXT) || '.' "
             "|| CAST(attempt + 1 AS TEXT) WHERE batch = :batch AND state IN ('failed', 'refused')"
         )
-        count = await self._change(partial(execute, sql=sql.replace("KEEP_RUN", KEEP_RUN), name=self.name))
+
+        def requeue(connection: sa.Connection, batch: str) -> int:
+            delete_settled(connection, batch)
+            return execute(connection, sql.replace("KEEP_RUN", KEEP_RUN), batch=batch, name=self.name)
+
+        count = await self._change(requeue)
         if count:
             await self.resume(wait=False)
         return count

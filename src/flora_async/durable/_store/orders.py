@@ -6,18 +6,18 @@ import os
 import socket
 import time
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeAlias, get_args
 
 import msgspec
 import sqlalchemy as sa
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flora_async._costs import KindCosts, PriceKey, decide_start
+from flora_async._costs import KindCosts, PriceKey, add_costs, decide_start
 from flora_async.durable._store.batches import BatchSettings
 from flora_async.durable._store.database import execute, select
 from flora_async.durable._store.outcomes import add_attempt
-from flora_async.durable._store.schema import State
+from flora_async.durable._store.schema import IN_FLIGHT, State
 from flora_async.errors import ConfigurationError, RunFailedError
 
 BEAT_INTERVAL = 3.0
@@ -34,6 +34,20 @@ KEEP_RUN = (
 """Moves the run of an order that is ordered again to those of its earlier attempts: no other create can be its run."""
 UNREADABLE = "its runs cannot be read: "
 """Beginning of the reason of a batch that was stopped because FLORA refuses to show its runs."""
+
+
+SETTLED_PAGE = 1000
+"""Number of orders from which the costs of ended ones are summed anew."""
+MAX_NUMBER = 2**31 - 1
+
+Costs: TypeAlias = dict[PriceKey, KindCosts]
+
+
+class SettledCosts(Struct, frozen=True):
+    """The costs of the orders of a batch before one of them, all of which have ended."""
+
+    end: int = 0
+    costs: list[tuple[str, str | None, KindCosts]] = []
 
 
 class Item(Struct, frozen=True):
@@ -125,8 +139,9 @@ def claim(connection: sa.Connection, batch: str, limit: int, process: str) -> tu
         "AND coalesce(not_before, 0) <= :now ORDER BY number LIMIT :limit"
     )
     found = select(connection, sql, batch=batch, now=now, limit=limit)
-    if row.max_cost is not None:
-        found = _select_affordable(connection, batch, found, row.max_cost)
+    if row.max_cost is not None and found:
+        costs = _read_costs_so_far(connection, batch, row.settled)
+        found = _select_affordable(connection, batch, found, costs, row.max_cost)
     if not found:
         return [], None
     sent = time.time()
@@ -151,9 +166,10 @@ def claim(connection: sa.Connection, batch: str, limit: int, process: str) -> tu
     return items, None if rate is None else max(0.0, next_start - now)
 
 
-def _select_affordable(connection: sa.Connection, batch: str, found: list[Any], max_cost: float) -> list[Any]:
+def _select_affordable(
+    connection: sa.Connection, batch: str, found: list[Any], costs: Costs, max_cost: float
+) -> list[Any]:
     """Return the first orders that fit the cost limit together; stop the batch where none ever will."""
-    costs = read_costs(connection, batch)
     for place, each in enumerate(found):
         decision = decide_start(costs, (each.kind, each.model), max_cost=max_cost)
         if decision == "stop" and not place:
@@ -169,8 +185,9 @@ _OPEN = "(state = 'running' OR state = 'completed' AND charged IS NULL OR state 
 """Condition of the orders with a run whose charge is not known."""
 
 
-def read_costs(connection: sa.Connection, batch: str) -> dict[PriceKey, KindCosts]:
-    """Return the costs of a batch so far, by type and model, as sums over its orders."""
+def read_costs(connection: sa.Connection, batch: str, first: int = 0, end: int = MAX_NUMBER) -> Costs:
+    """Return the costs of a batch so far, by type and model, as sums over its orders from *first*, before *end*."""
+    # By the states in its beginning, an index finds these orders beside a million that wait.
     sql = (
         "SELECT kind, model, coalesce(sum(charged) FILTER (WHERE state IN ('completed', 'failed')), 0) "
         "+ coalesce(sum(charged_before), 0), "
@@ -179,11 +196,37 @@ def read_costs(connection: sa.Connection, batch: str) -> dict[PriceKey, KindCost
         "max(quoted) FILTER (WHERE OPEN), count(*) FILTER (WHERE state = 'unknown' AND quoted IS NULL), "
         "count(*) FILTER (WHERE OPEN AND state <> 'running'), "
         "max(charged / nullif(quoted, 0)) FILTER (WHERE state = 'completed') "
-        "FROM flora_orders WHERE batch = :batch AND (state <> 'waiting' OR charged_before > 0) GROUP BY kind, model"
-    ).replace("OPEN", _OPEN)
+        "FROM (PART AND state IN (SENT) UNION ALL PART AND earlier_runs IS NOT NULL AND state NOT IN (SENT)) AS sent "
+        "GROUP BY kind, model"
+    )
+    part = (
+        "SELECT kind, model, state, quoted, charged, charged_before FROM flora_orders "
+        "WHERE batch = :batch AND number >= :first AND number < :end"
+    )
+    states = ", ".join(f"'{state}'" for state in get_args(State) if state != "waiting")
+    sql = sql.replace("OPEN", _OPEN).replace("PART", part).replace("SENT", states)
     names = KindCosts.__struct_fields__  # in this order
-    rows = select(connection, sql, batch=batch)
+    rows = select(connection, sql, batch=batch, first=first, end=end)
     return {(kind, model): KindCosts(**dict(zip(names, sums, strict=True))) for kind, model, *sums in rows}
+
+
+def _read_costs_so_far(connection: sa.Connection, batch: str, stored: str | None) -> Costs:
+    """Return the costs of a batch whose row is locked. The orders before the first that has not ended are summed once.
+
+    A transaction that changes an ended order locks the row too, and deletes the sums.
+    """
+    settled = SettledCosts() if stored is None else msgspec.json.decode(stored, type=SettledCosts)
+    first = "SELECT min(number) AS number FROM flora_orders WHERE batch = :batch AND state = "
+    sql = " UNION ALL ".join(f"{first}'{state}'" for state in ("waiting", *IN_FLIGHT))
+    unended = [row.number for row in select(connection, sql, batch=batch) if row.number is not None]
+    first_open = min(unended, default=settled.end)
+    costs = {(kind, model): sums for kind, model, sums in settled.costs}
+    if first_open >= settled.end + SETTLED_PAGE:
+        costs = add_costs(costs, read_costs(connection, batch, settled.end, first_open))
+        settled = SettledCosts(end=first_open, costs=[(*key, sums) for key, sums in costs.items()])
+        sql = "UPDATE flora_batches SET settled = :settled WHERE id = :batch"
+        execute(connection, sql, settled=msgspec.json.encode(settled).decode(), batch=batch)
+    return add_costs(costs, read_costs(connection, batch, settled.end))
 
 
 def take_over(connection: sa.Connection, limit: int, process: str, only: str | None) -> list[Item]:
@@ -236,6 +279,11 @@ def release_others(connection: sa.Connection, process: str, in_hand: Collection[
 # -- runs and ends
 
 
+def delete_settled(connection: sa.Connection, batch: str) -> None:
+    """Delete the stored sums of a batch: one of its ended orders has changed."""
+    execute(connection, "UPDATE flora_batches SET settled = NULL WHERE id = :batch", batch=batch)
+
+
 def start(connection: sa.Connection, item: Item, run_id: str, quoted: float | None, *, recovered: bool) -> bool:
     """Record the run of an order; false if the run is another order's, or the order has another end.
 
@@ -247,14 +295,15 @@ def start(connection: sa.Connection, item: Item, run_id: str, quoted: float | No
             "UPDATE flora_orders SET state = 'unknown', run_id = NULL, owner = NULL, charged = NULL, ended = NOW() "
             "WHERE run_id = :run AND recovered AND NOT (batch = :batch AND number = :number)"
         )
-        execute(connection, sql, run=run_id, batch=item.batch, number=item.number)
+        if execute(connection, sql, run=run_id, batch=item.batch, number=item.number):
+            execute(connection, "UPDATE flora_batches SET settled = NULL")
     values = (
         "state = 'running', run_id = :run, recovered = :recovered, quoted = :quoted, ended = NULL, outcome = NULL, "
         "owner = coalesce(owner, :owner)"
     )
     condition = (
         "(state = 'running' AND run_id = :run OR state = 'sending' AND owner = :owner "
-        "OR NOT :recovered AND state IN ('sending', 'unknown') AND run_id IS NULL) AND NOT EXISTS (SELECT 1 "
+        "OR NOT :recovered AND state = OTHER AND run_id IS NULL) AND NOT EXISTS (SELECT 1 "
         "FROM flora_orders WHERE run_id = :run AND NOT (batch = :batch AND number = :number))"
     )
     if recovered:
@@ -262,7 +311,13 @@ def start(connection: sa.Connection, item: Item, run_id: str, quoted: float | No
             " AND NOT EXISTS (SELECT 1 FROM flora_orders WHERE earlier_runs IS NOT NULL "
             "AND ' ' || earlier_runs || ' ' LIKE '% ' || :run || ' %')"
         )
-    return update(connection, item, values, condition, run=run_id, quoted=quoted, recovered=recovered)
+    parameters = {"run": run_id, "quoted": quoted, "recovered": recovered}
+    if update(connection, item, values, condition.replace("OTHER", "'sending'"), **parameters):
+        return True
+    if recovered or not update(connection, item, values, condition.replace("OTHER", "'unknown'"), **parameters):
+        return False
+    delete_settled(connection, item.batch)
+    return True
 
 
 def end(connection: sa.Connection, item: Item, state: State, charged: float | None, outcome: str) -> None:

@@ -1,4 +1,4 @@
-"""The tables of a database of batches. The cost and the state of an order are in its row only: no counters."""
+"""The tables of a database of batches. The cost and the state of an order are in its row: all sums follow from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ State: TypeAlias = Literal["waiting", "sending", "running", "completed", "failed
 IN_FLIGHT: tuple[State, ...] = ("sending", "running")
 ENDED: tuple[State, ...] = ("completed", "failed", "refused", "unknown", "skipped")
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 NAME_LOCK = 0x666C6F7261
 """Key of a PostgreSQL advisory lock."""
 
@@ -32,6 +32,7 @@ batches = sa.Table(
     sa.Column("settings", sa.Text, nullable=False),
     sa.Column("stopped", sa.Text),  # why no order is begun
     sa.Column("max_cost", sa.Float),
+    sa.Column("settled", sa.Text),  # costs of the orders before the first one that has not ended
     sa.Column("next_start", sa.Float),  # when the rate allows the next order, by the database's clock
 )
 
