@@ -96,6 +96,28 @@ def test_importing_the_package_loads_no_dependency_but_msgspec_and_no_extra() ->
     assert not {"aiohttp", "yarl", "anyio", "backoff", "shutil", "argparse", *extras} & set(output.split())
 
 
+def test_closing_an_unused_client_imports_anyio_in_a_thread() -> None:
+    """The import takes a tenth of a second or more, for which it would block the event loop."""
+    program = """
+import asyncio, sys, threading
+from flora_async import Flora
+
+class Recorder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "anyio._backends._asyncio":
+            print(threading.current_thread() is threading.main_thread())
+
+async def main():
+    flora = Flora("sk_live_unused")
+    sys.meta_path.insert(0, Recorder())
+    await flora.close()
+
+asyncio.run(main())
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["False"]
+
+
 def public_callables() -> Iterator[Callable[..., object]]:
     """Find the functions of the public modules, and the methods of their classes."""
     for path in ("", ".export", ".webhooks", ".telemetry", ".sandbox", ".durable", ".errors", ".models", ".cli"):

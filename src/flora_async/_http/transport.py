@@ -294,13 +294,16 @@ class Transport:
     async def _close(self, close_first: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if running_loop() is None:
             return  # asyncio's transports can only be closed on an event loop
-        from anyio import move_on_after  # imported beside aiohttp, in a thread: see import_in_thread
+        try:
+            await import_in_thread()  # a client that sent nothing has not imported anyio
+        finally:
+            from anyio import move_on_after
 
-        with move_on_after(CLOSE_TIMEOUT, shield=True):
-            try:
-                await close_first()
-            finally:
-                await self._close_connections()
+            with move_on_after(CLOSE_TIMEOUT, shield=True):
+                try:
+                    await close_first()
+                finally:
+                    await self._close_connections()
 
     async def _close_connections(self) -> None:
         loop = self._loop
