@@ -352,6 +352,8 @@ async def memory_of_waits(count: int, timeout: float | None) -> int:
     for run in runs:
         flora.add(run)
     poller = Poller(flora.operations())
+    tracer = sys.gettrace()
+    sys.settrace(None)  # that of coverage holds memory for each coroutine
     tracemalloc.start()
     try:
         wait = partial(wait_for_run, poller, poll=None, timeout=timeout, on_update=None)
@@ -361,6 +363,7 @@ async def memory_of_waits(count: int, timeout: float | None) -> int:
         held = sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([own]).traces)
     finally:
         tracemalloc.stop()
+        sys.settrace(tracer)
     for each in waits:
         each.cancel()
     await asyncio.gather(*waits, return_exceptions=True)
