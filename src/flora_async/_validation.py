@@ -148,8 +148,8 @@ def encode(name: str, value: object) -> bytes:
 
 
 def is_iterable(value: object) -> TypeGuard[Iterable[object]]:
-    """Return whether a value has items, and is no text."""
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray)
+    """Return whether a value has items, and is neither text nor bytes."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | memoryview)
 
 
 def to_json(name: str, value: object) -> Json:

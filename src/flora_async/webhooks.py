@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from flora_async import errors
 from flora_async._bounded_dict import BoundedDict
+from flora_async._validation import is_iterable
 from flora_async.models import Record
 
 SIGNATURE_HEADER = "Flora-Signature"
@@ -260,7 +261,7 @@ def _header_items(headers: object) -> list[tuple[object, object]]:
         raise _refusal(f"{_HEADERS_RULE}, not a whole {kind}. Pass its .headers")
     try:
         items: object = headers.items() if isinstance(headers, HeaderItems) else headers
-        listed = list(items) if _is_iterable(items) else None
+        listed = list(items) if is_iterable(items) else None
     except (AttributeError, LookupError, TypeError, ValueError):
         listed = None
     if listed is None:
@@ -273,10 +274,6 @@ def _header_items(headers: object) -> list[tuple[object, object]]:
 
 def _is_buffer(value: object) -> TypeGuard[bytes | bytearray | memoryview]:
     return isinstance(value, bytes | bytearray | memoryview)
-
-
-def _is_iterable(value: object) -> TypeGuard[Iterable[object]]:
-    return not isinstance(value, str | bytes | bytearray | memoryview) and isinstance(value, Iterable)
 
 
 def _is_sequence(value: object) -> TypeGuard[Sequence[object]]:
