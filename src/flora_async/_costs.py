@@ -161,13 +161,17 @@ class CostTracker:
         self._quotes: dict[PriceKey, list[float]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def use(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Use it on *loop*. Raise ConfigurationError if another loop still runs that uses it: no waiter would wake."""
+    def listen(self, loop: asyncio.AbstractEventLoop, listener: Callable[[], object]) -> None:
+        """Call *listener* on *loop* after each change.
+
+        Raise ConfigurationError if another loop still runs that uses the tracker: no waiter would wake.
+        """
         if self._loop is not None and self._loop is not loop and self._loop.is_running():
             raise errors.ConfigurationError(
                 "budget is used on another event loop, in another thread. Open one Budget for each event loop"
             )
         self._loop = loop
+        self.listeners[listener] = None
 
     @property
     def spent(self) -> float:

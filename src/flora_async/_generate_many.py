@@ -59,8 +59,7 @@ class OrderRunner(Generic[OrderT]):
         if self._reader is None and not self._closed:
             self._loop = require_loop(None)
             for tracker in self._trackers:
-                tracker.use(self._loop)
-                tracker.listeners[self._slot_free.set] = None
+                tracker.listen(self._loop, self._slot_free.set)
             self._reader = self._loop.create_task(self._read_orders())
             self._reader.add_done_callback(self._on_done)
         while not self._closed:

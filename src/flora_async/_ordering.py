@@ -45,9 +45,9 @@ async def admit(
 ) -> CostEntry | None:
     """Wait until an order fits all limits and reserve its cost. ``None``: it never fits, or *stopped* became true."""
     key, changed = price_key(order), asyncio.Event()
-    for tracker in trackers:
-        tracker.listeners[changed.set] = None
     try:
+        for tracker in trackers:
+            tracker.listen(require_loop(None), changed.set)
         while not stopped():
             decision, _ = decide(trackers, key)
             if decision == "start":
@@ -64,10 +64,6 @@ async def admit(
 
 async def reserve_cost(trackers: Sequence[CostTracker], order: AnyOrder, wait: Wait) -> CostEntry:
     """Wait until an order fits all limits and reserve its cost, or raise BudgetExceededError."""
-    if trackers:
-        loop = require_loop(None)
-        for tracker in trackers:
-            tracker.use(loop)
     entry = await admit(trackers, order, wait)
     if entry is None:
         _, limit = decide(trackers, price_key(order))
