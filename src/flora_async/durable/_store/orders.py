@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Collection
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import msgspec
 import sqlalchemy as sa
@@ -17,7 +17,7 @@ from flora_async._costs import KindCosts, PriceKey, add_costs, decide_start
 from flora_async.durable._store.batches import BatchSettings
 from flora_async.durable._store.database import execute, select
 from flora_async.durable._store.outcomes import add_attempt
-from flora_async.durable._store.schema import IN_FLIGHT, State
+from flora_async.durable._store.schema import ENDED, IN_FLIGHT, State
 from flora_async.errors import ConfigurationError, RunFailedError
 
 BEAT_INTERVAL = 3.0
@@ -203,7 +203,7 @@ def read_costs(connection: sa.Connection, batch: str, first: int = 0, end: int =
         "SELECT kind, model, state, quoted, charged, charged_before FROM flora_orders "
         "WHERE batch = :batch AND number >= :first AND number < :end"
     )
-    states = ", ".join(f"'{state}'" for state in get_args(State) if state != "waiting")
+    states = ", ".join(f"'{state}'" for state in (*IN_FLIGHT, *ENDED))
     sql = sql.replace("OPEN", _OPEN).replace("PART", part).replace("SENT", states)
     names = KindCosts.__struct_fields__  # in this order
     rows = select(connection, sql, batch=batch, first=first, end=end)
