@@ -297,13 +297,16 @@ class Transport:
         try:
             await import_in_thread()  # a client that sent nothing has not imported anyio
         finally:
-            from anyio import move_on_after
+            await self._close_shielded(close_first)
 
-            with move_on_after(CLOSE_TIMEOUT, shield=True):
-                try:
-                    await close_first()
-                finally:
-                    await self._close_connections()
+    async def _close_shielded(self, close_first: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        from anyio import move_on_after  # imported beside aiohttp, in a thread: see import_in_thread
+
+        with move_on_after(CLOSE_TIMEOUT, shield=True):
+            try:
+                await close_first()
+            finally:
+                await self._close_connections()
 
     async def _close_connections(self) -> None:
         loop = self._loop

@@ -178,7 +178,6 @@ class Generations:
             timeout: seconds for each HTTP exchange, in place of the client's.
         """
         window = Window(check_time("since", since), check_time("until", until))
-
         origin = self._origin
 
         def request(cursor: str | None) -> Request:
